@@ -1,0 +1,63 @@
+# Each target does its own set-up: Python 3.11 or newer with venv, and make, are all it needs.
+.DEFAULT_GOAL := help
+.PHONY: help run demo test lint types imports format bench lock clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: $(VENV)/run  ## relay serve with SEGMENT_WRITE_KEY set, otherwise the demo
+	@exec $(BIN)/relay $(if $(SEGMENT_WRITE_KEY),serve,demo)
+
+demo: $(VENV)/run  ## the real relay between a stand-in for Vero and one for Segment
+	@exec $(BIN)/relay demo
+
+test: $(VENV)/dev  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev  ## formatting and lint
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: $(VENV)/dev  ## static types, strict
+	$(BIN)/mypy
+
+imports: $(VENV)/dev  ## the direction of imports
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev  ## format, and mend what lint can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(VENV)/dev  ## CPU, rate, latency and loss beside the script one would write instead
+	$(BIN)/python -m bench
+
+lock: $(VENV)/dev  ## lock the newest allowed version of every dependency
+	$(BIN)/uv pip compile pyproject.toml --group build -o requirements.txt $(LOCK)
+	$(BIN)/uv pip compile pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt $(LOCK)
+
+LOCK := --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-config \
+	--no-header --quiet
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/run: requirements.txt pyproject.toml | $(VENV)/made
+	@echo "Setting up $(VENV) (once, about a minute) ..."
+	@$(PIP) install --require-hashes -r requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/run
+	@echo "Setting up the tools for tests ..."
+	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relay needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@

@@ -1,0 +1,209 @@
+"""The commands: they join the parts and decide nothing."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+import click
+import structlog
+import uvicorn
+from pydantic import BaseModel
+
+from relay import __version__, logs
+from relay.errors import OutboxError, SegmentError, SettingsError
+from relay.forwarder import Forwarder
+from relay.intake import Intake
+from relay.outbox import Outbox, open_outbox
+from relay.providers import Provider, provider_classes
+from relay.receiver import BODY_SECONDS, Webhooks, create_app
+from relay.segment import Segment
+from relay.settings import Settings, variables
+
+_POSTS_SECONDS: Final = 8
+"""What posts under way get at the end, after the last requests had theirs: under 20 s in all."""
+
+_log = structlog.get_logger()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Receive Vero's email webhooks, store each durably, forward them to Segment.
+
+    A webhook answered 200 is on disk; what is on disk reaches Segment, or waits where you can see
+    why. Settings are environment variables: `relay settings` lists them.
+    """
+
+
+_host = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+_port = click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port to listen on; otherwise $PORT, or 8000."
+)
+
+
+@main.command()
+@_host
+@_port
+def serve(host: str, port: int | None) -> None:
+    """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
+    settings, providers = _configured(os.environ)
+    _configure_logs(settings)
+    with _opened(settings) as outbox:
+        _run(settings, providers, outbox, host=host, port=settings.port if port is None else port)
+
+
+@main.command()
+@_host
+@_port
+def demo(host: str, port: int | None) -> None:
+    """See it work: the real relay between a stand-in for Vero and one for Segment."""
+
+
+@main.command()
+def check() -> None:
+    """Check the settings, the outbox and the way to Segment; print the URL to paste into Vero."""
+    settings, providers = _configured(os.environ)
+    click.echo("settings  ok")
+    with _opened(settings) as outbox:
+        try:
+            outbox.check()
+            counts = outbox.counts()
+        except OutboxError as error:
+            raise click.ClickException(f"outbox: {error}") from None
+    click.echo(
+        f"outbox    ok: {settings.outbox_url} takes writes;"
+        f" {counts.pending} pending, {counts.delivered} delivered, {counts.dead} dead"
+    )
+    try:
+        _segment(settings).connect()
+    except SegmentError as error:
+        raise click.ClickException(f"segment: {settings.segment_url}: {error}") from None
+    click.echo(f"segment   ok: {settings.segment_url} can be reached")
+    configured = [provider for provider in providers if provider.configured]
+    for provider in configured:
+        click.echo(f"webhook   https://<where relay is reached>/webhooks/{provider.name}/<secret>")
+    if not configured:
+        raise click.ClickException("no provider has a secret: relay would receive nothing")
+
+
+@main.command("settings")
+def settings_table() -> None:
+    """Print the table of all settings."""
+    click.echo("| variable | default | meaning |\n|---|---|---|")
+    for variable in variables(_settings_models()):
+        default = f"`{variable.default}`" if variable.default else ""
+        click.echo(f"| `{variable.name}` | {default} | {variable.description} |")
+
+
+def _settings_models() -> dict[str, type[BaseModel]]:
+    return {name: provider.settings_model for name, provider in provider_classes().items()}
+
+
+def _configured(environ: Mapping[str, str]) -> tuple[Settings, list[Provider]]:
+    """The settings and every provider; or the end, with a line for each fault."""
+    try:
+        settings = Settings.from_env(environ, _settings_models())
+    except SettingsError as error:
+        for fault in error.faults:
+            click.echo(fault, err=True)
+        sys.exit(2)
+    providers = [cls(settings.provider(name)) for name, cls in provider_classes().items()]
+    return settings, providers
+
+
+def _configure_logs(settings: Settings) -> None:
+    style = settings.log_format or ("console" if sys.stderr.isatty() else "json")
+    logs.configure(level=settings.log_level, style=style, secrets=settings.secrets())
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[Outbox]:
+    try:
+        outbox = open_outbox(settings.outbox_url)
+    except OutboxError as error:
+        raise click.ClickException(f"outbox: {error}") from None
+    try:
+        yield outbox
+    finally:
+        outbox.close()
+
+
+def _segment(settings: Settings) -> Segment:
+    return Segment(
+        settings.segment_write_key.get_secret_value(),
+        settings.segment_url,
+        hash_anonymous_id=settings.anonymous_id == "sha256",
+    )
+
+
+def _run(
+    settings: Settings, providers: Sequence[Provider], outbox: Outbox, *, host: str, port: int
+) -> None:
+    """Receive and forward until told to stop."""
+    segment = _segment(settings)
+    forwarder = Forwarder(outbox, segment, providers)
+    intake = Intake(outbox, stored=forwarder.arrived)
+
+    def troubles() -> list[str]:
+        return [f"forwarding is on hold: {forwarder.hold}"] if forwarder.hold else []
+
+    app = create_app(
+        Webhooks(providers, segment, intake), intake=intake, outbox=outbox, troubles=troubles
+    )
+    listener = _listen(host, port)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            lifespan="on",
+            log_config=None,
+            access_log=False,  # it would print the secret in the path
+            server_header=False,
+            timeout_graceful_shutdown=BODY_SECONDS,
+        ),
+        leaving=forwarder.stop_soon,
+    )
+    forwarder.start()
+    url = f"http://{host}:{listener.getsockname()[1]}"
+    routes = [
+        f"{url}/webhooks/{provider.name}/***" for provider in providers if provider.configured
+    ]
+    _log.info("serve.started", version=__version__, **settings.shown(), webhooks=routes)
+    if not routes:
+        _log.warning("serve.receives_nothing", missing="RELAY_VERO_SECRET")
+    try:
+        server.run(sockets=[listener])
+    finally:
+        forwarder.stop(_POSTS_SECONDS)
+    _log.info("serve.stopped")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which on SIGTERM ends well: uvicorn itself would raise it again."""
+
+    def __init__(self, config: uvicorn.Config, *, leaving: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._leaving = leaving
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._leaving()
+        super().handle_exit(sig, frame)

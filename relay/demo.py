@@ -1,0 +1,1 @@
+"""Stand-ins for Vero and Segment on loopback, to see relay work without either."""

@@ -1,0 +1,74 @@
+"""The errors relay raises on purpose.
+
+    RelayError
+    ├── SettingsError              the environment cannot be used; names every fault
+    ├── OutboxError                the outbox could not do it; nothing was promised
+    ├── UnreadableError            a body that is not a usable JSON object
+    └── SegmentError               a batch was not accepted
+        ├── SegmentUnavailableError    not now; the same batch may pass later
+        ├── SegmentRefusedError        our fault or the operator's; no message is to blame
+        └── BatchRejectedError         something in this batch
+
+Drivers' own errors (apsw, requests) are translated where they arise; nothing above sees them.
+No text of an error holds a secret, an address or a body.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+
+class RelayError(Exception):
+    """Whatever relay raises on purpose."""
+
+
+class SettingsError(RelayError):
+    """The environment cannot be used.
+
+    Attributes:
+        faults: one sentence for each fault, each beginning with the variable's name.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = tuple(faults)
+
+
+class OutboxError(RelayError):
+    """The outbox could not do what it was asked; nothing that was asked has happened."""
+
+
+class UnreadableError(RelayError):
+    """A body that is not a JSON object relay can read; the text says why."""
+
+
+class SegmentError(RelayError):
+    """Segment did not accept a batch; the text says what it answered."""
+
+
+class SegmentUnavailableError(SegmentError):
+    """Not now: the same batch may be accepted later.
+
+    Attributes:
+        retry_after: how long Segment asked us to wait, where it did.
+    """
+
+    def __init__(self, answer: str, *, retry_after: timedelta | None = None) -> None:
+        super().__init__(answer)
+        self.retry_after = retry_after
+
+
+class SegmentRefusedError(SegmentError):
+    """The request itself is refused (a key, a host, a redirect): no message is to blame."""
+
+
+class BatchRejectedError(SegmentError):
+    """Something in this batch is not acceptable to Segment.
+
+    Attributes:
+        said: Segment's own words, which may repeat parts of the batch: for the dead letter, not
+            for a log.
+    """
+
+    def __init__(self, answer: str, *, said: str = "") -> None:
+        super().__init__(answer)
+        self.said = said

@@ -1,0 +1,91 @@
+"""The normalized email event, and what else a webhook may turn out to be."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+
+from msgspec import Struct
+
+
+class Collection(StrEnum):
+    """The seven collections, named as Segment's Vero source names them.
+
+    Segment's email *spec* knows six: it has no "Email Sent" and says "Unsubscribed". Dashboards
+    are built on the source's names (segment-docs, connections/sources/catalog/cloud-apps/vero).
+    """
+
+    SENT = "Email Sent"
+    DELIVERED = "Email Delivered"
+    OPENED = "Email Opened"
+    LINK_CLICKED = "Email Link Clicked"
+    UNSUBSCRIBED = "Email Unsubscribed"
+    BOUNCED = "Email Bounced"
+    MARKED_AS_SPAM = "Email Marked as Spam"
+
+
+class DeadReason(StrEnum):
+    """Why an entry is a dead letter."""
+
+    UNREADABLE = "unreadable"
+    """The body is not a JSON object relay can read."""
+    UNKNOWN_TYPE = "unknown_type"
+    """The provider sent a type of event that relay does not know."""
+    NO_RECIPIENT = "no_recipient"
+    """Neither a user id nor an address to attribute the event to."""
+    OVERSIZED = "oversized"
+    """The track call is larger than Segment takes."""
+    REJECTED = "rejected"
+    """Segment refused this very message."""
+    POISON = "poison"
+    """The webhook makes relay itself fail."""
+
+
+class EmailEvent(Struct, frozen=True):
+    """One email event, whoever sent the webhook.
+
+    Attributes:
+        collection: which of the seven.
+        occurred_at: when it happened, aware UTC; the time of receipt where the provider did not
+            say or said something impossible.
+        identity: what tells this event from all others of its provider, in a fixed order; None
+            when nothing does, so that it must never be taken for a duplicate.
+        user_id: the customer's id for the recipient.
+        email: the recipient's address, trimmed, as it came.
+        user_agent: of whoever opened or clicked.
+        properties: the track call's properties; non-blank trimmed strings only, because a
+            warehouse freezes a column's type at its first value.
+    """
+
+    collection: Collection
+    occurred_at: datetime
+    identity: tuple[str | None, ...] | None
+    user_id: str | None
+    email: str | None
+    user_agent: str | None
+    properties: Mapping[str, str]
+
+
+class Ignored(Struct, frozen=True):
+    """Understood, and none of the seven.
+
+    Attributes:
+        reason: a short code; one of a fixed few for each provider, fit for a metric's label.
+    """
+
+    reason: str
+
+
+class Unusable(Struct, frozen=True):
+    """A webhook that cannot become an event and is kept as a dead letter.
+
+    Attributes:
+        reason: which kind of fault.
+        detail: a sentence for the operator, without anything from the body that may be private.
+    """
+
+    reason: DeadReason
+    detail: str
+
+
+Reading = EmailEvent | Ignored | Unusable
+"""What a provider makes of a body."""

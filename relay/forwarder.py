@@ -1,0 +1,310 @@
+"""Outbox to Segment: claim, map, post, settle.
+
+Dying anywhere in here loses nothing: what was not settled is claimed again when its lease ends,
+and sent again under the same `messageId`, of which Segment keeps one.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from relay.errors import (
+    BatchRejectedError,
+    OutboxError,
+    SegmentError,
+    SegmentRefusedError,
+    SegmentUnavailableError,
+)
+from relay.events import DeadReason, EmailEvent, Unusable
+from relay.metrics import BATCHES, MESSAGES
+from relay.outbox import Entry, Outbox
+from relay.pacing import Pacer, Turn
+from relay.providers import Provider
+from relay.segment import (
+    MAX_MESSAGE_BYTES,
+    MAX_MESSAGES,
+    TIMEOUT_SECONDS,
+    Message,
+    Segment,
+    batches,
+    size,
+)
+
+WORKERS: Final = 4
+"""Requests in flight at the most."""
+LEASE: Final = timedelta(seconds=60)
+LINGER_SECONDS: Final = 0.2
+"""How long the first entry waits for company: a request costs as much as a hundred messages."""
+POLL_SECONDS: Final = 1.0
+"""How often due entries are looked for without being told of any."""
+
+_POST_SECONDS: Final = TIMEOUT_SECONDS + 5
+"""Lease a post needs to be settled under it."""
+_OUTBOX_PAUSE_SECONDS: Final = 1.0
+
+_log = structlog.get_logger()
+
+
+class _Arrivals:
+    """How many entries await forwarding, as far as it has been told."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+        self._ended = False
+
+    def add(self, count: int) -> None:
+        with self._changed:
+            self._count += count
+            self._changed.notify()
+
+    def end(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Return when a batch is worth claiming, or at the latest when it is time to poll."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._count or self._ended, POLL_SECONDS)
+            if self._count:
+                self._changed.wait_for(
+                    lambda: self._count >= MAX_MESSAGES or self._ended, LINGER_SECONDS
+                )
+            self._count = 0
+
+
+class Forwarder:
+    """Forwards what the outbox holds until it is stopped.
+
+    Args:
+        outbox: where entries come from and are settled.
+        segment: where they go.
+        providers: who can read their bodies; every provider, configured or not.
+        pacer: when a request may go.
+        clock: seconds, monotonic.
+        sleep: waits for so many seconds; by default cut short by `stop`.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        segment: Segment,
+        providers: Iterable[Provider],
+        *,
+        pacer: Pacer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self._segment = segment
+        self._providers = {provider.name: provider for provider in providers}
+        self._pacer = pacer or Pacer(clock=clock)
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._sleep = sleep or self._stopping.wait
+        self._arrivals = _Arrivals()
+        self._more_is_due = True
+        self._claiming = threading.Lock()
+        self._claimed: dict[int, Entry] = {}
+        self._workers = [
+            threading.Thread(target=self._work, name=f"forwarder-{number}", daemon=True)
+            for number in range(WORKERS)
+        ]
+
+    @property
+    def hold(self) -> str | None:
+        """Why forwarding is on hold; None when it is not."""
+        return self._pacer.hold
+
+    def start(self) -> None:
+        """Begin to forward, what an earlier process left first."""
+        for worker in self._workers:
+            worker.start()
+
+    def arrived(self, count: int) -> None:
+        """So many new entries await forwarding."""
+        self._arrivals.add(count)
+
+    def stop_soon(self) -> None:
+        """Claim nothing more; what is being posted goes on."""
+        self._stopping.set()
+        self._arrivals.end()
+
+    def stop(self, timeout: float) -> None:
+        """Stop; when this returns, what was claimed is settled, or due again.
+
+        Args:
+            timeout: seconds that posts under way have to be answered.
+        """
+        self.stop_soon()
+        deadline = time.monotonic() + timeout
+        for worker in self._workers:
+            worker.join(max(0, deadline - time.monotonic()))
+        unsettled = list(self._claimed.values())
+        if unsettled:
+            self._outbox.release(unsettled)
+            _log.info("forward.released", messages=len(unsettled))
+
+    def step(self) -> bool:
+        """Forward one claim, waiting for a turn first; False when nothing was due."""
+        with self._claiming:
+            claimed = self._claim()
+        if claimed is not None:
+            self._forward(*claimed)
+        return claimed is not None
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                # One worker at a time looks for entries and waits for a turn; the others post.
+                with self._claiming:
+                    if not self._more_is_due:
+                        self._arrivals.wait()
+                    claimed = self._claim()
+                if claimed is not None:
+                    self._forward(*claimed)
+            except OutboxError as error:
+                _log.error("forward.outbox_failed", error=str(error))
+                self._sleep(_OUTBOX_PAUSE_SECONDS)
+            except Exception:  # noqa: BLE001 (a fault of relay's own must not end the worker)
+                _log.exception("forward.failed")
+                self._sleep(_OUTBOX_PAUSE_SECONDS)
+
+    def _claim(self) -> tuple[list[Entry], Turn, float] | None:
+        """Entries, a turn to post them in, and when their lease ends; None when there are none."""
+        turn = self._await_turn()
+        if turn is None:
+            return None
+        lease_ends = self._clock() + LEASE.total_seconds()
+        entries: list[Entry] = []
+        try:
+            entries = self._outbox.claim(MAX_MESSAGES, lease=LEASE)
+        finally:
+            if not entries:
+                self._pacer.give_back(turn)
+        self._more_is_due = len(entries) == MAX_MESSAGES
+        self._claimed.update((entry.id, entry) for entry in entries)
+        return (entries, turn, lease_ends) if entries else None
+
+    def _await_turn(self, until: float = float("inf")) -> Turn | None:
+        """A turn; None when relay is stopping or there is none before then."""
+        while not self._stopping.is_set():
+            turn = self._pacer.take()
+            if isinstance(turn, Turn):
+                return turn
+            if self._clock() + turn > until:
+                return None
+            self._sleep(turn)
+        return None
+
+    def _forward(self, entries: Sequence[Entry], turn: Turn | None, lease_ends: float) -> None:
+        """Post the entries and settle each; what cannot be sent now is released."""
+        entry_of = {entry.message_id: entry for entry in entries}
+        try:
+            waiting = deque(batches(self._messages(entries)))
+            while waiting and turn:
+                batch = waiting.popleft()
+                held = [entry_of[message["messageId"]] for message in batch]
+                try:
+                    self._post(batch, turn, retry_count=max(e.attempts for e in held) - 1)
+                except BatchRejectedError as error:
+                    if len(batch) == 1:
+                        detail = f"{error}: {error.said}"
+                        self._bury(held[0], Unusable(DeadReason.REJECTED, detail))
+                    else:
+                        # Halving finds the guilty messages, and the rest goes through.
+                        middle = len(batch) // 2
+                        waiting.extendleft((batch[middle:], batch[:middle]))
+                else:
+                    # Dying before this line sends the batch again, under the same ids.
+                    self._outbox.deliver(held)
+                    self._settled(held, "delivered")
+                turn = self._await_turn(lease_ends - _POST_SECONDS) if waiting else None
+        except (SegmentUnavailableError, SegmentRefusedError):
+            pass  # told by _post; nothing more can be sent now
+        finally:
+            if turn:
+                self._pacer.give_back(turn)
+            self._release([entry for entry in entries if entry.id in self._claimed])
+
+    def _messages(self, entries: Iterable[Entry]) -> Iterator[tuple[Message, int]]:
+        """The track calls of the entries, each with its size.
+
+        Buried is what has none, and what Segment would drop in silence, behind a 200.
+        """
+        for entry in entries:
+            message = self._track_call(entry)
+            if isinstance(message, Unusable):
+                self._bury(entry, message)
+            elif (message_bytes := size(message)) > MAX_MESSAGE_BYTES:
+                detail = f"{message_bytes} bytes; Segment takes {MAX_MESSAGE_BYTES}"
+                self._bury(entry, Unusable(DeadReason.OVERSIZED, detail))
+            else:
+                yield message, message_bytes
+
+    def _track_call(self, entry: Entry) -> Message | Unusable:
+        """What Segment is to be sent, or why there is nothing to send."""
+        try:
+            provider = self._providers[entry.provider]
+            event = provider.parse(entry.body, entry.received_at)
+            if isinstance(event, Unusable):
+                return event
+            if not isinstance(event, EmailEvent):
+                # Accepted once, so it is not dropped: the mapping or a setting has changed since.
+                return Unusable(DeadReason.UNKNOWN_TYPE, f"is ignored by now: {event.reason}")
+            return self._segment.track_call(
+                event, entry.message_id, provider.name, provider.integrations
+            )
+        except Exception as error:  # noqa: BLE001 (one webhook must not stop the others)
+            return Unusable(DeadReason.POISON, f"the mapping failed: {type(error).__name__}")
+
+    def _post(self, batch: list[Message], turn: Turn, *, retry_count: int) -> None:
+        """Post one batch in this turn and tell the pacer how it went."""
+        started = self._clock()
+        try:
+            self._segment.post(batch, retry_count=retry_count)
+        except SegmentUnavailableError as error:
+            self._pacer.failed(turn, error.retry_after)
+            self._report("forward.unavailable", batch, started, error)
+            raise
+        except SegmentRefusedError as error:
+            self._pacer.refused(turn, str(error))
+            self._report("forward.held", batch, started, error)
+            raise
+        except BatchRejectedError as error:
+            self._pacer.succeeded(turn)
+            self._report("forward.rejected", batch, started, error)
+            raise
+        self._pacer.succeeded(turn)
+        self._report("forward.sent", batch, started)
+
+    def _report(
+        self, event: str, batch: list[Message], started: float, error: SegmentError | None = None
+    ) -> None:
+        answer = str(error) if error else "accepted"
+        BATCHES.labels(answer).inc()
+        level = "error" if isinstance(error, SegmentRefusedError) else "warning"
+        milliseconds = round((self._clock() - started) * 1000)
+        log = getattr(_log, level if error else "info")
+        log(event, messages=len(batch), milliseconds=milliseconds, answer=answer)
+
+    def _bury(self, entry: Entry, fault: Unusable) -> None:
+        self._outbox.bury(entry, fault)
+        self._settled([entry], fault.reason)
+        _log.warning("forward.buried", message_id=entry.message_id, reason=fault.reason)
+
+    def _release(self, entries: Sequence[Entry]) -> None:
+        if entries:
+            self._settled(entries, "released")
+            self._outbox.release(entries)
+
+    def _settled(self, entries: Sequence[Entry], outcome: str) -> None:
+        MESSAGES.labels(outcome).inc(len(entries))
+        for entry in entries:
+            self._claimed.pop(entry.id, None)

@@ -1,0 +1,100 @@
+"""Group commit: many webhooks, one transaction, and nobody waits for company.
+
+A lone webhook is committed at once. Those that come while a commit is being synced form the next
+group, so groups grow exactly as fast as the disk is slow.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Final
+
+from relay.errors import OutboxError
+from relay.outbox import Arrival, Outbox
+
+LARGEST_GROUP: Final = 1_000
+MAX_WAITING_BYTES: Final = 64 * 2**20
+"""Bodies waiting for their commit; beyond it the outbox is too far behind to take more."""
+
+_Waiting = tuple[Arrival, "asyncio.Future[bool]"]
+
+
+class Intake:
+    """Stores arrivals, from one event loop, through one committing thread.
+
+    Args:
+        outbox: where they go.
+        stored: called by the committing thread with how many new entries await forwarding.
+    """
+
+    def __init__(self, outbox: Outbox, *, stored: Callable[[int], None]) -> None:
+        self._outbox = outbox
+        self._stored = stored
+        self._waiting: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._waiting_bytes = 0
+        self._thread = threading.Thread(target=self._commit_groups, name="intake", daemon=True)
+
+    def start(self) -> None:
+        """Begin to store what the running event loop brings."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def store(self, arrival: Arrival) -> bool:
+        """Store one arrival; when this returns it is on disk. True if it was new.
+
+        Raises:
+            OutboxError: it is not stored.
+        """
+        size = len(arrival.body)
+        if self._waiting_bytes + size > MAX_WAITING_BYTES:
+            raise OutboxError("too many webhooks wait to be stored")
+        self._waiting_bytes += size
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._waiting.put((arrival, future))
+        try:
+            return await future
+        finally:
+            self._waiting_bytes -= size
+
+    async def close(self) -> None:
+        """Commit what waits, then end."""
+        self._waiting.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _commit_groups(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group = [first]
+            last = False
+            for _ in range(min(self._waiting.qsize(), LARGEST_GROUP - 1)):
+                waiting = self._waiting.get_nowait()
+                if waiting is None:
+                    last = True
+                    break
+                group.append(waiting)
+            self._commit(group)
+            if last:
+                return
+
+    def _commit(self, group: Sequence[_Waiting]) -> None:
+        arrivals = [arrival for arrival, _ in group]
+        try:
+            new: Sequence[bool] | OutboxError = self._outbox.add(arrivals)
+        except OutboxError as error:
+            new = error
+        # One call wakes every request of the group.
+        self._loop.call_soon_threadsafe(_tell, group, new)
+        if not isinstance(new, OutboxError):
+            pending = sum(new[i] and arrivals[i].fault is None for i in range(len(group)))
+            if pending:
+                self._stored(pending)
+
+
+def _tell(group: Sequence[_Waiting], new: Sequence[bool] | OutboxError) -> None:
+    for place, (_, future) in enumerate(group):
+        if future.done():
+            continue  # its request has gone; the entry is stored all the same
+        if isinstance(new, OutboxError):
+            future.set_exception(new)
+        else:
+            future.set_result(new[place])

@@ -1,0 +1,24 @@
+"""Every counter and gauge, each with the question it answers."""
+
+from typing import Final
+
+from prometheus_client import Counter
+
+WEBHOOKS: Final = Counter(
+    "relay_webhooks",
+    "What came in, and what was it answered?",
+    ["provider", "outcome", "what"],
+)
+"""`outcome` is the answer's status; `what` the collection, or the reason why it is none."""
+
+BATCHES: Final = Counter(
+    "relay_batches",
+    "How did Segment answer our requests?",
+    ["answer"],
+)
+
+MESSAGES: Final = Counter(
+    "relay_messages",
+    "What became of the messages posted to Segment?",
+    ["outcome"],
+)

@@ -1,0 +1,136 @@
+"""The outbox: queue, dedupe index, dead letters and audit trail in one table.
+
+It keeps the raw body, so that a corrected mapping can be run over the past.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from importlib import import_module
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from relay.errors import OutboxError
+from relay.events import Unusable
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The time of day, aware UTC."""
+    return datetime.now(UTC)
+
+
+class State(StrEnum):
+    """What has become of an entry.
+
+    A claimed entry is pending and due in the future, so a crash of its holder heals itself.
+    """
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+
+
+class Arrival(Struct, frozen=True):
+    """A webhook event to be stored.
+
+    Attributes:
+        message_id: what makes it unique, and its `messageId` at Segment.
+        fault: why it is a dead letter from the start; None for what is to be forwarded.
+    """
+
+    provider: str
+    message_id: str
+    received_at: datetime
+    body: bytes
+    fault: Unusable | None = None
+
+
+class Entry(Struct, frozen=True):
+    """A claimed entry: one webhook event on its way.
+
+    Attributes:
+        attempts: how often it has been claimed, this time included.
+        claim: the fence: whoever holds an older claim settles nothing.
+    """
+
+    id: int
+    provider: str
+    message_id: str
+    received_at: datetime
+    attempts: int
+    claim: int
+    body: bytes
+
+
+class Counts(Struct, frozen=True):
+    """How many entries there are in each state, and since when the oldest pending one waits."""
+
+    pending: int
+    delivered: int
+    dead: int
+    oldest_pending_at: datetime | None
+
+
+class Outbox(Protocol):
+    """A durable queue; safe to use from several threads.
+
+    tests/contracts.py holds every store to these words. Every method raises OutboxError when the
+    store cannot do it.
+    """
+
+    def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        """Store what is new, in one transaction; tell for each whether it was new.
+
+        When this returns, it is on disk.
+        """
+        ...
+
+    def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:
+        """The entries longest due, none of which anyone else is given until the lease ends."""
+        ...
+
+    def deliver(self, entries: Sequence[Entry]) -> None:
+        """Segment has them. Entries claimed by someone else since are left alone."""
+        ...
+
+    def bury(self, entry: Entry, fault: Unusable) -> None:
+        """Make it a dead letter, unless someone else has claimed it since."""
+        ...
+
+    def release(self, entries: Sequence[Entry]) -> None:
+        """Make them due at once, unless someone else has claimed them since."""
+        ...
+
+    def counts(self) -> Counts:
+        """How many entries are in each state."""
+        ...
+
+    def check(self) -> None:
+        """Return if a write reaches the disk now."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the store; nothing else may be called afterwards."""
+        ...
+
+
+_STORES: Final = {"sqlite": "sqlite"}
+
+
+def open_outbox(url: str) -> Outbox:
+    """Open the outbox at the URL, made or migrated forward as needed.
+
+    Raises:
+        OutboxError: it cannot be opened, or no store goes by the URL's scheme.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme not in _STORES:
+        raise OutboxError(
+            f"no store goes by {scheme or 'an empty scheme'}:; known: {', '.join(_STORES)}"
+        )
+    outbox: Outbox = import_module(f"{__name__}.{_STORES[scheme]}").open_url(url)
+    return outbox

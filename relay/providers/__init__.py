@@ -1,0 +1,162 @@
+"""Who sends webhooks, and what every provider is held to.
+
+A provider is one module in this folder, found by its name, with `PROVIDER` naming its class.
+"""
+
+import hmac
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from hashlib import sha256
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Annotated, Any, ClassVar, Final, Protocol
+
+import msgspec
+from pydantic import BaseModel, BeforeValidator, SecretStr
+
+from relay.errors import UnreadableError
+from relay.events import Reading
+
+MAX_NESTING: Final = 50
+SHORTEST_SECRET: Final = 16
+
+
+class Webhook(msgspec.Struct, frozen=True):
+    """One HTTP request, not believed until authenticated.
+
+    Attributes:
+        path_secret: what follows the provider's name in the path, percent-decoded; None where
+            nothing does.
+        headers: by lower-case name.
+    """
+
+    path_secret: str | None
+    headers: Mapping[bytes, bytes]
+
+
+class Provider(Protocol):
+    """Turns one provider's webhooks into email events. Pure: no I/O.
+
+    tests/contracts.py holds every provider to these words.
+    """
+
+    name: ClassVar[str]
+    """As in `/webhooks/<name>`."""
+    settings_model: ClassVar[type[BaseModel]]
+    """Its settings; the field `secret` is read from `RELAY_<NAME>_SECRET`, and so on."""
+
+    def __init__(self, settings: Any) -> None: ...  # noqa: ANN401 (an instance of settings_model)
+
+    @property
+    def configured(self) -> bool:
+        """Whether it has a secret, without which it has no route."""
+        ...
+
+    @property
+    def integrations(self) -> Mapping[str, bool]:
+        """Segment destinations its events must or must not reach."""
+        ...
+
+    def authenticate(self, webhook: Webhook) -> bool:
+        """Whether the webhook carries one of the configured secrets; takes constant time."""
+        ...
+
+    def parse(self, body: bytes, received_at: datetime) -> Reading:
+        """What the body says; the same body gives the same reading, for ever."""
+        ...
+
+
+def provider_classes() -> dict[str, type[Provider]]:
+    """Every provider in this folder, by name."""
+    modules = (import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
+    return {module.PROVIDER.name: module.PROVIDER for module in modules}
+
+
+def _split_secrets(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    secrets = [secret.strip() for secret in value.split(",")]
+    if not all(len(secret) >= SHORTEST_SECRET for secret in secrets):
+        raise ValueError(f"each secret needs at least {SHORTEST_SECRET} characters")
+    return secrets
+
+
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split_secrets)]
+"""One secret or several (comma-separated: rotation), each long enough not to be guessed."""
+
+
+class SecretCheck:
+    """Compares what a webhook carries with the configured secrets, in constant time."""
+
+    def __init__(self, secrets: Sequence[SecretStr]) -> None:
+        self._digests = [sha256(secret.get_secret_value().encode()).digest() for secret in secrets]
+
+    def accepts(self, candidate: bytes) -> bool:
+        """Whether the candidate is one of the secrets."""
+        # Digests are compared, so that not even a secret's length shows in the time taken, and
+        # every secret is, so that the time does not tell which one matched.
+        given = sha256(candidate).digest()
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return any(matches)
+
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_decode = msgspec.json.Decoder().decode
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in the body.
+
+    A byte order mark is passed over, as RFC 8259 allows, and the last of repeated keys counts.
+
+    Raises:
+        UnreadableError: not UTF-8, not JSON (so `NaN` and lone surrogates too), not an object,
+            nested too deeply, or a number beyond what a computer holds.
+    """
+    try:
+        document = _decode(body.removeprefix(_BYTE_ORDER_MARK))
+    except msgspec.MsgspecError as error:
+        # msgspec names a position or a kind of fault, never the text it read.
+        raise UnreadableError(f"not JSON: {error}") from None
+    except UnicodeDecodeError:
+        raise UnreadableError("not UTF-8") from None
+    except RecursionError:
+        raise UnreadableError(f"nested deeper than {MAX_NESTING} levels") from None
+    if type(document) is not dict:
+        raise UnreadableError("not a JSON object")
+    # As many levels need as many brackets; nearly every body is cleared by this count alone.
+    if body.count(b"{") + body.count(b"[") > MAX_NESTING and _is_too_deep(document):
+        raise UnreadableError(f"nested deeper than {MAX_NESTING} levels")
+    return document
+
+
+def _is_too_deep(document: dict[str, Any]) -> bool:
+    level: list[Any] = [document]
+    for _ in range(MAX_NESTING):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if type(node) is dict else node)
+            if type(child) in {dict, list}
+        ]
+        if not level:
+            return False
+    return True
+
+
+def text(value: object) -> str | None:
+    """The value as a trimmed string, the same whether it came as a number or as a string.
+
+    A list becomes its members joined by ", ". None for what is blank and for objects.
+    """
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else str(value)
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(text, value))) or None
+    return None

@@ -1,0 +1,230 @@
+"""Vero's webhooks.
+
+Vero documents neither a schema nor a signature. What is said of its payloads here comes from its
+help pages (help.getvero.com: setting up webhooks), from Snowplow's published Vero schemas, and
+from receivers that others run. Nothing is promised to be present, and the same field has been
+seen as a number and as a string, padded with blanks, and under other names in `unsubscribed`.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from relay.errors import UnreadableError
+from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, Unusable
+from relay.providers import SecretCheck, Secrets, Webhook, read_object, text
+
+_COLLECTIONS: Final = {
+    "sent": Collection.SENT,
+    "delivered": Collection.DELIVERED,
+    "opened": Collection.OPENED,
+    "clicked": Collection.LINK_CLICKED,
+    "unsubscribed": Collection.UNSUBSCRIBED,
+    "bounced": Collection.BOUNCED,
+    "complained": Collection.MARKED_AS_SPAM,
+}
+
+_OTHER_TYPES: Final = frozenset(
+    {"converted", "failed", "resubscribed", "user_created", "user_updated"}
+)
+
+# Property of the track call, where it stands in the webhook ("" is the top level), and under
+# which names; the first that is not blank counts. The second names are those of `unsubscribed`.
+_PROPERTIES: Final = (
+    ("email_id", (("", "message_id"), ("campaign", "message_id"))),
+    ("email_subject", (("campaign", "subject"), ("campaign", "email_subject"))),
+    ("campaign_id", (("campaign", "id"),)),
+    ("campaign_name", (("campaign", "name"), ("campaign", "campaign_title"))),
+    ("campaign_type", (("campaign", "type"),)),
+    ("campaign_group", (("campaign", "group"),)),
+    ("campaign_series", (("campaign", "series_title"),)),
+    ("trigger_event", (("campaign", "trigger-event"),)),
+    ("variation", (("campaign", "variation"), ("campaign", "variation_name"))),
+    ("template", (("campaign", "template"),)),
+    ("locale", (("campaign", "locale"),)),
+    ("tags", (("campaign", "tags"),)),
+    ("bounce_type", (("", "bounce_type"),)),
+    ("bounce_code", (("", "bounce_code"),)),
+    ("bounce_message", (("", "bounce_message"),)),
+)
+
+# The recipient of the sample that Vero's Test button sends.
+_SAMPLE_USER: Final = ("123", "steve@getvero.com")
+
+_ADDRESS: Final = re.compile(r"[^\s@]+@[^\s@]+")
+_TYPE_NAME: Final = re.compile(r"[a-z][a-z_]{0,39}")
+_NUMBER: Final = re.compile(r"-?\d{1,15}(\.\d{1,9})?", re.ASCII)
+_FIRST_MILLISECONDS: Final = 10**12  # 13 digits; as seconds this would be the year 33658
+_END_OF_MILLISECONDS: Final = 10**13
+_END_OF_TIME: Final = 253_402_300_800  # the year 10000, where datetime ends
+_EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_FURTHEST_AHEAD: Final = timedelta(days=1)
+
+
+class VeroSettings(BaseModel):
+    """The variables `RELAY_VERO_…`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    secret: Secrets = Field(
+        default=(),
+        description="Secret at the end of the webhook URL, 16 characters or more; several,"
+        " comma-separated, while rotating. Without it `/webhooks/vero` does not exist.",
+    )
+    tests: Literal["ignore", "forward"] = Field(
+        default="ignore",
+        description="What becomes of the sample that Vero's Test button sends (user 123,"
+        " steve@getvero.com): `ignore` it or `forward` it.",
+    )
+    loop: Literal["block", "allow"] = Field(
+        default="block",
+        description="`block` keeps the events from Segment's own Vero destination, which"
+        " unsubscribes people at any event named like “unsubscribe”; `allow` lets them through.",
+    )
+
+
+class Vero:
+    """See `relay.providers.Provider`."""
+
+    name: ClassVar[str] = "vero"
+    settings_model: ClassVar[type[BaseModel]] = VeroSettings
+
+    def __init__(self, settings: VeroSettings) -> None:
+        self._secrets = SecretCheck(settings.secret)
+        self._ignores_samples = settings.tests == "ignore"
+        self.configured = bool(settings.secret)
+        self.integrations: Mapping[str, bool] = {} if settings.loop == "allow" else {"Vero": False}
+
+    def authenticate(self, webhook: Webhook) -> bool:
+        """See `Provider.authenticate`. Vero itself can only carry a secret in the URL."""
+        if webhook.path_secret is not None:
+            return self._secrets.accepts(webhook.path_secret.encode())
+        return self._secrets.accepts(_credentials(webhook.headers.get(b"authorization", b"")))
+
+    def parse(self, body: bytes, received_at: datetime) -> Reading:
+        """See `Provider.parse`."""
+        try:
+            document = read_object(body)
+        except UnreadableError as error:
+            return Unusable(DeadReason.UNREADABLE, str(error))
+        # `user_updated` has been seen with its type under `action`.
+        kind = text(document.get("type")) or text(document.get("action"))
+        collection = _COLLECTIONS.get(kind) if kind else None
+        if collection is None:
+            return Ignored(kind) if kind in _OTHER_TYPES else _unknown_type(kind)
+        user = _object(document.get("user"))
+        campaign = _object(document.get("campaign"))
+        # Vero sends pushes and text messages under the same types; older webhooks name no channel.
+        channel = text(campaign.get("channel"))
+        if channel and channel.lower() != "email":
+            return Ignored("other_channel")
+        user_id = None if type(user.get("id")) is bool else text(user.get("id"))
+        email = text(user.get("email")) or _address(campaign.get("sent_to"))
+        if self._ignores_samples and (user_id, email) == _SAMPLE_USER:
+            return Ignored("test_sample")
+        if not (user_id or email):
+            return Unusable(DeadReason.NO_RECIPIENT, "neither a user id nor an address")
+        properties = _properties(document, campaign)
+        user_agent = text(document.get("user_agent"))
+        said_at = _instant(document.get(f"{kind}_at"))
+        plausible = said_at and _EARLIEST <= said_at <= received_at + _FURTHEST_AHEAD
+        return EmailEvent(
+            collection=collection,
+            occurred_at=said_at if said_at and plausible else received_at,
+            identity=_identity(kind, said_at, user_id or email, user_agent, properties),
+            user_id=user_id,
+            email=email,
+            user_agent=user_agent,
+            properties=properties,
+        )
+
+
+PROVIDER = Vero
+
+
+def _credentials(authorization: bytes) -> bytes:
+    """The Bearer token or the Basic password; empty where there is none."""
+    scheme, _, value = authorization.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return b""
+    return b""
+
+
+def _unknown_type(kind: str | None) -> Unusable:
+    if kind is None:
+        return Unusable(DeadReason.UNKNOWN_TYPE, "no type")
+    # Only what looks like a type is repeated: the value may be anything, an address too.
+    named = f": {kind}" if _TYPE_NAME.fullmatch(kind) else ""
+    return Unusable(DeadReason.UNKNOWN_TYPE, f"a type relay does not know{named}")
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _address(value: object) -> str | None:
+    candidate = text(value)
+    return candidate if candidate and _ADDRESS.fullmatch(candidate) else None
+
+
+def _properties(document: dict[str, Any], campaign: dict[str, Any]) -> dict[str, str]:
+    properties = {}
+    for name, places in _PROPERTIES:
+        for place, key in places:
+            value = text((campaign if place else document).get(key))
+            if value:
+                properties[name] = value
+                break
+    return properties
+
+
+def _instant(value: object) -> datetime | None:
+    """The instant that a time field names; None when it names none."""
+    if isinstance(value, str):
+        value = value.strip()
+        if not _NUMBER.fullmatch(value):
+            return _iso_instant(value)
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if _FIRST_MILLISECONDS <= value < _END_OF_MILLISECONDS:
+        value /= 1000
+    return datetime.fromtimestamp(value, UTC) if 0 <= value < _END_OF_TIME else None
+
+
+def _iso_instant(value: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(value)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):  # the second for the first and last days of the calendar
+        return None
+
+
+def _identity(
+    kind: str | None,
+    said_at: datetime | None,
+    recipient: str | None,
+    user_agent: str | None,
+    properties: Mapping[str, str],
+) -> tuple[str | None, ...] | None:
+    """What tells one webhook from another: Vero sends no id of the event itself.
+
+    `message_id` names the mail, which its opens and clicks share. The instant is the one the
+    webhook says, plausible or not: unlike the time of receipt, it is the same each time.
+    """
+    email_id = properties.get("email_id")
+    if said_at is None and email_id is None:
+        return None
+    mail = email_id or properties.get("campaign_id") or properties.get("campaign_name")
+    instant = None if said_at is None else str(round(said_at.timestamp() * 1000))
+    return (kind, mail, instant, recipient, user_agent)

@@ -1,0 +1,304 @@
+"""The webhook endpoint and the health pages.
+
+The webhook endpoint is plain ASGI: what a framework adds to a request costs more than all that
+relay does with it before the commit.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from hashlib import sha256
+from typing import Final
+
+import structlog
+from msgspec import Struct, json
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
+
+from relay.errors import OutboxError
+from relay.events import DeadReason, EmailEvent, Ignored, Reading, Unusable
+from relay.intake import Intake
+from relay.metrics import WEBHOOKS
+from relay.outbox import Arrival, Clock, Outbox, utc_now
+from relay.providers import Provider, Webhook
+from relay.segment import Segment
+
+MAX_BODY_BYTES: Final = 2**20
+BODY_SECONDS: Final = 10
+RETRY_AFTER_SECONDS: Final = 5
+
+_READINESS_SECONDS: Final = 1.0
+
+_log = structlog.get_logger()
+
+
+class Answer(Struct, frozen=True):
+    """What a webhook is answered: a status of HTTP, a JSON body, and headers beside its own."""
+
+    status: int
+    content: Mapping[str, str]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class _RefusedError(Exception):
+    """The request is refused without a look at its content.
+
+    Attributes:
+        drain: the sender may still be sending; let it finish for a while, so that it sees this.
+    """
+
+    def __init__(
+        self, status: int, error: str, *headers: tuple[bytes, bytes], drain: bool = True
+    ) -> None:
+        super().__init__(error)
+        self.answer = Answer(
+            status, {"status": "refused", "error": error}, (*headers, (b"connection", b"close"))
+        )
+        self.drain = drain
+
+
+class _SenderGoneError(Exception):
+    """The sender has closed the connection before its body was complete."""
+
+
+class Webhooks:
+    """The ASGI endpoint of `/webhooks/<provider>` and `/webhooks/<provider>/<secret>`."""
+
+    def __init__(
+        self,
+        providers: Iterable[Provider],
+        segment: Segment,
+        intake: Intake,
+        *,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._providers = {provider.name: provider for provider in providers if provider.configured}
+        self._segment = segment
+        self._intake = intake
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        provider = None
+        try:
+            provider = self._provider(scope)
+            self._authenticate(provider, scope)
+            answer = await self._take(provider, await _read(scope, receive))
+            await _send(send, answer)
+        except _RefusedError as refusal:
+            _count(provider, "refused", str(refusal.answer.status))
+            await _send(send, refusal.answer, drain=receive if refusal.drain else None)
+        except _SenderGoneError:
+            _count(provider, "refused", "sender_gone")
+
+    def _provider(self, scope: Scope) -> Provider:
+        provider = self._providers.get(scope["path"].split("/")[2])
+        if provider is None:
+            raise _RefusedError(404, "no such provider, or no secret is configured for it")
+        return provider
+
+    def _authenticate(self, provider: Provider, scope: Scope) -> None:
+        if scope["method"] != "POST":
+            raise _RefusedError(405, "webhooks are posted", (b"allow", b"POST"))
+        _, named, path_secret = scope["path"].partition(f"/{provider.name}/")
+        webhook = Webhook(path_secret if named else None, dict(scope["headers"]))
+        if not provider.authenticate(webhook):
+            challenge = (b"www-authenticate", b'Basic realm="relay"')
+            raise _RefusedError(401, "wrong or missing secret", challenge)
+
+    async def _take(self, provider: Provider, body: bytes) -> Answer:
+        """Store what the body says, and only then say so."""
+        received_at = self._clock()
+        reading = _parse(provider, body, received_at)
+        if isinstance(reading, Ignored):
+            return _answered(provider, "ignored", reading.reason, {"reason": reading.reason})
+        if isinstance(reading, EmailEvent):
+            fault, identity = None, reading.identity
+        else:
+            # It has no identity but its bytes: the same ones are kept once.
+            fault, identity = reading, ("body", sha256(body).hexdigest())
+        message_id = self._segment.message_id(provider.name, identity)
+        try:
+            new = await self._intake.store(
+                Arrival(provider.name, message_id, received_at, body, fault)
+            )
+        except OutboxError as error:
+            _log.error("webhook.not_stored", provider=provider.name, error=str(error))
+            _count(provider, "unavailable", "outbox")
+            content = {"status": "unavailable", "error": "not stored; send it again"}
+            return Answer(503, content, ((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),))
+        if isinstance(reading, Unusable):
+            content = {"reason": reading.reason, "error": reading.detail}
+            status = 400 if reading.reason is DeadReason.UNREADABLE else 200
+            return _answered(provider, "dead", reading.reason, content, status=status)
+        outcome = "accepted" if new else "duplicate"
+        return _answered(provider, outcome, reading.collection, {"message_id": message_id})
+
+
+async def _read(scope: Scope, receive: Receive) -> bytes:
+    """The body, read within the limits of size and time.
+
+    Raises:
+        _RefusedError: it is too large, known before it is buffered, or too slow.
+        _SenderGoneError: it will never be complete.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > MAX_BODY_BYTES:
+            raise _too_large()
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _SenderGoneError
+                body += message.get("body", b"")
+                if len(body) > MAX_BODY_BYTES:
+                    raise _too_large()
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        slow = f"the body took more than {BODY_SECONDS} s"
+        raise _RefusedError(408, slow, drain=False) from None
+
+
+def _too_large() -> _RefusedError:
+    return _RefusedError(413, f"a body has {MAX_BODY_BYTES} bytes at the most")
+
+
+async def _send(send: Send, answer: Answer, *, drain: Receive | None = None) -> None:
+    """Send the answer; with `drain`, let the sender finish before the connection is closed.
+
+    A connection closed on a sender that still sends is reset, and the answer may be lost.
+    """
+    content = json.encode(answer.content)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(content)),
+        *answer.headers,
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if drain:
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+        content = b""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BODY_SECONDS):
+                while (await drain()).get("more_body", False):
+                    pass
+    await send({"type": "http.response.body", "body": content})
+
+
+def _parse(provider: Provider, body: bytes, received_at: datetime) -> Reading:
+    try:
+        return provider.parse(body, received_at)
+    except Exception as error:  # noqa: BLE001 (whatever a mapping does, the body is kept)
+        kind = type(error).__name__
+        _log.error("webhook.mapping_failed", provider=provider.name, error=kind)
+        return Unusable(DeadReason.POISON, f"the mapping failed: {kind}")
+
+
+def _answered(
+    provider: Provider, outcome: str, what: str, content: Mapping[str, str], *, status: int = 200
+) -> Answer:
+    _count(provider, outcome, what)
+    _log.debug(f"webhook.{outcome}", provider=provider.name, what=what, **content)
+    return Answer(status, {"status": outcome, **content})
+
+
+def _count(provider: Provider | None, outcome: str, what: str) -> None:
+    WEBHOOKS.labels(provider.name if provider else "unknown", outcome, what).inc()
+
+
+def create_app(
+    webhooks: Webhooks,
+    *,
+    intake: Intake,
+    outbox: Outbox,
+    troubles: Callable[[], Iterable[str]] = tuple,
+) -> Starlette:
+    """The HTTP application: webhooks, health and metrics.
+
+    Args:
+        webhooks: the endpoint of all providers.
+        intake: started and closed with the application.
+        outbox: asked whether it takes writes.
+        troubles: what else keeps relay from being ready, a sentence each.
+    """
+    readiness = _Readiness(outbox, troubles)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        intake.start()
+        yield
+        await intake.close()
+
+    app = Starlette(
+        routes=[
+            Mount("/webhooks", webhooks),
+            Route("/healthz", _alive),
+            Route("/readyz", readiness.answer),
+            Route("/metrics", _metrics),
+        ],
+        exception_handlers={HTTPException: _http_error, Exception: _server_error},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _alive(_request: Request) -> JSONResponse:
+    """The process lives and answers."""
+    return JSONResponse({"status": "alive"})
+
+
+class _Readiness:
+    """Whether webhooks can be stored and events forwarded, checked once a second at the most."""
+
+    def __init__(self, outbox: Outbox, troubles: Callable[[], Iterable[str]]) -> None:
+        self._outbox = outbox
+        self._troubles = troubles
+        self._checked_at = -_READINESS_SECONDS
+        self._outbox_trouble: list[str] = []
+        self._checking = asyncio.Lock()
+
+    async def answer(self, _request: Request) -> JSONResponse:
+        async with self._checking:
+            # Anyone may ask, and each check is a write: it is not made for each asker.
+            if time.monotonic() - self._checked_at >= _READINESS_SECONDS:
+                self._outbox_trouble = await run_in_threadpool(self._check_outbox)
+                self._checked_at = time.monotonic()
+        reasons = [*self._outbox_trouble, *self._troubles()]
+        if reasons:
+            return JSONResponse({"status": "unready", "reasons": reasons}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+    def _check_outbox(self) -> list[str]:
+        try:
+            self._outbox.check()
+        except OutboxError as error:
+            return [f"the outbox takes no writes: {error}"]
+        return []
+
+
+def _metrics(_request: Request) -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _http_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 (Starlette registers it for no other)
+    content = {"status": "refused", "error": error.detail}
+    return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+
+
+async def _server_error(_request: Request, _error: Exception) -> JSONResponse:
+    # uvicorn logs the traceback.
+    content = {"status": "unavailable", "error": "relay failed; nothing was stored"}
+    return JSONResponse(content, status_code=500)

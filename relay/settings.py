@@ -1,0 +1,213 @@
+"""Every setting, read from the environment, checked all at once."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Final, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+
+from relay.errors import SettingsError
+
+_CORE: Final = "RELAY_"
+_PREFIXES: Final = (_CORE, "SEGMENT_")
+# segment-docs, guides/regional-segment.md; a region's events sent to the other's host are dropped.
+_HOSTS: Final = {"us": "https://api.segment.io", "eu": "https://events.eu1.segmentapis.com"}
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_LowerCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+
+
+class Settings(BaseModel):
+    """What an operator can set. Made by `Settings.from_env`; frozen; prints no secret."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    segment_write_key: SecretStr = Field(
+        alias="SEGMENT_WRITE_KEY",
+        description="Write key of the Segment source the events go to.",
+    )
+    segment_region: Annotated[Literal["us", "eu"], _LowerCase] = Field(
+        default="us",
+        alias="SEGMENT_REGION",
+        description="Region of the Segment workspace: `us` or `eu`.",
+    )
+    segment_host: str | None = Field(
+        default=None,
+        alias="SEGMENT_HOST",
+        description="Base URL, without `/v1`, of any API that speaks Segment's `/v1/batch`;"
+        " overrides the region.",
+    )
+    outbox_url: str = Field(
+        default="sqlite:///relay.db",
+        description="Where events are stored: `sqlite:///relative.db` or `sqlite:////absolute.db`.",
+    )
+    anonymous_id: Annotated[Literal["email", "sha256"], _LowerCase] = Field(
+        default="email",
+        description="What identifies a recipient without a user id: the address (`email`) or the"
+        " hex SHA-256 of the address in lower case (`sha256`).",
+    )
+    port: int = Field(
+        default=8000,
+        alias="PORT",
+        ge=0,
+        le=65535,
+        description="Port to listen on. Also `--port`.",
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _LowerCase] = Field(
+        default="info",
+        description="`debug` (a line for each webhook), `info` (one for each batch), `warning` or"
+        " `error`.",
+    )
+    log_format: Annotated[Literal["json", "console"] | None, _LowerCase] = Field(
+        default=None,
+        description="`json` or `console`; unset: `console` on a terminal, `json` elsewhere.",
+    )
+
+    _providers: Mapping[str, BaseModel] = PrivateAttr(default_factory=dict)
+
+    @field_validator("segment_write_key")
+    @classmethod
+    def _one_word(cls, value: SecretStr) -> SecretStr:
+        if any(character.isspace() for character in value.get_secret_value()):
+            raise ValueError("a write key has no blanks in it")
+        return value
+
+    @field_validator("segment_host")
+    @classmethod
+    def _base_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        url = urlsplit(value)
+        if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
+            raise ValueError("a base URL is needed, like https://events.example.com")
+        if url.username or url.password:
+            raise ValueError("no user name or password can be given in it")
+        if url.path.rstrip("/").endswith("/v1"):
+            raise ValueError("leave out /v1: relay adds /v1/batch itself")
+        return value.rstrip("/")
+
+    @classmethod
+    def from_env(
+        cls, environ: Mapping[str, str], provider_models: Mapping[str, type[BaseModel]]
+    ) -> "Settings":
+        """The settings in the environment, each provider's own among them.
+
+        A variable set to nothing counts as not set. Variables without relay's prefixes are left
+        alone; one with a prefix that names no setting is a fault, as it is most likely mistyped.
+
+        Raises:
+            SettingsError: at least one fault; it names all of them.
+        """
+        given = {name: value for name, value in environ.items() if value.strip()}
+        settings, faults = _read(cls, _CORE, given)
+        providers: dict[str, BaseModel] = {}
+        for provider, model in provider_models.items():
+            own, more = _read(model, _prefix(provider), given)
+            faults += more
+            if own is not None:
+                providers[provider] = own
+        known = [variable.name for variable in variables(provider_models)]
+        for name in sorted(given.keys() - set(known)):
+            if name.startswith(_PREFIXES):
+                close = difflib.get_close_matches(name, known, n=1)
+                faults.append(f"{name}: no such setting" + (f"; {close[0]}?" if close else ""))
+        if settings is None or faults:
+            raise SettingsError(faults)
+        settings._providers = providers  # noqa: SLF001 (its own class)
+        return settings
+
+    def provider(self, name: str) -> BaseModel:
+        """The settings of one provider, an instance of its model."""
+        return self._providers[name]
+
+    @property
+    def segment_url(self) -> str:
+        """Base URL of the API that events are posted to."""
+        return self.segment_host or _HOSTS[self.segment_region]
+
+    def shown(self) -> dict[str, object]:
+        """The settings as a log may hold them."""
+        shown = self.model_dump(mode="json", exclude={"segment_write_key"})
+        for name, model in self._providers.items():
+            shown[name] = model.model_dump(mode="json", exclude={"secret"})
+        return shown
+
+    def secrets(self) -> list[str]:
+        """Every text that must not be shown."""
+        return [
+            secret.get_secret_value()
+            for model in (self, *self._providers.values())
+            for _, value in model
+            for secret in (value if isinstance(value, tuple) else (value,))
+            if isinstance(secret, SecretStr)
+        ]
+
+
+class Variable(Struct, frozen=True):
+    """One variable of the environment, as the documentation tells it."""
+
+    name: str
+    default: str
+    description: str
+
+
+def variables(provider_models: Mapping[str, type[BaseModel]]) -> list[Variable]:
+    """Every variable there is, in the order of the documentation."""
+    models: list[tuple[type[BaseModel], str]] = [(Settings, _CORE)]
+    models += [(model, _prefix(provider)) for provider, model in provider_models.items()]
+    return [
+        Variable(name, _default(field), field.description or "")
+        for model, prefix in models
+        for name, _, field in _fields(model, prefix)
+    ]
+
+
+def _prefix(provider: str) -> str:
+    return f"{_CORE}{provider.upper()}_"
+
+
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, FieldInfo]]:
+    """Each field's variable, the key that pydantic reads it by, and the field."""
+    for name, field in model.model_fields.items():
+        yield field.alias or prefix + name.upper(), field.alias or name, field
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return "" if field.default in {None, ()} else str(field.default)
+
+
+def _read(
+    model: type[Model], prefix: str, given: Mapping[str, str]
+) -> tuple[Model | None, list[str]]:
+    """The model filled from its variables, or what is wrong with each of them."""
+    variable_of = {key: variable for variable, key, _ in _fields(model, prefix)}
+    values = {key: given[name].strip() for key, name in variable_of.items() if name in given}
+    try:
+        return model.model_validate(values), []
+    except ValidationError as error:
+        # Only the kind of fault is told: the value may be a secret.
+        return None, [
+            f"{variable_of[str(fault['loc'][0])]}: {_sentence(fault['type'], fault['msg'])}"
+            for fault in error.errors(include_input=False, include_url=False)
+        ]
+
+
+def _sentence(kind: str, message: str) -> str:
+    if kind == "missing":
+        return "required, and not set"
+    return message.removeprefix("Value error, ").removeprefix("Input ")
