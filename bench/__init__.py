@@ -1,0 +1,1 @@
+"""What relay costs beside the script one would write instead: `make bench`."""
