@@ -1,20 +1,21 @@
 """The commands: they join the parts and decide nothing."""
 
 import os
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from functools import partial
+from random import Random
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import click
 import structlog
-import uvicorn
 from pydantic import BaseModel
 
 from relay import __version__, logs
+from relay.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, playing
 from relay.errors import OutboxError, SegmentError, SettingsError
 from relay.forwarder import Forwarder
 from relay.intake import Intake
@@ -22,6 +23,7 @@ from relay.outbox import Outbox, open_outbox
 from relay.providers import Provider, provider_classes
 from relay.receiver import BODY_SECONDS, Webhooks, create_app
 from relay.segment import Segment
+from relay.server import base_url, listen, serve_http
 from relay.settings import Settings, variables
 
 _POSTS_SECONDS: Final = 8
@@ -53,8 +55,9 @@ def serve(host: str, port: int | None) -> None:
     """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
     settings, providers = _configured(os.environ)
     _configure_logs(settings)
+    listener = _listen(host, settings.port if port is None else port)
     with _opened(settings) as outbox:
-        _run(settings, providers, outbox, host=host, port=settings.port if port is None else port)
+        _run(settings, providers, outbox, listener)
 
 
 @main.command()
@@ -62,6 +65,33 @@ def serve(host: str, port: int | None) -> None:
 @_port
 def demo(host: str, port: int | None) -> None:
     """See it work: the real relay between a stand-in for Vero and one for Segment."""
+    # A proxy that the environment names would carry the events off this machine.
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
+    ledger = Ledger()
+    with (
+        TemporaryDirectory(prefix="relay-demo-") as directory,
+        StandIn(ledger).running() as segment,
+    ):
+        settings, providers = _configured(
+            {
+                "SEGMENT_WRITE_KEY": "demo-write-key",
+                "SEGMENT_HOST": segment.url,
+                "RELAY_VERO_SECRET": SECRET,
+                "RELAY_OUTBOX_URL": f"sqlite:///{directory}/relay.db",
+                "RELAY_LOG_LEVEL": "warning",
+                "PORT": os.environ.get("PORT", ""),
+            }
+        )
+        _configure_logs(settings)
+        listener = _listen(host, settings.port if port is None else port)
+        click.echo(introduction(base_url(listener)))
+        ledger.headings()
+        host, port = listener.getsockname()[:2]
+        traffic = Traffic(host, port, ledger, Random())  # noqa: S311 (it makes up names)
+        with _opened(settings) as outbox:
+            with playing(traffic.run, partial(outages, segment, ledger)):
+                _run(settings, providers, outbox, listener)
+            click.echo("\n" + ledger.summary(outbox.counts().pending))
 
 
 @main.command()
@@ -142,7 +172,10 @@ def _segment(settings: Settings) -> Segment:
 
 
 def _run(
-    settings: Settings, providers: Sequence[Provider], outbox: Outbox, *, host: str, port: int
+    settings: Settings,
+    providers: Sequence[Provider],
+    outbox: Outbox,
+    listener: socket.socket,
 ) -> None:
     """Receive and forward until told to stop."""
     segment = _segment(settings)
@@ -155,21 +188,8 @@ def _run(
     app = create_app(
         Webhooks(providers, segment, intake), intake=intake, outbox=outbox, troubles=troubles
     )
-    listener = _listen(host, port)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http="httptools",
-            lifespan="on",
-            log_config=None,
-            access_log=False,  # it would print the secret in the path
-            server_header=False,
-            timeout_graceful_shutdown=BODY_SECONDS,
-        ),
-        leaving=forwarder.stop_soon,
-    )
     forwarder.start()
-    url = f"http://{host}:{listener.getsockname()[1]}"
+    url = base_url(listener)
     routes = [
         f"{url}/webhooks/{provider.name}/***" for provider in providers if provider.configured
     ]
@@ -177,33 +197,16 @@ def _run(
     if not routes:
         _log.warning("serve.receives_nothing", missing="RELAY_VERO_SECRET")
     try:
-        server.run(sockets=[listener])
+        serve_http(app, listener, grace_seconds=BODY_SECONDS, leaving=forwarder.stop_soon)
     finally:
         forwarder.stop(_POSTS_SECONDS)
     _log.info("serve.stopped")
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return listen(host, port)
     except OSError as error:
-        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}") from None
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, which on SIGTERM ends well: uvicorn itself would raise it again."""
-
-    def __init__(self, config: uvicorn.Config, *, leaving: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._leaving = leaving
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle_exit)
-        yield
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._leaving()
-        super().handle_exit(sig, frame)
+        raise click.ClickException(
+            f"cannot listen on {host}, port {port}: {error.strerror}; --port names another"
+        ) from None

@@ -47,6 +47,7 @@ class EmailEvent(Struct, frozen=True):
         collection: which of the seven.
         occurred_at: when it happened, aware UTC; the time of receipt where the provider did not
             say or said something impossible.
+        said_at: when the provider says it happened, possible or not.
         identity: what tells this event from all others of its provider, in a fixed order; None
             when nothing does, so that it must never be taken for a duplicate.
         user_id: the customer's id for the recipient.
@@ -58,6 +59,7 @@ class EmailEvent(Struct, frozen=True):
 
     collection: Collection
     occurred_at: datetime
+    said_at: datetime | None
     identity: tuple[str | None, ...] | None
     user_id: str | None
     email: str | None

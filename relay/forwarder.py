@@ -9,14 +9,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from logging import ERROR, INFO, WARNING
 from typing import Final
 
 import structlog
+from msgspec import Struct, field
 
 from relay.errors import (
     BatchRejectedError,
     OutboxError,
-    SegmentError,
     SegmentRefusedError,
     SegmentUnavailableError,
 )
@@ -29,10 +30,9 @@ from relay.segment import (
     MAX_MESSAGE_BYTES,
     MAX_MESSAGES,
     TIMEOUT_SECONDS,
-    Message,
     Segment,
     batches,
-    size,
+    encode,
 )
 
 WORKERS: Final = 4
@@ -43,8 +43,7 @@ LINGER_SECONDS: Final = 0.2
 POLL_SECONDS: Final = 1.0
 """How often due entries are looked for without being told of any."""
 
-_POST_SECONDS: Final = TIMEOUT_SECONDS + 5
-"""Lease a post needs to be settled under it."""
+_LAST_POST_SECONDS: Final = LEASE.total_seconds() - 3 * TIMEOUT_SECONDS
 _OUTBOX_PAUSE_SECONDS: Final = 1.0
 
 _log = structlog.get_logger()
@@ -77,6 +76,25 @@ class _Arrivals:
                     lambda: self._count >= MAX_MESSAGES or self._ended, LINGER_SECONDS
                 )
             self._count = 0
+
+
+_Batch = list[tuple[Entry, bytes]]
+
+
+class _Claim(Struct):
+    """What one worker has in hand.
+
+    Attributes:
+        turn: to post in; None once there is none.
+        last_post_at: a post begun later might be answered after the lease.
+        entries: all that was claimed.
+        batches: still to be posted.
+    """
+
+    turn: Turn | None
+    last_post_at: float
+    entries: list[Entry] = []
+    batches: deque[_Batch] = field(default_factory=deque)
 
 
 class Forwarder:
@@ -154,21 +172,22 @@ class Forwarder:
     def step(self) -> bool:
         """Forward one claim, waiting for a turn first; False when nothing was due."""
         with self._claiming:
-            claimed = self._claim()
-        if claimed is not None:
-            self._forward(*claimed)
-        return claimed is not None
+            claim = self._claim()
+        if claim is not None:
+            self._forward(claim)
+        return claim is not None
 
     def _work(self) -> None:
         while not self._stopping.is_set():
             try:
-                # One worker at a time looks for entries and waits for a turn; the others post.
+                # One worker at a time claims and maps; the others post. Mapping is Python's own
+                # work: two at it would only get in each other's way.
                 with self._claiming:
                     if not self._more_is_due:
                         self._arrivals.wait()
-                    claimed = self._claim()
-                if claimed is not None:
-                    self._forward(*claimed)
+                    claim = self._claim()
+                if claim is not None:
+                    self._forward(claim)
             except OutboxError as error:
                 _log.error("forward.outbox_failed", error=str(error))
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
@@ -176,21 +195,21 @@ class Forwarder:
                 _log.exception("forward.failed")
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
 
-    def _claim(self) -> tuple[list[Entry], Turn, float] | None:
-        """Entries, a turn to post them in, and when their lease ends; None when there are none."""
+    def _claim(self) -> _Claim | None:
+        """A turn to post in, and what to post; None when nothing is due."""
         turn = self._await_turn()
         if turn is None:
             return None
-        lease_ends = self._clock() + LEASE.total_seconds()
-        entries: list[Entry] = []
+        claim = _Claim(turn=turn, last_post_at=self._clock() + _LAST_POST_SECONDS)
         try:
-            entries = self._outbox.claim(MAX_MESSAGES, lease=LEASE)
+            claim.entries = self._outbox.claim(MAX_MESSAGES, lease=LEASE)
+            self._claimed.update((entry.id, entry) for entry in claim.entries)
+            claim.batches.extend(batches(self._encoded(claim.entries)))
         finally:
-            if not entries:
-                self._pacer.give_back(turn)
-        self._more_is_due = len(entries) == MAX_MESSAGES
-        self._claimed.update((entry.id, entry) for entry in entries)
-        return (entries, turn, lease_ends) if entries else None
+            if not claim.batches:
+                self._end(claim)
+        self._more_is_due = len(claim.entries) == MAX_MESSAGES
+        return claim if claim.entries else None
 
     def _await_turn(self, until: float = float("inf")) -> Turn | None:
         """A turn; None when relay is stopping or there is none before then."""
@@ -203,52 +222,57 @@ class Forwarder:
             self._sleep(turn)
         return None
 
-    def _forward(self, entries: Sequence[Entry], turn: Turn | None, lease_ends: float) -> None:
-        """Post the entries and settle each; what cannot be sent now is released."""
-        entry_of = {entry.message_id: entry for entry in entries}
+    def _forward(self, claim: _Claim) -> None:
+        """Post the batches and settle their entries; what cannot be sent now is released."""
         try:
-            waiting = deque(batches(self._messages(entries)))
-            while waiting and turn:
-                batch = waiting.popleft()
-                held = [entry_of[message["messageId"]] for message in batch]
+            while claim.batches and claim.turn:
+                batch = claim.batches.popleft()
+                entries = [entry for entry, _ in batch]
                 try:
-                    self._post(batch, turn, retry_count=max(e.attempts for e in held) - 1)
+                    self._post(batch, claim.turn)
                 except BatchRejectedError as error:
                     if len(batch) == 1:
                         detail = f"{error}: {error.said}"
-                        self._bury(held[0], Unusable(DeadReason.REJECTED, detail))
+                        self._bury(entries[0], Unusable(DeadReason.REJECTED, detail))
                     else:
                         # Halving finds the guilty messages, and the rest goes through.
                         middle = len(batch) // 2
-                        waiting.extendleft((batch[middle:], batch[:middle]))
+                        claim.batches.extendleft((batch[middle:], batch[:middle]))
                 else:
                     # Dying before this line sends the batch again, under the same ids.
-                    self._outbox.deliver(held)
-                    self._settled(held, "delivered")
-                turn = self._await_turn(lease_ends - _POST_SECONDS) if waiting else None
+                    self._outbox.deliver(entries)
+                    self._settled(entries, "delivered")
+                claim.turn = self._await_turn(claim.last_post_at) if claim.batches else None
         except (SegmentUnavailableError, SegmentRefusedError):
             pass  # told by _post; nothing more can be sent now
         finally:
-            if turn:
-                self._pacer.give_back(turn)
-            self._release([entry for entry in entries if entry.id in self._claimed])
+            self._end(claim)
 
-    def _messages(self, entries: Iterable[Entry]) -> Iterator[tuple[Message, int]]:
-        """The track calls of the entries, each with its size.
+    def _end(self, claim: _Claim) -> None:
+        """Give back the turn, if it was not used, and what was not settled."""
+        if claim.turn:
+            self._pacer.give_back(claim.turn)
+        unsettled = [entry for entry in claim.entries if entry.id in self._claimed]
+        if unsettled:
+            self._settled(unsettled, "released")
+            self._outbox.release(unsettled)
+
+    def _encoded(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes]]:
+        """The entries, each with its message.
 
         Buried is what has none, and what Segment would drop in silence, behind a 200.
         """
         for entry in entries:
-            message = self._track_call(entry)
+            message = self._message(entry)
             if isinstance(message, Unusable):
                 self._bury(entry, message)
-            elif (message_bytes := size(message)) > MAX_MESSAGE_BYTES:
-                detail = f"{message_bytes} bytes; Segment takes {MAX_MESSAGE_BYTES}"
+            elif len(message) > MAX_MESSAGE_BYTES:
+                detail = f"{len(message)} bytes; Segment takes {MAX_MESSAGE_BYTES}"
                 self._bury(entry, Unusable(DeadReason.OVERSIZED, detail))
             else:
-                yield message, message_bytes
+                yield entry, message
 
-    def _track_call(self, entry: Entry) -> Message | Unusable:
+    def _message(self, entry: Entry) -> bytes | Unusable:
         """What Segment is to be sent, or why there is nothing to send."""
         try:
             provider = self._providers[entry.provider]
@@ -258,51 +282,44 @@ class Forwarder:
             if not isinstance(event, EmailEvent):
                 # Accepted once, so it is not dropped: the mapping or a setting has changed since.
                 return Unusable(DeadReason.UNKNOWN_TYPE, f"is ignored by now: {event.reason}")
-            return self._segment.track_call(
-                event, entry.message_id, provider.name, provider.integrations
+            return encode(
+                self._segment.track_call(
+                    event, entry.message_id, provider.name, provider.integrations
+                )
             )
         except Exception as error:  # noqa: BLE001 (one webhook must not stop the others)
             return Unusable(DeadReason.POISON, f"the mapping failed: {type(error).__name__}")
 
-    def _post(self, batch: list[Message], turn: Turn, *, retry_count: int) -> None:
-        """Post one batch in this turn and tell the pacer how it went."""
+    def _post(self, batch: _Batch, turn: Turn) -> None:
+        """Post one batch in this turn; tell the pacer, the log and the metrics how it went."""
         started = self._clock()
+        retries = max(entry.attempts for entry, _ in batch) - 1
+        answer, event, level = "accepted", "forward.sent", INFO
         try:
-            self._segment.post(batch, retry_count=retry_count)
+            self._segment.post([message for _, message in batch], retry_count=retries)
         except SegmentUnavailableError as error:
             self._pacer.failed(turn, error.retry_after)
-            self._report("forward.unavailable", batch, started, error)
+            answer, event, level = str(error), "forward.unavailable", WARNING
             raise
         except SegmentRefusedError as error:
             self._pacer.refused(turn, str(error))
-            self._report("forward.held", batch, started, error)
+            answer, event, level = str(error), "forward.held", ERROR
             raise
         except BatchRejectedError as error:
             self._pacer.succeeded(turn)
-            self._report("forward.rejected", batch, started, error)
+            answer, event, level = str(error), "forward.rejected", WARNING
             raise
-        self._pacer.succeeded(turn)
-        self._report("forward.sent", batch, started)
-
-    def _report(
-        self, event: str, batch: list[Message], started: float, error: SegmentError | None = None
-    ) -> None:
-        answer = str(error) if error else "accepted"
-        BATCHES.labels(answer).inc()
-        level = "error" if isinstance(error, SegmentRefusedError) else "warning"
-        milliseconds = round((self._clock() - started) * 1000)
-        log = getattr(_log, level if error else "info")
-        log(event, messages=len(batch), milliseconds=milliseconds, answer=answer)
+        else:
+            self._pacer.succeeded(turn)
+        finally:
+            BATCHES.labels(answer).inc()
+            milliseconds = round((self._clock() - started) * 1000)
+            _log.log(level, event, messages=len(batch), milliseconds=milliseconds, answer=answer)
 
     def _bury(self, entry: Entry, fault: Unusable) -> None:
         self._outbox.bury(entry, fault)
         self._settled([entry], fault.reason)
         _log.warning("forward.buried", message_id=entry.message_id, reason=fault.reason)
-
-    def _release(self, entries: Sequence[Entry]) -> None:
-        if entries:
-            self._settled(entries, "released")
-            self._outbox.release(entries)
 
     def _settled(self, entries: Sequence[Entry], outcome: str) -> None:
         MESSAGES.labels(outcome).inc(len(entries))

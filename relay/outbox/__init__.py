@@ -83,7 +83,7 @@ class Outbox(Protocol):
     """
 
     def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
-        """Store what is new, in one transaction; tell for each whether it was new.
+        """Store what is new; tell for each whether it was.
 
         When this returns, it is on disk.
         """

@@ -33,25 +33,31 @@ _OTHER_TYPES: Final = frozenset(
     {"converted", "failed", "resubscribed", "user_created", "user_updated"}
 )
 
-# Property of the track call, where it stands in the webhook ("" is the top level), and under
-# which names; the first that is not blank counts. The second names are those of `unsubscribed`.
-_PROPERTIES: Final = (
-    ("email_id", (("", "message_id"), ("campaign", "message_id"))),
-    ("email_subject", (("campaign", "subject"), ("campaign", "email_subject"))),
-    ("campaign_id", (("campaign", "id"),)),
-    ("campaign_name", (("campaign", "name"), ("campaign", "campaign_title"))),
-    ("campaign_type", (("campaign", "type"),)),
-    ("campaign_group", (("campaign", "group"),)),
-    ("campaign_series", (("campaign", "series_title"),)),
-    ("trigger_event", (("campaign", "trigger-event"),)),
-    ("variation", (("campaign", "variation"), ("campaign", "variation_name"))),
-    ("template", (("campaign", "template"),)),
-    ("locale", (("campaign", "locale"),)),
-    ("tags", (("campaign", "tags"),)),
-    ("bounce_type", (("", "bounce_type"),)),
-    ("bounce_code", (("", "bounce_code"),)),
-    ("bounce_message", (("", "bounce_message"),)),
-)
+# Which property a field becomes. Where two become the same one, the first that is not blank counts;
+# the second names are those of `unsubscribed`.
+_TOP_LEVEL: Final = {
+    "message_id": "email_id",
+    "bounce_type": "bounce_type",
+    "bounce_code": "bounce_code",
+    "bounce_message": "bounce_message",
+}
+_CAMPAIGN: Final = {
+    "message_id": "email_id",
+    "subject": "email_subject",
+    "email_subject": "email_subject",
+    "id": "campaign_id",
+    "name": "campaign_name",
+    "campaign_title": "campaign_name",
+    "type": "campaign_type",
+    "group": "campaign_group",
+    "series_title": "campaign_series",
+    "trigger-event": "trigger_event",
+    "variation": "variation",
+    "variation_name": "variation",
+    "template": "template",
+    "locale": "locale",
+    "tags": "tags",
+}
 
 # The recipient of the sample that Vero's Test button sends.
 _SAMPLE_USER: Final = ("123", "steve@getvero.com")
@@ -136,6 +142,7 @@ class Vero:
         return EmailEvent(
             collection=collection,
             occurred_at=said_at if said_at and plausible else received_at,
+            said_at=said_at,
             identity=_identity(kind, said_at, user_id or email, user_agent, properties),
             user_id=user_id,
             email=email,
@@ -178,13 +185,13 @@ def _address(value: object) -> str | None:
 
 
 def _properties(document: dict[str, Any], campaign: dict[str, Any]) -> dict[str, str]:
-    properties = {}
-    for name, places in _PROPERTIES:
-        for place, key in places:
-            value = text((campaign if place else document).get(key))
-            if value:
-                properties[name] = value
-                break
+    properties: dict[str, str] = {}
+    for source, names in ((document, _TOP_LEVEL), (campaign, _CAMPAIGN)):
+        for key, name in names.items():
+            if key in source and name not in properties:
+                value = text(source[key])
+                if value:
+                    properties[name] = value
     return properties
 
 

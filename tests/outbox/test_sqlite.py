@@ -1,0 +1,254 @@
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.errors import OutboxError
+from relay.outbox import Outbox, open_outbox
+from relay.outbox.sqlite import SqliteOutbox
+from tests.contracts import FAULT, MINUTE, OpenStore, OutboxContract, arrival, ids, states
+
+
+class TestSqliteOutbox(OutboxContract):
+    @pytest.fixture
+    def open_store(self, tmp_path: Path) -> OpenStore:
+        """One file a name."""
+        return lambda name, clock: SqliteOutbox(tmp_path / f"{name}.db", clock=clock.now)
+
+
+class _Disk(apsw.VFS):
+    """The disk as SQLite sees it, where every sync is told and space may run out.
+
+    Attributes:
+        synced: called with each file that has been synced.
+        full: nothing more can be written.
+    """
+
+    def __init__(self) -> None:
+        self.base = apsw.vfs_names()[0]
+        super().__init__("disk", self.base)
+        self.synced: Callable[[Path], object] = lambda _path: None
+        self.full = False
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 (SQLite's name)
+        return _File(self, name, flags)
+
+
+class _File(apsw.VFSFile):
+    def __init__(self, disk: _Disk, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
+        super().__init__(disk.base, name, flags)
+        self._disk = disk
+        self._path = Path(name.filename() if isinstance(name, apsw.URIFilename) else str(name))
+
+    def xSync(self, flags: int) -> None:  # noqa: N802 (SQLite's name)
+        super().xSync(flags)
+        self._disk.synced(self._path)
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 (SQLite's name)
+        if self._disk.full:
+            raise apsw.FullError("no space left")
+        super().xWrite(data, offset)
+
+
+@pytest.fixture
+def disk() -> Iterator[_Disk]:
+    """The disk that every outbox of the test is on."""
+    disk = _Disk()
+    apsw.set_default_vfs("disk")
+    yield disk
+    apsw.set_default_vfs(disk.base)
+    disk.unregister()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the outbox is."""
+    return tmp_path / "relay.db"
+
+
+def test_what_is_added_outlives_a_power_cut(disk: _Disk, path: Path) -> None:
+    """A power cut leaves what has been synced; so that is copied aside at each sync."""
+    aside = path.with_name("aside")
+    aside.mkdir()
+
+    def synced(file: Path) -> None:
+        if not file.name.endswith("-journal"):  # SQLite deletes it before it goes on
+            shutil.copy(file, aside)
+
+    disk.synced = synced
+    outbox = SqliteOutbox(path)
+    groups = [[arrival("a")], [arrival("b"), arrival("c", fault=FAULT)], [arrival("b")]]
+    for number, group in enumerate(groups):
+        outbox.add(group)
+        left = SqliteOutbox(shutil.copytree(aside, path.parent / str(number)) / path.name)
+
+        assert left.add(group) == [False] * len(group)
+        left.close()
+    outbox.close()
+
+
+def test_a_full_disk_is_told_and_nothing_is_taken_for_stored(disk: _Disk, path: Path) -> None:
+    outbox = SqliteOutbox(path)
+    outbox.add([arrival("a")])
+    disk.full = True
+    with pytest.raises(OutboxError):
+        outbox.add([arrival("b")])
+    with pytest.raises(OutboxError):
+        outbox.check()
+    with pytest.raises(OutboxError):
+        outbox.claim(1, lease=MINUTE)
+    disk.full = False
+    outbox.check()
+
+    assert outbox.add([arrival("a"), arrival("b")]) == [False, True]
+    assert ids(outbox.claim(9, lease=MINUTE)) == {"a", "b"}
+    outbox.close()
+
+
+def test_the_log_is_emptied_into_the_file_by_a_thread_of_its_own(disk: _Disk, path: Path) -> None:
+    """A checkpoint within `add` would be its slowest moment; none at all would fill the disk."""
+    outbox = SqliteOutbox(path)
+    threads = set()
+    emptied = threading.Event()
+
+    def synced(file: Path) -> None:
+        if file == path:
+            threads.add(threading.current_thread())
+            emptied.set()
+
+    disk.synced = synced
+    sizes = []
+    with closing(apsw.Connection(str(path))) as another:
+        for number in range(6):
+            emptied.clear()
+            outbox.add([arrival(f"{number}.{part}", body=bytes(50_000)) for part in range(100)])
+            assert emptied.wait(60)
+            _wait_until_unlocked(another)
+            sizes.append(path.with_name("relay.db-wal").stat().st_size)
+
+    assert threading.current_thread() not in threads
+    assert max(sizes) < 2 * 5_000_000
+    outbox.close()
+
+
+def _wait_until_unlocked(connection: apsw.Connection) -> None:
+    """A checkpoint holds its locks a little longer than its sync, and refuses another one."""
+    connection.pragma("user_version")  # a connection that has read nothing checkpoints nothing
+    pages = None
+    while pages is None:
+        with suppress(apsw.BusyError):
+            pages = connection.wal_checkpoint()
+
+    assert pages[0] == pages[1] > 0
+
+
+_ADDS_FOR_EVER = """
+import sys
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+from relay.outbox import Arrival
+from relay.outbox.sqlite import SqliteOutbox
+
+outbox = SqliteOutbox(Path(sys.argv[1]))
+for number in count():
+    outbox.add([Arrival("vero", str(number), datetime.now(UTC), bytes(20_000))])
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("enough", [1, 20, 300])
+def test_what_is_added_outlives_a_kill(path: Path, enough: int) -> None:
+    command = [sys.executable, "-c", _ADDS_FOR_EVER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 (our own)
+        assert process.stdout
+        added = [process.stdout.readline() for _ in range(enough)]
+        process.kill()
+        added += process.stdout
+    outbox = SqliteOutbox(path)
+
+    assert outbox.add([arrival(line.strip()) for line in added]) == [False] * len(added)
+    assert len(added) <= states(outbox)["pending"] <= len(added) + 1
+    outbox.close()
+
+
+def _refusal(path: Path) -> str:
+    with pytest.raises(OutboxError) as refusal:
+        SqliteOutbox(path)
+    return str(refusal.value)
+
+
+def test_the_file_of_another_program_is_refused(path: Path) -> None:
+    with apsw.Connection(str(path)) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+    connection.close()
+
+    assert "some other program" in _refusal(path)
+
+
+def test_the_file_of_a_newer_relay_is_refused(path: Path) -> None:
+    SqliteOutbox(path).close()
+    connection = apsw.Connection(str(path))
+    connection.pragma("user_version", 999)
+    connection.close()
+
+    assert "newer relay" in _refusal(path)
+
+
+def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    path.write_bytes(b"not a database" * 100)
+
+    assert "not a database" in _refusal(path)
+    assert path.read_bytes() == b"not a database" * 100
+
+
+@pytest.mark.parametrize("place", ["", "missing/relay.db"])
+def test_where_no_file_can_be_there_is_no_outbox(tmp_path: Path, place: str) -> None:
+    assert "unable to open" in _refusal(tmp_path / place)
+
+
+def _opened(url: str) -> Counter[str]:
+    outbox: Outbox = open_outbox(url)
+    outbox.add([arrival("a")])
+    counts = states(outbox)
+    outbox.close()
+    return counts
+
+
+@pytest.mark.parametrize("place", ["sqlite:///some events.db", "sqlite:///{}/some events.db"])
+def test_a_url_names_a_relative_or_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert _opened(place.format(tmp_path)) == Counter(pending=1)
+    assert (tmp_path / "some events.db").exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "relay.db",
+        "/var/lib/relay.db",
+        "sqlite:",
+        "sqlite://relay.db",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "mysql://relay:hunter2@example.com/relay",
+    ],
+)
+def test_another_url_is_refused(url: str) -> None:
+    with pytest.raises(OutboxError) as refusal:
+        open_outbox(url)
+
+    assert "sqlite" in str(refusal.value)
+    assert "hunter2" not in str(refusal.value)

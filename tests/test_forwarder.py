@@ -1,0 +1,436 @@
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from itertools import pairwise
+from math import ceil, log2
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from relay import __version__
+from relay.events import EmailEvent, Reading
+from relay.forwarder import Forwarder
+from relay.outbox import Arrival
+from relay.outbox.sqlite import SqliteOutbox
+from relay.pacing import Pacer
+from relay.providers.vero import Vero, VeroSettings
+from relay.segment import Segment
+from tests.fakes import Answer, Clock, SegmentServer
+from tests.processes import StoredEntry, run_sql, stored, within
+
+LEASE = timedelta(seconds=60)
+
+Judge = Callable[[list[dict[str, Any]]], Answer]
+
+
+class FaultyVero(Vero):
+    """Fails at whatever mentions poison."""
+
+    def parse(self, body: bytes, received_at: datetime) -> Reading:
+        """See `Vero.parse`."""
+        if b"poison" in body:
+            raise KeyError("poison")
+        return super().parse(body, received_at)
+
+
+def vero(**settings: str) -> Vero:
+    return FaultyVero(VeroSettings.model_validate(settings))
+
+
+def clicked(email_id: str, *, user: object = 42, **campaign: str) -> bytes:
+    webhook = {
+        "type": "clicked",
+        "clicked_at": 1_772_366_400,
+        "user": {"id": user, "email": "ann@example.com"},
+        "message_id": email_id,
+        "campaign": {"id": 7, "name": "Spring", **campaign},
+        "user_agent": "Thunderbird",
+    }
+    return json.dumps(webhook).encode()
+
+
+def mails(count: int) -> list[bytes]:
+    return [clicked(f"mail-{number}") for number in range(count)]
+
+
+class Relay:
+    """An outbox and a forwarder as `relay serve` joins them, under a clock that a test moves."""
+
+    def __init__(self, path: Path, server: SegmentServer) -> None:
+        self.clock = Clock()
+        self.server = server
+        self.segment = Segment("a-write-key", server.url)
+        self.path = path
+        self.outbox = SqliteOutbox(path, clock=self.clock.now)
+        self.forwarder = self.forwarder_with(vero())
+
+    def forwarder_with(self, *providers: Vero) -> Forwarder:
+        """A forwarder that lets the test's clock pass where it would wait."""
+        clock = self.clock
+        pacer = Pacer(clock=clock.monotonic, jitter=lambda bound: bound)
+        return Forwarder(
+            self.outbox,
+            self.segment,
+            providers,
+            pacer=pacer,
+            clock=clock.monotonic,
+            sleep=clock.sleep,
+        )
+
+    def add(self, *bodies: bytes) -> None:
+        """Store webhooks as the receiver does."""
+        now = self.clock.now()
+        arrivals = []
+        for body in bodies:
+            event = Vero(VeroSettings(tests="forward")).parse(body, now)
+            assert isinstance(event, EmailEvent)
+            message_id = self.segment.message_id("vero", event.identity, event.said_at)
+            arrivals.append(Arrival("vero", message_id, now, body))
+        assert all(self.outbox.add(arrivals))
+
+    def forward(self) -> None:
+        """Step until nothing is due."""
+        while self.forwarder.step():
+            pass
+
+    def entries(self) -> dict[str, StoredEntry]:
+        """Every entry as it stands in the file, by email id."""
+        return {json.loads(entry.body)["message_id"]: entry for entry in stored(self.path)}
+
+    def dead(self) -> dict[str, str | None]:
+        """The reason of each dead letter, by email id."""
+        entries = self.entries().items()
+        return {name: entry.reason for name, entry in entries if entry.state == "dead"}
+
+    def counts(self) -> tuple[int, int, int]:
+        """How many entries are pending, delivered and dead."""
+        counts = self.outbox.counts()
+        return counts.pending, counts.delivered, counts.dead
+
+
+@pytest.fixture
+def server() -> Iterator[SegmentServer]:
+    with SegmentServer() as server:
+        yield server
+
+
+@pytest.fixture
+def relay(tmp_path: Path, server: SegmentServer) -> Iterator[Relay]:
+    relay = Relay(tmp_path / "relay.db", server)
+    yield relay
+    relay.outbox.close()
+
+
+def email_ids(batch: list[dict[str, Any]]) -> list[str]:
+    return [message["properties"]["email_id"] for message in batch]
+
+
+def refuses(*guilty: str) -> Judge:
+    def judge(batch: list[dict[str, Any]]) -> Answer:
+        if set(guilty) & set(email_ids(batch)):
+            return Answer(400, body=b"not this one")
+        return Answer()
+
+    return judge
+
+
+def test_a_webhook_arrives_as_its_track_call(relay: Relay) -> None:
+    relay.add(clicked("mail-1"))
+    relay.forward()
+    (message,) = relay.server.accepted
+    library = message["context"].pop("library")
+
+    assert library["name"] == "analytics-python"
+    assert message == {
+        "type": "track",
+        "event": "Email Link Clicked",
+        "userId": "42",
+        "anonymousId": None,
+        "timestamp": "2026-03-01T12:00:00.000+00:00",
+        "messageId": relay.entries()["mail-1"].message_id,
+        "properties": {"email_id": "mail-1", "campaign_id": "7", "campaign_name": "Spring"},
+        "context": {
+            "traits": {"email": "ann@example.com"},
+            "userAgent": "Thunderbird",
+            "integration": {"name": "vero", "version": __version__},
+        },
+        "integrations": {"Vero": False},
+    }
+    assert relay.counts() == (0, 1, 0)
+
+
+def test_without_anything_due_nothing_is_posted(relay: Relay) -> None:
+    assert not relay.forwarder.step()
+    assert not relay.server.received
+
+
+def test_many_webhooks_share_a_request_and_each_is_sent_once(relay: Relay) -> None:
+    relay.add(*mails(250))
+    relay.forward()
+
+    assert [len(request.batch) for request in relay.server.received] == [100, 100, 50]
+    assert len({message["messageId"] for message in relay.server.accepted}) == 250
+    assert relay.counts() == (0, 250, 0)
+
+
+def test_requests_keep_to_segments_rate(relay: Relay) -> None:
+    relay.add(*mails(5_100))
+    relay.forward()
+
+    assert len(relay.server.received) == 51
+    assert relay.clock.monotonic() >= 1
+
+
+def test_while_segment_is_down_one_probe_goes_after_each_backoff(relay: Relay) -> None:
+    relay.server.judge = lambda _batch: Answer(503)
+    relay.add(*mails(150))
+    probes = []
+    for _ in range(12):
+        relay.forwarder.step()
+        probes.append(relay.clock.monotonic())
+    waits = [round(later - earlier) for earlier, later in pairwise(probes)]
+
+    assert len(relay.server.received) == 12
+    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert relay.forwarder.hold is None
+
+
+def test_nothing_is_used_up_by_waiting(relay: Relay) -> None:
+    relay.server.judge = lambda _batch: Answer(503)
+    relay.add(*mails(120))
+    for _ in range(400):
+        relay.forwarder.step()
+    waiting = relay.counts()
+    relay.server.judge = lambda _batch: Answer()
+    relay.forward()
+
+    assert waiting == (120, 0, 0)
+    assert relay.counts() == (0, 120, 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited"), [("30", 30), ("1", 4), ("86400", 3_600), ("soon", 4), ("-30", 4)]
+)
+def test_segment_is_asked_again_no_sooner_than_it_said(
+    relay: Relay, asked: str, waited: int
+) -> None:
+    """By the third failure relay's own wait is 4 s."""
+    relay.server.answers.extend([Answer(503), Answer(503), Answer(429, {"Retry-After": asked})])
+    relay.add(clicked("mail-1"))
+    for _ in range(3):
+        relay.forwarder.step()
+    failed_at = relay.clock.monotonic()
+    relay.forwarder.step()
+
+    assert round(relay.clock.monotonic() - failed_at) == waited
+    assert relay.counts() == (0, 1, 0)
+
+
+def test_a_retry_says_which_it_is(relay: Relay) -> None:
+    relay.server.answers.extend([Answer(503), Answer(0), Answer(429)])
+    relay.add(clicked("mail-1"))
+    relay.forward()
+    counts = [request.headers.get("X-Retry-Count") for request in relay.server.received]
+
+    assert counts == [None, "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (Answer(401), "401 Unauthorized"),
+        (Answer(404), "404 Not Found"),
+        (Answer(302, {"Location": "https://elsewhere.invalid/"}), "302 Found"),
+    ],
+)
+def test_a_refusal_holds_everything_until_it_is_mended(
+    relay: Relay, answer: Answer, named: str
+) -> None:
+    relay.server.judge = lambda _batch: answer
+    relay.add(*mails(120))
+    for _ in range(50):
+        relay.forwarder.step()
+    held, waiting, probes = relay.forwarder.hold, relay.counts(), len(relay.server.received)
+    waited = relay.clock.monotonic()
+    relay.server.judge = lambda _batch: Answer()
+    relay.forward()
+
+    assert held == named
+    assert waiting == (120, 0, 0)
+    assert probes == 50
+    assert round(waited / 60) == 49
+    assert relay.forwarder.hold is None
+    assert relay.counts() == (0, 120, 0)
+
+
+@pytest.mark.parametrize("guilty", [(0,), (99,), (49, 50), (0, 20, 40, 60, 99)])
+def test_only_the_guilty_messages_of_a_rejected_batch_die(
+    relay: Relay, guilty: tuple[int, ...]
+) -> None:
+    names = [f"mail-{number}" for number in guilty]
+    relay.server.judge = refuses(*names)
+    relay.add(*mails(100))
+    relay.forward()
+    details = {relay.entries()[name].detail for name in names}
+
+    assert relay.dead() == dict.fromkeys(names, "rejected")
+    assert details == {"400 Bad Request: not this one"}
+    assert relay.counts() == (0, 100 - len(names), len(names))
+    assert Counter(email_ids(relay.server.accepted)).most_common(1)[0][1] == 1
+    assert len(relay.server.received) <= 1 + 2 * len(names) * ceil(log2(100))
+
+
+def test_a_batch_too_large_for_segment_is_halved_until_it_fits(relay: Relay) -> None:
+    relay.server.judge = lambda batch: Answer(413 if len(batch) > 10 else 200)
+    relay.add(*mails(100))
+    relay.forward()
+
+    assert relay.counts() == (0, 100, 0)
+
+
+def test_halving_goes_on_after_segment_was_down_in_the_middle_of_it(relay: Relay) -> None:
+    relay.server.judge = refuses("mail-70")
+    relay.server.answers.extend([Answer(400), Answer(), Answer(400), Answer(503)])
+    relay.add(*mails(100))
+    relay.forward()
+
+    assert relay.dead() == {"mail-70": "rejected"}
+    assert relay.counts() == (0, 99, 1)
+
+
+def test_what_segment_would_drop_in_silence_is_never_sent(relay: Relay) -> None:
+    relay.add(clicked("large", subject="x" * 40_000), clicked("mail-1"))
+    relay.forward()
+
+    assert relay.dead() == {"large": "oversized"}
+    assert email_ids(relay.server.accepted) == ["mail-1"]
+
+
+def test_a_webhook_that_makes_the_mapping_fail_stops_no_other(relay: Relay) -> None:
+    relay.add(clicked("bad", subject="poison"), clicked("mail-1"))
+    relay.forward()
+
+    assert relay.dead() == {"bad": "poison"}
+    assert relay.entries()["bad"].detail == "the mapping failed: KeyError"
+    assert email_ids(relay.server.accepted) == ["mail-1"]
+
+
+def test_an_entry_of_a_provider_that_is_gone_is_a_dead_letter(relay: Relay) -> None:
+    relay.add(clicked("mail-1"))
+    relay.forwarder = relay.forwarder_with()
+    relay.forward()
+
+    assert relay.dead() == {"mail-1": "poison"}
+    assert not relay.server.received
+
+
+def test_what_was_accepted_and_is_ignored_by_now_is_kept_as_a_dead_letter(relay: Relay) -> None:
+    sample = json.loads(clicked("sample", user="123"))
+    sample["user"]["email"] = "steve@getvero.com"
+    relay.add(json.dumps(sample).encode())
+    relay.forward()
+
+    assert relay.dead() == {"sample": "unknown_type"}
+    assert relay.entries()["sample"].detail == "is ignored by now: test_sample"
+    assert not relay.server.received
+
+
+def test_whoever_holds_an_older_claim_settles_nothing(relay: Relay) -> None:
+    taken = []
+
+    def judge(_batch: list[dict[str, Any]]) -> Answer:
+        relay.clock.sleep(61)
+        taken.extend(relay.outbox.claim(100, lease=LEASE))
+        return Answer()
+
+    relay.server.judge = judge
+    relay.add(clicked("mail-1"))
+    relay.forwarder.step()
+    left_alone = relay.counts()
+    relay.outbox.deliver(taken)
+
+    assert left_alone == (1, 0, 0)
+    assert relay.counts() == (0, 1, 0)
+
+
+@pytest.fixture
+def running(relay: Relay) -> Iterator[Forwarder]:
+    """Forwards by itself, in real time."""
+    forwarder = Forwarder(relay.outbox, relay.segment, [vero()])
+    forwarder.start()
+    yield forwarder
+    forwarder.stop(10)
+
+
+def test_what_arrives_is_forwarded_without_being_asked(relay: Relay, running: Forwarder) -> None:
+    relay.add(clicked("mail-1"))
+    running.arrived(1)
+
+    assert within(20, lambda: relay.counts() == (0, 1, 0))
+
+
+def test_forwarding_goes_on_when_the_outbox_works_again(relay: Relay) -> None:
+    relay.add(clicked("mail-1"))
+    run_sql(relay.path, "ALTER TABLE entries RENAME TO away")
+    forwarder = Forwarder(relay.outbox, relay.segment, [vero()])
+    with capture_logs() as lines:
+        forwarder.start()
+        failed = within(20, lambda: any(line["event"] == "forward.outbox_failed" for line in lines))
+    run_sql(relay.path, "ALTER TABLE away RENAME TO entries")
+    delivered = within(20, lambda: relay.counts() == (0, 1, 0))
+    forwarder.stop(10)
+
+    assert failed
+    assert delivered
+
+
+def test_four_requests_are_in_flight_at_the_most(relay: Relay) -> None:
+    in_flight: list[int] = []
+    over = threading.Event()
+
+    def judge(batch: list[dict[str, Any]]) -> Answer:
+        in_flight.append(len(batch))
+        over.wait(30)
+        return Answer()
+
+    relay.server.judge = judge
+    relay.add(*mails(1_000))
+    forwarder = Forwarder(relay.outbox, relay.segment, [vero()])
+    forwarder.start()
+    four = within(20, lambda: len(in_flight) == 4)
+    more = within(0.3, lambda: len(in_flight) > 4)
+    over.set()
+    delivered = within(20, lambda: relay.counts() == (0, 1_000, 0))
+    forwarder.stop(10)
+
+    assert four
+    assert not more
+    assert delivered
+
+
+def test_stopping_makes_what_is_still_unanswered_due_at_once(relay: Relay) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def judge(_batch: list[dict[str, Any]]) -> Answer:
+        asked.set()
+        over.wait(30)
+        return Answer()
+
+    relay.server.judge = judge
+    relay.add(*mails(10))
+    forwarder = Forwarder(relay.outbox, relay.segment, [vero()])
+    forwarder.start()
+    assert asked.wait(30)
+    hidden = relay.outbox.claim(100, lease=LEASE)
+    forwarder.stop(0)
+    due = relay.outbox.claim(100, lease=LEASE)
+    over.set()
+    forwarder.stop(30)
+
+    assert hidden == []
+    assert len(due) == 10
+    assert relay.counts() == (10, 0, 0)

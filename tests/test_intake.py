@@ -1,0 +1,223 @@
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from relay.errors import OutboxError
+from relay.events import DeadReason, Unusable
+from relay.intake import LARGEST_GROUP, MAX_WAITING_BYTES, Intake
+from relay.outbox import Arrival
+from relay.outbox.sqlite import SqliteOutbox
+from tests.processes import run_sql, stored
+
+FAULT = Unusable(DeadReason.UNREADABLE, "not JSON")
+
+
+class WatchedOutbox(SqliteOutbox):
+    """A real outbox that tells what it is given and can be made to wait.
+
+    Attributes:
+        groups: the size of each group it was given.
+        busy: set while it waits.
+        free: it waits for this before it stores anything.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.groups: list[int] = []
+        self.busy = threading.Event()
+        self.free = threading.Event()
+        self.free.set()
+
+    def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        """See `Outbox.add`."""
+        self.groups.append(len(arrivals))
+        self.busy.set()
+        assert self.free.wait(30)
+        return super().add(arrivals)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "relay.db"
+
+
+@pytest.fixture
+def outbox(path: Path) -> Iterator[WatchedOutbox]:
+    outbox = WatchedOutbox(path)
+    yield outbox
+    outbox.close()
+
+
+def arrival(name: object, *, body: bytes = b"{}", fault: Unusable | None = None) -> Arrival:
+    return Arrival("vero", f"vero-{name}", datetime.now(UTC), body, fault)
+
+
+def run(
+    outbox: WatchedOutbox,
+    scenario: Callable[[Intake], Awaitable[None]],
+    stored: Callable[[int], None] = lambda _count: None,
+) -> None:
+    """Play the scenario with a running intake."""
+
+    async def play() -> None:
+        intake = Intake(outbox, stored=stored)
+        intake.start()
+        try:
+            await scenario(intake)
+        finally:
+            outbox.free.set()
+            await intake.close()
+
+    asyncio.run(play())
+
+
+async def queued(
+    outbox: WatchedOutbox, intake: Intake, arrivals: Sequence[Arrival]
+) -> list[asyncio.Task[bool]]:
+    """The arrivals' stores, the first of which waits in the outbox and the others behind it."""
+    outbox.busy.clear()
+    outbox.free.clear()
+    first = asyncio.create_task(intake.store(arrivals[0]))
+    await asyncio.to_thread(outbox.busy.wait, 30)
+    others = [asyncio.create_task(intake.store(arrival)) for arrival in arrivals[1:]]
+    await asyncio.sleep(0)  # each runs up to where it waits
+    return [first, *others]
+
+
+def test_a_lone_webhook_is_committed_at_once(outbox: WatchedOutbox, path: Path) -> None:
+    async def scenario(intake: Intake) -> None:
+        for name in range(3):
+            assert await intake.store(arrival(name))
+            assert len(stored(path)) == name + 1
+
+    run(outbox, scenario)
+
+    assert outbox.groups == [1, 1, 1]
+
+
+def test_a_crowd_shares_a_commit(outbox: WatchedOutbox, path: Path) -> None:
+    async def scenario(intake: Intake) -> None:
+        crowd = await queued(outbox, intake, [arrival(name) for name in range(51)])
+        outbox.free.set()
+
+        assert await asyncio.gather(*crowd) == [True] * 51
+
+    run(outbox, scenario)
+
+    assert outbox.groups == [1, 50]
+    assert len(stored(path)) == 51
+
+
+def test_a_commit_has_an_end(outbox: WatchedOutbox) -> None:
+    async def scenario(intake: Intake) -> None:
+        count = 2 * LARGEST_GROUP + 2
+        crowd = await queued(outbox, intake, [arrival(name) for name in range(count)])
+        outbox.free.set()
+        await asyncio.gather(*crowd)
+
+    run(outbox, scenario)
+
+    assert outbox.groups == [1, LARGEST_GROUP, LARGEST_GROUP, 1]
+
+
+def test_nobody_is_told_before_the_commit(outbox: WatchedOutbox) -> None:
+    async def scenario(intake: Intake) -> None:
+        crowd = await queued(outbox, intake, [arrival(1), arrival(2)])
+
+        assert not any(waiting.done() for waiting in crowd)
+
+    run(outbox, scenario)
+
+
+def test_each_is_told_whether_it_was_new(outbox: WatchedOutbox) -> None:
+    counts: list[int] = []
+
+    async def scenario(intake: Intake) -> None:
+        names = ("first", "same", "same", "first", "other")
+        crowd = await queued(outbox, intake, [arrival(name) for name in names])
+        outbox.free.set()
+
+        assert await asyncio.gather(*crowd) == [True, True, False, False, True]
+
+    run(outbox, scenario, counts.append)
+
+    assert counts == [1, 2]
+
+
+def test_what_is_not_to_be_forwarded_is_not_announced(outbox: WatchedOutbox) -> None:
+    counts: list[int] = []
+
+    async def scenario(intake: Intake) -> None:
+        await intake.store(arrival(1, fault=FAULT))
+        await intake.store(arrival(2))
+        await intake.store(arrival(2))
+
+    run(outbox, scenario, counts.append)
+
+    assert counts == [1]
+
+
+def test_a_failure_reaches_everyone_in_the_group_and_no_one_after_it(
+    outbox: WatchedOutbox, path: Path
+) -> None:
+    async def scenario(intake: Intake) -> None:
+        run_sql(path, "ALTER TABLE entries RENAME TO away")
+        crowd = await queued(outbox, intake, [arrival(name) for name in range(10)])
+        outbox.free.set()
+        told = await asyncio.gather(*crowd, return_exceptions=True)
+        run_sql(path, "ALTER TABLE away RENAME TO entries")
+
+        assert [type(answer) for answer in told] == [OutboxError] * 10
+        assert await intake.store(arrival(1))
+
+    run(outbox, scenario)
+
+
+def test_an_outbox_too_far_behind_takes_no_more_until_it_has_caught_up(
+    outbox: WatchedOutbox,
+) -> None:
+    large = arrival("large", body=bytes(MAX_WAITING_BYTES // 8))
+
+    async def scenario(intake: Intake) -> None:
+        crowd = await queued(outbox, intake, [large] * 8)
+        with pytest.raises(OutboxError, match="too many"):
+            await intake.store(arrival("small"))
+        outbox.free.set()
+        await asyncio.gather(*crowd)
+
+        assert await intake.store(arrival("small"))
+
+    run(outbox, scenario)
+
+
+def test_a_request_that_has_gone_disturbs_no_other(outbox: WatchedOutbox, path: Path) -> None:
+    async def scenario(intake: Intake) -> None:
+        crowd = await queued(outbox, intake, [arrival(name) for name in range(3)])
+        crowd[1].cancel()
+        await asyncio.wait([crowd[1]])
+        outbox.free.set()
+
+        assert await crowd[2]
+
+    run(outbox, scenario)
+
+    assert len(stored(path)) == 3
+
+
+def test_closing_commits_what_waits(outbox: WatchedOutbox, path: Path) -> None:
+    async def scenario(intake: Intake) -> None:
+        crowd = await queued(outbox, intake, [arrival(name) for name in range(20)])
+        closing = asyncio.create_task(intake.close())
+        await asyncio.sleep(0)
+        outbox.free.set()
+        await closing
+
+        assert await asyncio.gather(*crowd) == [True] * 20
+
+    run(outbox, scenario)
+
+    assert len(stored(path)) == 20

@@ -1,0 +1,403 @@
+import gzip
+import json
+import socket
+from base64 import b64encode
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+
+import pytest
+
+from relay.receiver import MAX_BODY_BYTES
+from tests.fakes import Answer, SegmentServer
+from tests.processes import (
+    PATH,
+    SECRET,
+    RelayProcess,
+    Reply,
+    closed_port,
+    read_reply,
+    run_sql,
+    stored,
+    within,
+)
+
+OTHER_SECRET = "another-secret-for-the-tests"
+WRONG_SECRET = "wrong-secret-for-the-tests"
+NOBODY = "http://127.0.0.1:1"
+BREAK = "ALTER TABLE entries RENAME TO away"
+MEND = "ALTER TABLE away RENAME TO entries"
+
+
+def opened(**changed: object) -> bytes:
+    webhook = {
+        "type": "opened",
+        "opened_at": 1_772_366_400,
+        "user": {"id": 42, "email": "ann@example.com"},
+        "message_id": "mail-1",
+    }
+    return json.dumps(webhook | changed).encode()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
+    outbox = tmp_path_factory.mktemp("receiver") / "relay.db"
+    secrets = f"{SECRET},{OTHER_SECRET}"
+    with RelayProcess(outbox, NOBODY, RELAY_VERO_SECRET=secrets) as relay:
+        yield relay
+
+
+@pytest.fixture
+def relay(shared: RelayProcess) -> RelayProcess:
+    """The shared one, with nothing stored, for a test that breaks nothing."""
+    run_sql(shared.outbox, "DELETE FROM entries")
+    return shared
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[RelayProcess]:
+    """One for a test that breaks it."""
+    with RelayProcess(tmp_path / "relay.db", NOBODY) as relay:
+        yield relay
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + b64encode(f"{user}:{password}".encode()).decode()
+
+
+def begin(sender: socket.socket, *headers: str) -> None:
+    """Send the head of a webhook."""
+    lines = [f"POST {PATH} HTTP/1.1", "Host: relay", *headers, "", ""]
+    sender.sendall("\r\n".join(lines).encode())
+
+
+def answer_to(sender: socket.socket) -> Reply:
+    response = HTTPResponse(sender)
+    response.begin()
+    return read_reply(response)
+
+
+def test_an_event_is_stored_as_it_came_before_it_is_accepted(relay: RelayProcess) -> None:
+    body = b"\n " + opened() + b"\n"
+    reply = relay.post(body)
+    (entry,) = stored(relay.outbox)
+
+    assert reply.status == 200
+    assert reply.content == {"status": "accepted", "message_id": entry.message_id}
+    assert (entry.state, entry.body, entry.provider) == ("pending", body, "vero")
+
+
+def test_the_same_event_again_is_a_duplicate(relay: RelayProcess) -> None:
+    first, again = relay.post(opened()), relay.post(opened())
+
+    assert again.status == 200
+    assert again.content == first.content | {"status": "duplicate"}
+    assert len(stored(relay.outbox)) == 1
+
+
+def test_of_many_copies_at_once_one_is_accepted(relay: RelayProcess) -> None:
+    with ThreadPoolExecutor(16) as senders:
+        replies = list(senders.map(relay.post, [opened()] * 64))
+    outcomes = [reply.content["status"] for reply in replies]
+
+    assert sorted(outcomes) == ["accepted"] + ["duplicate"] * 63
+    assert len({reply.content["message_id"] for reply in replies}) == 1
+    assert len(stored(relay.outbox)) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (opened(type="converted"), "converted"),
+        (opened(campaign={"channel": "sms"}), "other_channel"),
+    ],
+)
+def test_what_is_none_of_the_seven_is_ignored(
+    relay: RelayProcess, body: bytes, reason: str
+) -> None:
+    reply = relay.post(body)
+
+    assert (reply.status, reply.content) == (200, {"status": "ignored", "reason": reason})
+    assert not stored(relay.outbox)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (opened(type="snoozed"), "unknown_type"),
+        (opened(user={}), "no_recipient"),
+    ],
+)
+def test_what_cannot_become_an_event_is_a_dead_letter_and_not_worth_sending_again(
+    relay: RelayProcess, body: bytes, reason: str
+) -> None:
+    reply = relay.post(body)
+    (entry,) = stored(relay.outbox)
+
+    assert reply.status == 200
+    assert reply.content == {"status": "dead", "reason": reason, "error": entry.detail}
+    assert (entry.state, entry.reason, entry.body) == ("dead", reason, body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"type=opened", id="form"),
+        pytest.param(opened()[:-1], id="cut off"),
+        pytest.param(b"[]", id="no object"),
+        pytest.param(opened(bounce_code=float("nan")), id="NaN"),
+        pytest.param(b'{"type": 1e999}', id="infinite"),
+        pytest.param(b'{"type": ' + b"9" * 5_000 + b"}", id="huge integer"),
+        pytest.param(opened(message_id="\ud800"), id="lone surrogate"),
+        pytest.param(b'{"type": "\x00"}', id="raw NUL"),
+        pytest.param(b'{"type": "\xe9"}', id="latin-1"),
+        pytest.param(opened().decode().encode("utf-16"), id="UTF-16"),
+        pytest.param(gzip.compress(opened()), id="gzip"),
+        pytest.param(b'{"a":' * 51 + b"1" + b"}" * 51, id="51 levels"),
+        pytest.param(b'{"a":' * 100_000, id="100,000 levels"),
+        pytest.param(b"[" * 100_000 + b"]" * 100_000, id="100,000 lists"),
+    ],
+)
+def test_what_cannot_be_read_is_told_at_once_and_kept_once(
+    relay: RelayProcess, body: bytes
+) -> None:
+    first, again = relay.post(body), relay.post(body)
+    (entry,) = stored(relay.outbox)
+
+    assert first.status == again.status == 400
+    assert first.content == {"status": "dead", "reason": "unreadable", "error": entry.detail}
+    assert again.content == first.content
+    assert (entry.state, entry.reason, entry.body) == ("dead", "unreadable", body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"\xef\xbb\xbf" + opened(), id="byte order mark"),
+        pytest.param(b'{"type": "sent",' + opened()[1:], id="repeated key"),
+        pytest.param(opened(message_id="a\x00b"), id="escaped NUL"),
+        pytest.param(opened(user={"id": 10**400}), id="large integer"),
+        pytest.param(opened(opened_at=-(10**18)), id="impossible time"),
+        pytest.param(
+            opened(user="ann", message_id=[[], {}], campaign={"sent_to": "a@b"}), id="types"
+        ),
+    ],
+)
+def test_what_is_odd_but_readable_is_accepted(relay: RelayProcess, body: bytes) -> None:
+    reply = relay.post(body)
+    (entry,) = stored(relay.outbox)
+
+    assert reply.content == {"status": "accepted", "message_id": entry.message_id}
+    assert entry.state == "pending"
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", "?"]
+)
+def test_the_content_type_does_not_matter(relay: RelayProcess, content_type: str) -> None:
+    reply = relay.post(opened(), {"Content-Type": content_type, "Content-Encoding": "gzip"})
+
+    assert reply.content["status"] == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        (PATH, {}),
+        (f"/webhooks/vero/{OTHER_SECRET}", {}),
+        (f"/webhooks/vero/%61{SECRET[1:]}?source=vero", {}),
+        ("/webhooks/vero", {"Authorization": f"Bearer {SECRET}"}),
+        ("/webhooks/vero", {"Authorization": f"bearer {OTHER_SECRET}"}),
+        ("/webhooks/vero", {"Authorization": basic("", SECRET)}),
+        ("/webhooks/vero", {"Authorization": basic("anyone", OTHER_SECRET)}),
+    ],
+)
+def test_a_secret_is_taken_wherever_it_can_be_carried(
+    relay: RelayProcess, path: str, headers: dict[str, str]
+) -> None:
+    assert relay.ask("POST", path, opened(), headers).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/webhooks/vero", {}),
+        ("/webhooks/vero/", {}),
+        ("/webhooks/vero/wrong-secret-for-the-tests", {}),
+        (f"/webhooks/vero/{SECRET[:-1]}", {}),
+        (f"/webhooks/vero/{SECRET},{OTHER_SECRET}", {}),
+        (f"/webhooks/vero/{SECRET}/", {}),
+        ("/webhooks/vero/%FF%00", {"Authorization": f"Bearer {SECRET}"}),
+        (f"/webhooks/vero?secret={SECRET}", {}),
+        ("/webhooks/vero", {"Authorization": SECRET}),
+        ("/webhooks/vero", {"Authorization": "Bearer "}),
+        ("/webhooks/vero", {"Authorization": "Basic ?"}),
+        ("/webhooks/vero", {"Authorization": basic(SECRET, "")}),
+    ],
+)
+def test_without_the_secret_nothing_is_stored(
+    relay: RelayProcess, path: str, headers: dict[str, str]
+) -> None:
+    reply = relay.ask("POST", path, opened(), headers)
+
+    assert (reply.status, reply.content["status"]) == (401, "refused")
+    assert not stored(relay.outbox)
+
+
+@pytest.mark.parametrize(
+    "path", ["/webhooks/nobody", f"/webhooks/nobody/{SECRET}", "/webhooks/", "/webhooks", "/"]
+)
+def test_an_unknown_provider_is_not_found(relay: RelayProcess, path: str) -> None:
+    reply = relay.ask("POST", path, opened(), {"Authorization": f"Bearer {SECRET}"})
+
+    assert (reply.status, reply.content["status"]) == (404, "refused")
+
+
+@pytest.mark.parametrize("path", ["/webhooks/vero", "/webhooks/vero/"])
+def test_without_a_secret_configured_there_is_no_route(tmp_path: Path, path: str) -> None:
+    outbox, port = tmp_path / "relay.db", closed_port()
+    with RelayProcess(outbox, NOBODY, port=port, RELAY_VERO_SECRET="") as relay:
+        assert relay.ask("POST", path, opened()).status == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("path", [PATH, "/webhooks/vero"])
+def test_webhooks_are_posted_and_nothing_else(relay: RelayProcess, method: str, path: str) -> None:
+    reply = relay.ask(method, path, None if method in {"GET", "HEAD"} else opened())
+
+    assert reply.status == 405
+    assert reply.headers["allow"] == "POST"
+    assert not stored(relay.outbox)
+
+
+def test_a_body_may_have_a_mebibyte_and_not_a_byte_more(relay: RelayProcess) -> None:
+    body = opened().ljust(MAX_BODY_BYTES)
+    largest, larger = relay.post(body), relay.post(body + b" ")
+
+    assert largest.content["status"] == "accepted"
+    assert larger.status == 413
+    assert len(stored(relay.outbox)) == 1
+
+
+@pytest.mark.parametrize("secret", [SECRET, "wrong-secret-for-the-tests"])
+def test_a_sender_that_reads_nothing_until_it_has_sent_all_sees_the_refusal(
+    relay: RelayProcess, secret: str
+) -> None:
+    """Closing the connection on it would reset it, and the answer would be lost."""
+    reply = relay.ask("POST", f"/webhooks/vero/{secret}", b"x" * 16 * 2**20)
+
+    assert reply.status == (413 if secret == SECRET else 401)
+
+
+@pytest.mark.parametrize(
+    ("header", "first", "rest"),
+    [
+        ("Content-Length: 3000000", b"", b"x" * 3_000_000),
+        ("Content-Length: 3000000\r\nExpect: 100-continue", b"", b"x" * 3_000_000),
+        (
+            "Transfer-Encoding: chunked",
+            b"100001\r\n" + b"x" * 0x100001,
+            b"\r\n1\r\nx\r\n0\r\n\r\n",
+        ),
+    ],
+)
+def test_a_body_too_large_is_refused_while_it_is_being_sent(
+    relay: RelayProcess, header: str, first: bytes, rest: bytes
+) -> None:
+    with relay.connect() as sender:
+        begin(sender, header)
+        sender.sendall(first)
+        reply = answer_to(sender)
+        sender.sendall(rest)
+        after = sender.recv(1)
+
+    assert reply.status == 413
+    assert after == b""
+    assert not stored(relay.outbox)
+
+
+def test_a_body_too_slow_is_refused(relay: RelayProcess) -> None:
+    with relay.connect() as sender:
+        begin(sender, "Content-Length: 100")
+        sender.sendall(b"{")
+        reply = answer_to(sender)
+
+    assert reply.status == 408
+    assert not stored(relay.outbox)
+
+
+def test_a_sender_that_goes_away_leaves_nothing_behind(relay: RelayProcess) -> None:
+    with relay.connect() as sender:
+        begin(sender, "Content-Length: 1000")
+        sender.sendall(opened())
+    relay.post(opened(message_id="mail-2"))
+
+    assert len(stored(relay.outbox)) == 1
+
+
+@pytest.mark.parametrize("body", [opened(), opened(user={}), b"unreadable"])
+def test_what_cannot_be_stored_is_never_answered_200(fragile: RelayProcess, body: bytes) -> None:
+    run_sql(fragile.outbox, BREAK)
+    broken = fragile.post(body)
+    run_sql(fragile.outbox, MEND)
+    mended = fragile.post(body)
+
+    assert broken.status == 503
+    assert broken.content == {"status": "unavailable", "error": "not stored; send it again"}
+    assert int(broken.headers["retry-after"]) > 0
+    assert mended.content["status"] in {"accepted", "dead"}
+    assert len(stored(fragile.outbox)) == 1
+
+
+def test_the_process_is_alive_and_ready(relay: RelayProcess) -> None:
+    assert relay.ask("GET", "/healthz").content == {"status": "alive"}
+    assert relay.ask("GET", "/readyz").content == {"status": "ready"}
+
+
+def test_relay_is_not_ready_while_the_outbox_takes_no_writes(fragile: RelayProcess) -> None:
+    run_sql(fragile.outbox, "ALTER TABLE heartbeat RENAME TO away")
+    unready = within(20, lambda: fragile.ask("GET", "/readyz").status == 503)
+    (reason,) = fragile.ask("GET", "/readyz").content["reasons"]
+    run_sql(fragile.outbox, "ALTER TABLE away RENAME TO heartbeat")
+
+    assert unready
+    assert reason.startswith("the outbox takes no writes: ")
+    assert fragile.ask("GET", "/healthz").content == {"status": "alive"}
+    assert within(20, lambda: fragile.ask("GET", "/readyz").content == {"status": "ready"})
+
+
+def test_relay_is_not_ready_while_forwarding_is_on_hold(tmp_path: Path) -> None:
+    with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
+        server.judge = lambda _batch: Answer(401)
+        relay.post(opened())
+        held = within(20, lambda: relay.ask("GET", "/readyz").status == 503)
+        reasons = relay.ask("GET", "/readyz").content["reasons"]
+
+    assert held
+    assert reasons == ["forwarding is on hold: 401 Unauthorized"]
+
+
+def test_what_came_in_is_counted_by_outcome(relay: RelayProcess) -> None:
+    relay.post(opened())
+    relay.ask("POST", "/webhooks/vero/wrong-secret-for-the-tests", opened())
+    with closing(HTTPConnection("127.0.0.1", relay.port, timeout=30)) as connection:
+        connection.request("GET", "/metrics")
+        page = connection.getresponse().read().decode()
+
+    assert 'relay_webhooks_total{outcome="accepted",provider="vero",what="Email Opened"}' in page
+    assert 'relay_webhooks_total{outcome="refused",provider="vero",what="401"}' in page
+    assert SECRET not in page
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("POST", "/healthz", 405), ("GET", "/nowhere", 404)]
+)
+def test_errors_of_the_other_pages_are_json_too(
+    relay: RelayProcess, method: str, path: str, status: int
+) -> None:
+    reply = relay.ask(method, path)
+
+    assert (reply.status, reply.content["status"]) == (status, "refused")

@@ -1,0 +1,256 @@
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from relay.cli import main
+from relay.errors import SettingsError
+from relay.providers import provider_classes
+from relay.providers.vero import VeroSettings
+from relay.settings import Settings, variables
+
+MODELS: Mapping[str, type[BaseModel]] = {
+    name: provider.settings_model for name, provider in provider_classes().items()
+}
+NAMES = [variable.name for variable in variables(MODELS)]
+KEY = {"SEGMENT_WRITE_KEY": "a-write-key"}
+SECRET = "first-secret-0123456789"
+
+
+def read(**environ: str) -> Settings:
+    """The settings from these variables and a write key."""
+    return Settings.from_env(KEY | environ, MODELS)
+
+
+def faults(**environ: str) -> tuple[str, ...]:
+    """What is wrong with these variables, beside a write key."""
+    with pytest.raises(SettingsError) as error:
+        read(**environ)
+    return error.value.faults
+
+
+def vero(settings: Settings) -> VeroSettings:
+    model = settings.provider("vero")
+    assert isinstance(model, VeroSettings)
+    return model
+
+
+def test_a_write_key_is_all_that_is_needed() -> None:
+    read_settings = read()
+
+    assert read_settings.segment_write_key.get_secret_value() == "a-write-key"
+    assert read_settings.segment_url == "https://api.segment.io"
+    assert read_settings.outbox_url == "sqlite:///relay.db"
+    assert (read_settings.port, read_settings.anonymous_id) == (8000, "email")
+    assert (read_settings.log_level, read_settings.log_format) == ("info", None)
+    assert vero(read_settings) == VeroSettings(secret=(), tests="ignore", loop="block")
+
+
+def test_every_variable_is_read() -> None:
+    read_settings = read(
+        SEGMENT_REGION="eu",
+        SEGMENT_HOST="https://events.example.com",
+        RELAY_OUTBOX_URL="sqlite:////var/lib/relay/events.db",
+        RELAY_ANONYMOUS_ID="sha256",
+        PORT="5000",
+        RELAY_LOG_LEVEL="debug",
+        RELAY_LOG_FORMAT="console",
+        RELAY_VERO_SECRET=SECRET,
+        RELAY_VERO_TESTS="forward",
+        RELAY_VERO_LOOP="allow",
+    )
+
+    assert read_settings.shown() == {
+        "segment_region": "eu",
+        "segment_host": "https://events.example.com",
+        "outbox_url": "sqlite:////var/lib/relay/events.db",
+        "anonymous_id": "sha256",
+        "port": 5000,
+        "log_level": "debug",
+        "log_format": "console",
+        "vero": {"tests": "forward", "loop": "allow"},
+    }
+    assert read_settings.secrets() == ["a-write-key", SECRET]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("blank", ["", "  ", "\n"])
+def test_a_blank_variable_counts_as_not_set(name: str, blank: str) -> None:
+    if name in KEY:
+        assert faults(**{name: blank}) == (f"{name}: required, and not set",)
+    else:
+        assert read(**{name: blank}).shown() == read().shown()
+
+
+def test_blanks_around_a_value_are_dropped() -> None:
+    read_settings = read(SEGMENT_WRITE_KEY=" key\n", PORT=" 5000 ", RELAY_VERO_SECRET=f" {SECRET} ")
+
+    assert read_settings.port == 5000
+    assert read_settings.secrets() == ["key", SECRET]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SEGMENT_WRITE_KEY", "two words"),
+        ("SEGMENT_REGION", "ap"),
+        ("RELAY_ANONYMOUS_ID", "md5"),
+        ("PORT", "http"),
+        ("PORT", "-1"),
+        ("PORT", "65536"),
+        ("RELAY_LOG_LEVEL", "chatty"),
+        ("RELAY_LOG_FORMAT", "xml"),
+        ("RELAY_VERO_SECRET", "x" * 15),
+        ("RELAY_VERO_SECRET", f"{SECRET},short"),
+        ("RELAY_VERO_SECRET", f"{SECRET},"),
+        ("RELAY_VERO_TESTS", "drop"),
+        ("RELAY_VERO_LOOP", "maybe"),
+        ("RELAY_COLOUR", "blue"),
+        ("SEGMENT_COLOUR", "blue"),
+    ],
+)
+def test_a_fault_names_its_variable(name: str, value: str) -> None:
+    (fault,) = faults(**{name: value})
+
+    assert fault.startswith(f"{name}: ")
+    assert "\n" not in fault
+
+
+def test_a_fault_says_what_would_be_right() -> None:
+    assert faults(SEGMENT_REGION="ap", RELAY_VERO_SECRET="short") == (
+        "SEGMENT_REGION: should be 'us' or 'eu'",
+        "RELAY_VERO_SECRET: each secret needs at least 16 characters",
+    )
+
+
+def test_every_fault_is_told_at_once() -> None:
+    told = faults(
+        SEGMENT_WRITE_KEY="",
+        SEGMENT_REGION="ap",
+        SEGMENT_HOST="events",
+        PORT="http",
+        RELAY_VERO_SECRET="short",
+        RELAY_VERO_TESTS="drop",
+        RELAY_VERO_SECERT=SECRET,
+    )
+
+    assert [fault.partition(":")[0] for fault in told] == [
+        "SEGMENT_WRITE_KEY",
+        "SEGMENT_REGION",
+        "SEGMENT_HOST",
+        "PORT",
+        "RELAY_VERO_SECRET",
+        "RELAY_VERO_TESTS",
+        "RELAY_VERO_SECERT",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "meant"),
+    [
+        ("SEGMENT_WRITEKEY", "SEGMENT_WRITE_KEY"),
+        ("SEGMENT_RGION", "SEGMENT_REGION"),
+        ("RELAY_OUTBOX", "RELAY_OUTBOX_URL"),
+        ("RELAY_VERO_SECERT", "RELAY_VERO_SECRET"),
+        ("RELAY_VERO_TEST", "RELAY_VERO_TESTS"),
+    ],
+)
+def test_a_mistyped_name_is_a_fault_that_says_what_was_meant(mistyped: str, meant: str) -> None:
+    (fault,) = faults(**{mistyped: "something"})
+
+    assert fault.startswith(f"{mistyped}: ")
+    assert meant in fault
+
+
+@pytest.mark.parametrize("name", ["PATH", "VERO_SECRET", "RELAYS_COLOUR", "relay_colour", "HOST"])
+def test_variables_of_others_are_left_alone(name: str) -> None:
+    assert read(**{name: "something"}).shown() == read().shown()
+
+
+@pytest.mark.parametrize(
+    ("environ", "url"),
+    [
+        ({"SEGMENT_REGION": "us"}, "https://api.segment.io"),
+        ({"SEGMENT_REGION": "EU"}, "https://events.eu1.segmentapis.com"),
+        ({"SEGMENT_HOST": "http://127.0.0.1:9000/"}, "http://127.0.0.1:9000"),
+        ({"SEGMENT_HOST": "https://a.example/t/", "SEGMENT_REGION": "eu"}, "https://a.example/t"),
+    ],
+)
+def test_events_go_to_the_region_or_the_host(environ: dict[str, str], url: str) -> None:
+    assert read(**environ).segment_url == url
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "example.com",
+        "example.com:443",
+        "ftp://example.com",
+        "https://",
+        "https:///v2",
+        "https://example.com/v1",
+        "https://example.com/t/v1/",
+        "https://example.com?region=eu",
+        "https://example.com/#eu",
+        "https://relay:hunter2@example.com",
+        "https://relay@example.com",
+        "https://[::1",
+    ],
+)
+def test_a_host_is_a_base_url(host: str) -> None:
+    (fault,) = faults(SEGMENT_HOST=host)
+
+    assert fault.startswith("SEGMENT_HOST: ")
+
+
+def test_secrets_rotate_by_being_several() -> None:
+    secrets = vero(read(RELAY_VERO_SECRET=f"{SECRET} , {'x' * 16}")).secret
+
+    assert [secret.get_secret_value() for secret in secrets] == [SECRET, "x" * 16]
+
+
+def test_what_is_shown_holds_no_secret() -> None:
+    read_settings = read(RELAY_VERO_SECRET=f"{SECRET},{SECRET}0")
+    shown = repr((read_settings, read_settings.shown(), vero(read_settings)))
+
+    assert "a-write-key" not in shown
+    assert SECRET not in shown
+
+
+_MARKER = "hunter2"
+_AROUND = st.sampled_from(["", " ", ",", "https://", "sqlite:///", "@example.com", "/v1", "x" * 16])
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from([*NAMES, "RELAY_VERO_SECERT"]), st.tuples(_AROUND, _AROUND)))
+def test_no_fault_repeats_a_value(around: dict[str, tuple[str, str]]) -> None:
+    """A secret is pasted into the wrong variable now and then."""
+    environ = {name: f"{before}{_MARKER}{after}" for name, (before, after) in around.items()}
+    told = faults(**environ | {"PORT": _MARKER})
+
+    assert _MARKER not in "\n".join(told)
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_faults_end_the_command_with_a_line_for_each(command: str, tmp_path: Path) -> None:
+    others = [name for name in os.environ if name.startswith(("RELAY_", "SEGMENT_"))]
+    environ: dict[str, str | None] = dict.fromkeys([*NAMES, *others])
+    environ |= {"SEGMENT_HOST": "events", "RELAY_VERO_SECRET": _MARKER, "RELAY_PROT": "1"}
+    environ |= {"RELAY_OUTBOX_URL": f"sqlite:///{tmp_path}/relay.db"}
+    result = CliRunner().invoke(main, [command], env=environ)
+    lines = result.stderr.splitlines()
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert [line.partition(":")[0] for line in lines] == [
+        "SEGMENT_WRITE_KEY",
+        "SEGMENT_HOST",
+        "RELAY_VERO_SECRET",
+        "RELAY_PROT",
+    ]
+    assert _MARKER not in result.output
+    assert list(tmp_path.iterdir()) == []
