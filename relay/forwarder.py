@@ -22,7 +22,6 @@ from relay.errors import (
     SegmentUnavailableError,
 )
 from relay.events import DeadReason, EmailEvent, Unusable
-from relay.metrics import BATCHES, MESSAGES
 from relay.outbox import Entry, Outbox
 from relay.pacing import Pacer, Turn
 from relay.providers import Provider
@@ -40,42 +39,15 @@ WORKERS: Final = 4
 LEASE: Final = timedelta(seconds=60)
 LINGER_SECONDS: Final = 0.2
 """How long the first entry waits for company: a request costs as much as a hundred messages."""
+LOOK_SECONDS: Final = 0.05
+"""How often the outbox is asked whether anything has changed."""
 POLL_SECONDS: Final = 1.0
-"""How often due entries are looked for without being told of any."""
+"""How often due entries are looked for all the same: a lease may have ended."""
 
 _LAST_POST_SECONDS: Final = LEASE.total_seconds() - 3 * TIMEOUT_SECONDS
 _OUTBOX_PAUSE_SECONDS: Final = 1.0
 
 _log = structlog.get_logger()
-
-
-class _Arrivals:
-    """How many entries await forwarding, as far as it has been told."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._count = 0
-        self._ended = False
-
-    def add(self, count: int) -> None:
-        with self._changed:
-            self._count += count
-            self._changed.notify()
-
-    def end(self) -> None:
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def wait(self) -> None:
-        """Return when a batch is worth claiming, or at the latest when it is time to poll."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._count or self._ended, POLL_SECONDS)
-            if self._count:
-                self._changed.wait_for(
-                    lambda: self._count >= MAX_MESSAGES or self._ended, LINGER_SECONDS
-                )
-            self._count = 0
 
 
 _Batch = list[tuple[Entry, bytes]]
@@ -126,8 +98,8 @@ class Forwarder:
         self._clock = clock
         self._stopping = threading.Event()
         self._sleep = sleep or self._stopping.wait
-        self._arrivals = _Arrivals()
         self._more_is_due = True
+        self._told_hold: str | None = "whatever an earlier process told"
         self._claiming = threading.Lock()
         self._claimed: dict[int, Entry] = {}
         self._workers = [
@@ -135,24 +107,14 @@ class Forwarder:
             for number in range(WORKERS)
         ]
 
-    @property
-    def hold(self) -> str | None:
-        """Why forwarding is on hold; None when it is not."""
-        return self._pacer.hold
-
     def start(self) -> None:
         """Begin to forward, what an earlier process left first."""
         for worker in self._workers:
             worker.start()
 
-    def arrived(self, count: int) -> None:
-        """So many new entries await forwarding."""
-        self._arrivals.add(count)
-
     def stop_soon(self) -> None:
         """Claim nothing more; what is being posted goes on."""
         self._stopping.set()
-        self._arrivals.end()
 
     def stop(self, timeout: float) -> None:
         """Stop; when this returns, what was claimed is settled, or due again.
@@ -184,7 +146,7 @@ class Forwarder:
                 # work: two at it would only get in each other's way.
                 with self._claiming:
                     if not self._more_is_due:
-                        self._arrivals.wait()
+                        self._await_entries()
                     claim = self._claim()
                 if claim is not None:
                     self._forward(claim)
@@ -210,6 +172,15 @@ class Forwarder:
                 self._end(claim)
         self._more_is_due = len(claim.entries) == MAX_MESSAGES
         return claim if claim.entries else None
+
+    def _await_entries(self) -> None:
+        """Return when a batch is worth claiming, or at the latest when it is time to poll."""
+        poll_at = self._clock() + POLL_SECONDS
+        while not self._stopping.is_set() and self._clock() < poll_at:
+            if self._outbox.changed():
+                self._sleep(LINGER_SECONDS)
+                return
+            self._sleep(LOOK_SECONDS)
 
     def _await_turn(self, until: float = float("inf")) -> Turn | None:
         """A turn; None when relay is stopping or there is none before then."""
@@ -241,7 +212,7 @@ class Forwarder:
                 else:
                     # Dying before this line sends the batch again, under the same ids.
                     self._outbox.deliver(entries)
-                    self._settled(entries, "delivered")
+                    self._settled(entries)
                 claim.turn = self._await_turn(claim.last_post_at) if claim.batches else None
         except (SegmentUnavailableError, SegmentRefusedError):
             pass  # told by _post; nothing more can be sent now
@@ -254,7 +225,7 @@ class Forwarder:
             self._pacer.give_back(claim.turn)
         unsettled = [entry for entry in claim.entries if entry.id in self._claimed]
         if unsettled:
-            self._settled(unsettled, "released")
+            self._settled(unsettled)
             self._outbox.release(unsettled)
 
     def _encoded(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes]]:
@@ -312,16 +283,21 @@ class Forwarder:
         else:
             self._pacer.succeeded(turn)
         finally:
-            BATCHES.labels(answer).inc()
+            self._tell_hold()
             milliseconds = round((self._clock() - started) * 1000)
             _log.log(level, event, messages=len(batch), milliseconds=milliseconds, answer=answer)
 
+    def _tell_hold(self) -> None:
+        hold = self._pacer.hold
+        if hold != self._told_hold:
+            self._outbox.set_hold(hold)
+            self._told_hold = hold
+
     def _bury(self, entry: Entry, fault: Unusable) -> None:
         self._outbox.bury(entry, fault)
-        self._settled([entry], fault.reason)
+        self._settled([entry])
         _log.warning("forward.buried", message_id=entry.message_id, reason=fault.reason)
 
-    def _settled(self, entries: Sequence[Entry], outcome: str) -> None:
-        MESSAGES.labels(outcome).inc(len(entries))
+    def _settled(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             self._claimed.pop(entry.id, None)

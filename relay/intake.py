@@ -6,7 +6,7 @@ group, so groups grow exactly as fast as the disk is slow.
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Final
 
@@ -21,16 +21,10 @@ _Waiting = tuple[Arrival, "asyncio.Future[bool]"]
 
 
 class Intake:
-    """Stores arrivals, from one event loop, through one committing thread.
+    """Stores arrivals in the outbox, from one event loop, through one committing thread."""
 
-    Args:
-        outbox: where they go.
-        stored: called by the committing thread with how many new entries await forwarding.
-    """
-
-    def __init__(self, outbox: Outbox, *, stored: Callable[[int], None]) -> None:
+    def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._stored = stored
         self._waiting: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._waiting_bytes = 0
         self._thread = threading.Thread(target=self._commit_groups, name="intake", daemon=True)
@@ -84,10 +78,6 @@ class Intake:
             new = error
         # One call wakes every request of the group.
         self._loop.call_soon_threadsafe(_tell, group, new)
-        if not isinstance(new, OutboxError):
-            pending = sum(new[i] and arrivals[i].fault is None for i in range(len(group)))
-            if pending:
-                self._stored(pending)
 
 
 def _tell(group: Sequence[_Waiting], new: Sequence[bool] | OutboxError) -> None:

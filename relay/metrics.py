@@ -10,15 +10,3 @@ WEBHOOKS: Final = Counter(
     ["provider", "outcome", "what"],
 )
 """`outcome` is the answer's status; `what` the collection, or the reason why it is none."""
-
-BATCHES: Final = Counter(
-    "relay_batches",
-    "How did Segment answer our requests?",
-    ["answer"],
-)
-
-MESSAGES: Final = Counter(
-    "relay_messages",
-    "What became of the messages posted to Segment?",
-    ["outcome"],
-)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
-from typing import Final
+from typing import Final, cast
 
 import structlog
 from msgspec import Struct, json
@@ -82,6 +82,20 @@ class Webhooks:
         self._segment = segment
         self._intake = intake
         self._clock = clock
+        self._reading: dict[asyncio.Task[object], float] = {}
+
+    async def give_up_on_the_slow(self) -> None:
+        """Cancel the reading of every body that takes too long; runs until it is cancelled.
+
+        It looks at all of them once a second: a timer for each would cost more than its reading.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1)
+            for task, since in [*self._reading.items()]:
+                if loop.time() - since > BODY_SECONDS:
+                    del self._reading[task]
+                    task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -89,7 +103,7 @@ class Webhooks:
         try:
             provider = self._provider(scope)
             self._authenticate(provider, scope)
-            answer = await self._take(provider, await _read(scope, receive))
+            answer = await self._take(provider, await self._read(scope, receive))
             await _send(send, answer)
         except _RefusedError as refusal:
             _count(provider, "refused", str(refusal.answer.status))
@@ -107,10 +121,42 @@ class Webhooks:
         if scope["method"] != "POST":
             raise _RefusedError(405, "webhooks are posted", (b"allow", b"POST"))
         _, named, path_secret = scope["path"].partition(f"/{provider.name}/")
-        webhook = Webhook(path_secret if named else None, dict(scope["headers"]))
+        webhook = Webhook(path_secret if named else None, scope["headers"])
         if not provider.authenticate(webhook):
             challenge = (b"www-authenticate", b'Basic realm="relay"')
             raise _RefusedError(401, "wrong or missing secret", challenge)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        """The body, read within the limits of size and time.
+
+        Raises:
+            _RefusedError: it is too large, known before it is buffered, or too slow.
+            _SenderGoneError: it will never be complete.
+        """
+        for name, value in scope["headers"]:
+            if name == b"content-length" and int(value) > MAX_BODY_BYTES:
+                raise _too_large()
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._reading[task] = asyncio.get_running_loop().time()
+        body = bytearray()
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _SenderGoneError
+                body += message.get("body", b"")
+                if len(body) > MAX_BODY_BYTES:
+                    raise _too_large()
+                if not message.get("more_body", False):
+                    return bytes(body)
+        except asyncio.CancelledError:
+            if task in self._reading:
+                raise  # by someone else
+            task.uncancel()
+            slow = f"the body took more than {BODY_SECONDS} s"
+            raise _RefusedError(408, slow, drain=False) from None
+        finally:
+            self._reading.pop(task, None)
 
     async def _take(self, provider: Provider, body: bytes) -> Answer:
         """Store what the body says, and only then say so."""
@@ -139,33 +185,6 @@ class Webhooks:
             return _answered(provider, "dead", reading.reason, content, status=status)
         outcome = "accepted" if new else "duplicate"
         return _answered(provider, outcome, reading.collection, {"message_id": message_id})
-
-
-async def _read(scope: Scope, receive: Receive) -> bytes:
-    """The body, read within the limits of size and time.
-
-    Raises:
-        _RefusedError: it is too large, known before it is buffered, or too slow.
-        _SenderGoneError: it will never be complete.
-    """
-    for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > MAX_BODY_BYTES:
-            raise _too_large()
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise _SenderGoneError
-                body += message.get("body", b"")
-                if len(body) > MAX_BODY_BYTES:
-                    raise _too_large()
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError:
-        slow = f"the body took more than {BODY_SECONDS} s"
-        raise _RefusedError(408, slow, drain=False) from None
 
 
 def _too_large() -> _RefusedError:
@@ -235,7 +254,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         intake.start()
+        watch = asyncio.create_task(webhooks.give_up_on_the_slow())
         yield
+        watch.cancel()
         await intake.close()
 
     app = Starlette(
@@ -288,9 +309,10 @@ class _Readiness:
     def _check_outbox(self) -> list[str]:
         try:
             self._outbox.check()
+            hold = self._outbox.hold()
         except OutboxError as error:
             return [f"the outbox takes no writes: {error}"]
-        return []
+        return [f"forwarding is on hold: Segment answered {hold}"] if hold else []
 
 
 def _metrics(_request: Request) -> Response:

@@ -1,7 +1,6 @@
 """uvicorn, set up for relay: one write an answer, and an end that loses nothing."""
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -63,11 +62,6 @@ def serve_http(
         ),
         leaving=leaving,
     )
-    # Webhooks leave no garbage in cycles, so the collector finds next to nothing, and looking for
-    # it was a fifth of the time: it starts from here, and looks less often.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
     server.run(sockets=[listener])
 
 

@@ -74,7 +74,7 @@ class ProviderContract:
 
     def webhook(self, secret: str) -> Webhook:
         """One that carries the secret."""
-        return Webhook(secret, {})
+        return Webhook(secret, [])
 
     def read(self, body: bytes) -> Reading:
         """What the provider makes of a body received at noon."""
@@ -103,7 +103,7 @@ class ProviderContract:
         assert not self.provider(self.first).authenticate(self.webhook(secret))
 
     def test_a_webhook_without_credentials_is_refused(self) -> None:
-        assert not self.provider(self.first).authenticate(Webhook(None, {}))
+        assert not self.provider(self.first).authenticate(Webhook(None, []))
 
     def test_while_secrets_rotate_each_of_them_is_accepted(self) -> None:
         provider = self.provider(self.first, self.second)
@@ -381,6 +381,30 @@ class OutboxContract:
         assert nothing.oldest_pending_at is None
         assert claimed.oldest_pending_at == NOON - MINUTE
         assert outbox.counts().oldest_pending_at == NOON
+
+    def test_it_tells_of_change_once_something_was_added(
+        self, open_store: OpenStore, clock: Clock
+    ) -> None:
+        receiving, forwarding = (open_store("relay", clock) for _ in range(2))
+        forwarding.changed()
+        before = forwarding.changed()
+        receiving.add([arrival("a")])
+
+        assert (before, forwarding.changed()) == (False, True)
+        receiving.close()
+        forwarding.close()
+
+    def test_a_hold_is_known_to_every_process_until_it_ends(
+        self, open_store: OpenStore, clock: Clock
+    ) -> None:
+        receiving, forwarding = (open_store("relay", clock) for _ in range(2))
+        forwarding.set_hold("401 Unauthorized")
+        held = receiving.hold()
+        forwarding.set_hold(None)
+
+        assert (held, receiving.hold()) == ("401 Unauthorized", None)
+        receiving.close()
+        forwarding.close()
 
     def test_a_check_leaves_the_entries_alone(self, outbox: Outbox) -> None:
         outbox.add([arrival("a")])

@@ -113,6 +113,7 @@ class RelayProcess:
                 cwd=_ROOT,
                 env=_clean(self._environ),
                 stderr=log,
+                start_new_session=True,  # so that its forwarder can be killed with it
             )
         try:
             self._await_readiness()
@@ -175,7 +176,25 @@ class RelayProcess:
         return True
 
     def kill(self) -> None:
-        """End it at once, as a power cut would."""
+        """End it and its forwarder at once, as a power cut would."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def forwarder(self) -> int:
+        """The process id of its forwarder, once there is one."""
+        found: list[str] = []
+
+        def started() -> bool:
+            for children in Path(f"/proc/{self._process.pid}/task").glob("*/children"):
+                found.extend(children.read_text().split())
+            return bool(found)
+
+        assert within(_START_SECONDS, started)
+        return int(found[0])
+
+    def kill_alone(self) -> None:
+        """End it at once, but not its forwarder."""
         self._process.kill()
         self._process.wait()
 

@@ -196,7 +196,7 @@ def test_while_segment_is_down_one_probe_goes_after_each_backoff(relay: Relay) -
 
     assert len(relay.server.received) == 12
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
-    assert relay.forwarder.hold is None
+    assert relay.outbox.hold() is None
 
 
 def test_nothing_is_used_up_by_waiting(relay: Relay) -> None:
@@ -254,7 +254,7 @@ def test_a_refusal_holds_everything_until_it_is_mended(
     relay.add(*mails(120))
     for _ in range(50):
         relay.forwarder.step()
-    held, waiting, probes = relay.forwarder.hold, relay.counts(), len(relay.server.received)
+    held, waiting, probes = relay.outbox.hold(), relay.counts(), len(relay.server.received)
     waited = relay.clock.monotonic()
     relay.server.judge = lambda _batch: Answer()
     relay.forward()
@@ -263,7 +263,7 @@ def test_a_refusal_holds_everything_until_it_is_mended(
     assert waiting == (120, 0, 0)
     assert probes == 50
     assert round(waited / 60) == 49
-    assert relay.forwarder.hold is None
+    assert relay.outbox.hold() is None
     assert relay.counts() == (0, 120, 0)
 
 
@@ -358,17 +358,17 @@ def test_whoever_holds_an_older_claim_settles_nothing(relay: Relay) -> None:
 
 
 @pytest.fixture
-def running(relay: Relay) -> Iterator[Forwarder]:
+def running(relay: Relay) -> Iterator[None]:
     """Forwards by itself, in real time."""
     forwarder = Forwarder(relay.outbox, relay.segment, [vero()])
     forwarder.start()
-    yield forwarder
+    yield
     forwarder.stop(10)
 
 
-def test_what_arrives_is_forwarded_without_being_asked(relay: Relay, running: Forwarder) -> None:
+@pytest.mark.usefixtures("running")
+def test_what_arrives_is_forwarded_without_being_asked(relay: Relay) -> None:
     relay.add(clicked("mail-1"))
-    running.arrived(1)
 
     assert within(20, lambda: relay.counts() == (0, 1, 0))
 
@@ -401,7 +401,7 @@ def test_four_requests_are_in_flight_at_the_most(relay: Relay) -> None:
     relay.add(*mails(1_000))
     forwarder = Forwarder(relay.outbox, relay.segment, [vero()])
     forwarder.start()
-    four = within(20, lambda: len(in_flight) == 4)
+    four = within(20, lambda: len(in_flight) >= 4)
     more = within(0.3, lambda: len(in_flight) > 4)
     over.set()
     delivered = within(20, lambda: relay.counts() == (0, 1_000, 0))

@@ -1,3 +1,4 @@
+import asyncio
 import gzip
 import json
 import socket
@@ -5,16 +6,24 @@ from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import datetime
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 import pytest
+from starlette.types import Message
 
-from relay.receiver import MAX_BODY_BYTES
+from relay.events import Reading
+from relay.intake import Intake
+from relay.outbox.sqlite import SqliteOutbox
+from relay.providers.vero import Vero, VeroSettings
+from relay.receiver import MAX_BODY_BYTES, Webhooks
+from relay.segment import Segment
 from tests.fakes import Answer, SegmentServer
 from tests.processes import (
     PATH,
     SECRET,
+    WRITE_KEY,
     RelayProcess,
     Reply,
     closed_port,
@@ -139,6 +148,43 @@ def test_what_cannot_become_an_event_is_a_dead_letter_and_not_worth_sending_agai
     assert reply.status == 200
     assert reply.content == {"status": "dead", "reason": reason, "error": entry.detail}
     assert (entry.state, entry.reason, entry.body) == ("dead", reason, body)
+
+
+class FaultyVero(Vero):
+    def parse(self, body: bytes, received_at: datetime) -> Reading:
+        raise KeyError(body, received_at)
+
+
+def test_what_makes_the_mapping_fail_is_a_dead_letter(tmp_path: Path) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": opened()}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def post() -> None:
+        intake.start()
+        vero = FaultyVero(VeroSettings.model_validate({"secret": SECRET}))
+        webhooks = Webhooks([vero], Segment(WRITE_KEY, NOBODY), intake)
+        scope = {"type": "http", "method": "POST", "path": PATH, "headers": []}
+        await webhooks(scope, receive, send)
+        await intake.close()
+
+    with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
+        intake = Intake(outbox)
+        asyncio.run(post())
+        (entry,) = stored(tmp_path / "relay.db")
+    head, body = sent
+
+    assert head["status"] == 200
+    assert json.loads(body["body"]) == {
+        "status": "dead",
+        "reason": "poison",
+        "error": "the mapping failed: KeyError",
+    }
+    assert (entry.state, entry.reason, entry.body) == ("dead", "poison", opened())
 
 
 @pytest.mark.parametrize(
@@ -358,10 +404,10 @@ def test_the_process_is_alive_and_ready(relay: RelayProcess) -> None:
 
 
 def test_relay_is_not_ready_while_the_outbox_takes_no_writes(fragile: RelayProcess) -> None:
-    run_sql(fragile.outbox, "ALTER TABLE heartbeat RENAME TO away")
+    run_sql(fragile.outbox, "ALTER TABLE status RENAME TO away")
     unready = within(20, lambda: fragile.ask("GET", "/readyz").status == 503)
     (reason,) = fragile.ask("GET", "/readyz").content["reasons"]
-    run_sql(fragile.outbox, "ALTER TABLE away RENAME TO heartbeat")
+    run_sql(fragile.outbox, "ALTER TABLE away RENAME TO status")
 
     assert unready
     assert reason.startswith("the outbox takes no writes: ")
@@ -377,7 +423,7 @@ def test_relay_is_not_ready_while_forwarding_is_on_hold(tmp_path: Path) -> None:
         reasons = relay.ask("GET", "/readyz").content["reasons"]
 
     assert held
-    assert reasons == ["forwarding is on hold: 401 Unauthorized"]
+    assert reasons == ["forwarding is on hold: Segment answered 401 Unauthorized"]
 
 
 def test_what_came_in_is_counted_by_outcome(relay: RelayProcess) -> None:

@@ -76,7 +76,7 @@ class Counts(Struct, frozen=True):
 
 
 class Outbox(Protocol):
-    """A durable queue; safe to use from several threads.
+    """A durable queue; safe to use from several threads, and by several processes.
 
     tests/contracts.py holds every store to these words. Every method raises OutboxError when the
     store cannot do it.
@@ -87,6 +87,10 @@ class Outbox(Protocol):
 
         When this returns, it is on disk.
         """
+        ...
+
+    def changed(self) -> bool:
+        """Whether anything may have been added since this was last asked; cheap."""
         ...
 
     def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:
@@ -103,6 +107,14 @@ class Outbox(Protocol):
 
     def release(self, entries: Sequence[Entry]) -> None:
         """Make them due at once, unless someone else has claimed them since."""
+        ...
+
+    def set_hold(self, answer: str | None) -> None:
+        """Note for every process that forwarding is on hold after this answer, or no longer."""
+        ...
+
+    def hold(self) -> str | None:
+        """The answer that forwarding is on hold for; None when it is not on hold."""
         ...
 
     def counts(self) -> Counts:

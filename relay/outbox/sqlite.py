@@ -36,8 +36,11 @@ _MIGRATIONS: Final = (
         body         BLOB NOT NULL
     ) STRICT;
     CREATE INDEX entries_due ON entries (due_at) WHERE state = 'pending';
-    CREATE TABLE heartbeat (beat INTEGER NOT NULL) STRICT;
-    INSERT INTO heartbeat VALUES (0);
+    CREATE TABLE status (
+        beat INTEGER NOT NULL,  -- counts checks of whether a write reaches the disk
+        hold TEXT
+    ) STRICT;
+    INSERT INTO status VALUES (0, NULL);
     """,
 )
 
@@ -61,8 +64,8 @@ class SqliteOutbox:
     """See `relay.outbox.Outbox`.
 
     What `add` stores is synced before it returns. What claims and settles is not: lost in a power
-    cut, it is done again, under the same `messageId`. All of it goes through one lock, because
-    SQLite makes waiting writers of one file sleep, and sleeping is slow.
+    cut, it is done again, under the same `messageId`. All of a process's writes go through one
+    lock, because SQLite makes waiting writers of one file sleep, and sleeping is slow.
 
     A statement gives up Python's global lock and must win it back, so each of the frequent ones
     does its work for a whole batch in a single step.
@@ -71,6 +74,7 @@ class SqliteOutbox:
     def __init__(self, path: Path, *, clock: Clock = utc_now) -> None:
         self._path = path
         self._clock = clock
+        self._seen_version: int | None = None
         self._writing = threading.Lock()
         self._reading = threading.Lock()
         with _translated():
@@ -132,6 +136,13 @@ class SqliteOutbox:
             inserted.discard(arrival.message_id)  # its copies in the same group are not new
         return new
 
+    def changed(self) -> bool:
+        """See `Outbox.changed`."""
+        with _translated(), self._reading:
+            version: int = self._reader.pragma("data_version")
+        changed, self._seen_version = version != self._seen_version, version
+        return changed
+
     def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:
         """See `Outbox.claim`."""
         now = self._clock()
@@ -176,6 +187,17 @@ class SqliteOutbox:
         with _translated(), self._writing:
             self._settler.execute(_SETTLE, _CLEARED | changed | {"held": held})
 
+    def set_hold(self, answer: str | None) -> None:
+        """See `Outbox.set_hold`."""
+        with _translated(), self._writing:
+            self._settler.execute("UPDATE status SET hold = ?", (answer,))
+
+    def hold(self) -> str | None:
+        """See `Outbox.hold`."""
+        with _translated(), self._reading:
+            hold: str | None = self._reader.execute("SELECT hold FROM status").get
+        return hold
+
     def counts(self) -> Counts:
         """See `Outbox.counts`."""
         with _translated(), self._reading:
@@ -192,7 +214,7 @@ class SqliteOutbox:
     def check(self) -> None:
         """See `Outbox.check`."""
         with _translated(), self._writing:
-            self._adder.execute("UPDATE heartbeat SET beat = beat + 1")
+            self._adder.execute("UPDATE status SET beat = beat + 1")
 
     def close(self) -> None:
         """See `Outbox.close`."""

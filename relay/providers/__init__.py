@@ -27,11 +27,15 @@ class Webhook(msgspec.Struct, frozen=True):
     Attributes:
         path_secret: what follows the provider's name in the path, percent-decoded; None where
             nothing does.
-        headers: by lower-case name.
+        headers: names, in lower case, and values, as they came.
     """
 
     path_secret: str | None
-    headers: Mapping[bytes, bytes]
+    headers: Sequence[tuple[bytes, bytes]]
+
+    def header(self, name: bytes) -> bytes:
+        """The value of the first header of this name; empty where there is none."""
+        return next((value for given, value in self.headers if given == name), b"")
 
 
 class Provider(Protocol):

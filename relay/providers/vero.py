@@ -110,7 +110,7 @@ class Vero:
         """See `Provider.authenticate`. Vero itself can only carry a secret in the URL."""
         if webhook.path_secret is not None:
             return self._secrets.accepts(webhook.path_secret.encode())
-        return self._secrets.accepts(_credentials(webhook.headers.get(b"authorization", b"")))
+        return self._secrets.accepts(_credentials(webhook.header(b"authorization")))
 
     def parse(self, body: bytes, received_at: datetime) -> Reading:
         """See `Provider.parse`."""

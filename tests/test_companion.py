@@ -1,0 +1,61 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import SegmentServer
+from tests.processes import RelayProcess, within
+
+OPENED = b'{"type": "opened", "opened_at": 1772366400, "user": {"id": 7}, "message_id": "%d"}'
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat").read_text()
+    return status.rpartition(")")[2].split()[0] != "Z"  # dead, though nobody has asked yet
+
+
+def test_a_forwarder_that_dies_is_started_again(tmp_path: Path) -> None:
+    with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
+        first = relay.forwarder()
+        os.kill(first, signal.SIGKILL)
+        answer = relay.post(OPENED % 1)
+
+        assert answer.content["status"] == "accepted"
+        assert within(20, lambda: len(server.accepted) == 1)
+        assert relay.forwarder() != first
+        assert [line["code"] for line in relay.log() if line["event"] == "companion.died"] == [-9]
+
+
+def test_relay_is_not_ready_without_its_forwarder(tmp_path: Path) -> None:
+    with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
+
+        def unready() -> bool:
+            os.kill(relay.forwarder(), signal.SIGKILL)
+            readiness = relay.ask("GET", "/readyz")
+            return readiness.content.get("reasons") == ["the forwarder is not running"]
+
+        assert within(20, unready)
+
+
+def test_a_forwarder_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
+        forwarder = relay.forwarder()
+        relay.kill_alone()
+
+        assert within(20, lambda: not _runs(forwarder))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_after_an_orderly_end(tmp_path: Path, number: signal.Signals) -> None:
+    with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
+        forwarder = relay.forwarder()
+        relay.terminate(number)
+        code = relay.wait(20)
+
+        assert code == 0
+        assert not _runs(forwarder)
