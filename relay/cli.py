@@ -164,8 +164,7 @@ def settings_table() -> None:
     """Print the table of all settings."""
     click.echo("| variable | default | meaning |\n|---|---|---|")
     for variable in variables(_settings_models()):
-        default = f"`{variable.default}`" if variable.default else ""
-        click.echo(f"| `{variable.name}` | {default} | {variable.description} |")
+        click.echo(f"| `{variable.name}` | {variable.default} | {variable.description} |")
 
 
 def _settings_models() -> dict[str, type[BaseModel]]:

@@ -19,9 +19,19 @@ _MASK: Final = "***"
 
 def mask(text: str, secrets: Iterable[str] = ()) -> str:
     """The text with every address and each of the secrets replaced."""
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may begin another
         text = text.replace(secret, _MASK)
     return _ADDRESS.sub(_MASK, text)
+
+
+def _masked(value: object, secrets: Iterable[str]) -> object:
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, dict):
+        return {mask(str(key), secrets): _masked(item, secrets) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(item, secrets) for item in value]
+    return mask(value.decode(errors="replace") if isinstance(value, bytes) else str(value), secrets)
 
 
 def configure(
@@ -37,10 +47,7 @@ def configure(
     hidden = tuple(secrets)
 
     def masked(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        return {
-            key: mask(value, hidden) if isinstance(value, str) else value
-            for key, value in event.items()
-        }
+        return {mask(key, hidden): _masked(value, hidden) for key, value in event.items()}
 
     renderer: Processor = (
         structlog.processors.JSONRenderer()

@@ -101,7 +101,6 @@ class Pacer:
                 asked = retry_after.total_seconds() if retry_after else 0
                 self._start_era(troubled=True, wait=max(wait, asked))
                 self._failures += 1
-                self._hold = None
 
     def refused(self, turn: Turn, answer: str) -> None:
         """Our fault or the operator's: everything is held, and a probe goes once a minute."""

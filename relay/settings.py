@@ -1,6 +1,7 @@
 """Every setting, read from the environment, checked all at once."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -27,7 +28,9 @@ _HOSTS: Final = {"us": "https://api.segment.io", "eu": "https://events.eu1.segme
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_LowerCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+_HOST_NAME: Final = re.compile(r"[\w.:-]+")  # colons in an IPv6 address
+
+_LowerCase = BeforeValidator(str.lower)
 
 
 class Settings(BaseModel):
@@ -90,10 +93,14 @@ class Settings(BaseModel):
     def _base_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        url = urlsplit(value)
-        if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
+        try:
+            url = urlsplit(value)
+            impossible = url.port == 0 or not _HOST_NAME.fullmatch(url.hostname or "")
+        except ValueError:  # its own text repeats the value, and with it a password
+            impossible = True
+        if impossible or url.scheme not in {"http", "https"} or set(value) & set("?#"):
             raise ValueError("a base URL is needed, like https://events.example.com")
-        if url.username or url.password:
+        if "@" in url.netloc:
             raise ValueError("no user name or password can be given in it")
         if url.path.rstrip("/").endswith("/v1"):
             raise ValueError("leave out /v1: relay adds /v1/batch itself")
@@ -133,6 +140,13 @@ class Settings(BaseModel):
         """The settings of one provider, an instance of its model."""
         return self._providers[name]
 
+    @field_validator("outbox_url")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        if not value.startswith("sqlite:///"):
+            raise ValueError("should begin with sqlite:///")
+        return value
+
     @property
     def segment_url(self) -> str:
         """Base URL of the API that events are posted to."""
@@ -157,7 +171,7 @@ class Settings(BaseModel):
 
 
 class Variable(Struct, frozen=True):
-    """One variable of the environment, as the documentation tells it."""
+    """One variable of the environment, as the documentation tells it in Markdown."""
 
     name: str
     default: str
@@ -188,7 +202,7 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, Fie
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    return "" if field.default in {None, ()} else str(field.default)
+    return "" if field.default in {None, ()} else f"`{field.default}`"
 
 
 def _read(

@@ -298,6 +298,16 @@ class OutboxContract:
 
         assert [ids(claim) for claim in claims] == [{"d"}, {"b", "c"}, {"a"}, set()]
 
+    def test_a_claim_of_large_bodies_is_small(self, outbox: Outbox) -> None:
+        """It is all in memory at once."""
+        outbox.add([arrival(name, body=bytes(2**20)) for name in "abcdefgh"])
+        claims = []
+        while claim := outbox.claim(100, lease=MINUTE):
+            claims.append(sum(len(entry.body) for entry in claim))
+
+        assert sum(claims) == 8 * 2**20
+        assert max(claims) <= 5 * 2**20
+
     def test_a_claimed_entry_is_hidden_until_its_lease_ends(
         self, outbox: Outbox, clock: Clock
     ) -> None:

@@ -193,6 +193,11 @@ class RelayProcess:
         assert within(_START_SECONDS, started)
         return int(found[0])
 
+    def kill_forwarder(self) -> None:
+        """End its forwarder at once."""
+        with suppress(ProcessLookupError):
+            os.kill(self.forwarder(), signal.SIGKILL)
+
     def kill_alone(self) -> None:
         """End it at once, but not its forwarder."""
         self._process.kill()

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection, HTTPException, HTTPResponse
@@ -283,12 +283,16 @@ def test_whenever_relay_is_killed_no_accepted_webhook_is_lost(tmp_path: Path) ->
     seed = time.time_ns()
     rng = Random(seed)  # noqa: S311 (no secret hangs on it)
     outbox, ledger = tmp_path / "relay.db", Ledger(rng)
-    with SegmentServer() as server:
+    with SegmentServer() as server, ExitStack() as processes:
         server.judge = misbehaving(Random(seed))  # noqa: S311 (as above)
         for _ in range(ROUNDS):
-            with RelayProcess(outbox, server.url) as relay, crowd(relay.port, ledger):
-                ledger.await_answers(rng.randrange(3_000))
-                relay.kill()
+            relay = processes.enter_context(RelayProcess(outbox, server.url))
+            with crowd(relay.port, ledger):
+                ledger.await_answers(rng.randrange(1_500))
+                if rng.random() < 0.5:
+                    relay.kill_forwarder()
+                    ledger.await_answers(rng.randrange(1_500))
+                rng.choice([relay.kill, relay.kill_alone])()
         server.judge = well
         with RelayProcess(outbox, server.url) as relay:
             drained = within(120, lambda: not pending(outbox))

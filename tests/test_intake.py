@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 
 from relay.errors import OutboxError
-from relay.events import DeadReason, Unusable
 from relay.intake import LARGEST_GROUP, MAX_WAITING_BYTES, Intake
 from relay.outbox import Arrival
 from relay.outbox.sqlite import SqliteOutbox
 from tests.processes import run_sql, stored
-
-FAULT = Unusable(DeadReason.UNREADABLE, "not JSON")
 
 
 class WatchedOutbox(SqliteOutbox):
@@ -52,8 +49,8 @@ def outbox(path: Path) -> Iterator[WatchedOutbox]:
     outbox.close()
 
 
-def arrival(name: object, *, body: bytes = b"{}", fault: Unusable | None = None) -> Arrival:
-    return Arrival("vero", f"vero-{name}", datetime.now(UTC), body, fault)
+def arrival(name: object, *, body: bytes = b"{}") -> Arrival:
+    return Arrival("vero", f"vero-{name}", datetime.now(UTC), body)
 
 
 def run(

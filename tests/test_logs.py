@@ -160,3 +160,17 @@ def test_what_is_less_severe_than_the_level_is_not_written() -> None:
 def test_segments_library_says_nothing(name: str) -> None:
     """At debug it writes whole bodies and the write key."""
     assert written(lambda: logging.getLogger(name).critical("making request: %s", "{}")) == ""
+
+
+@pytest.mark.parametrize(
+    "value", [ValueError(PRIVATE), {ADDRESS: SECRET}, [PRIVATE], (PRIVATE,), PRIVATE.encode()]
+)
+def test_what_is_wrapped_up_is_masked_too(value: object) -> None:
+    said = written(lambda: structlog.get_logger().info("said", value=value))
+
+    assert ADDRESS not in said
+    assert SECRET not in said
+
+
+def test_a_secret_that_begins_another_leaves_nothing_of_it() -> None:
+    assert logs.mask("first-secret-tail", ["first-secret", "first-secret-tail"]) == "***"

@@ -200,12 +200,26 @@ def test_events_go_to_the_region_or_the_host(environ: dict[str, str], url: str) 
         "https://relay:hunter2@example.com",
         "https://relay@example.com",
         "https://[::1",
+        "https://[hunter2]",
+        "https://relay:hunter2\u2100@example.com",
+        "https://example.com:99999",
+        "https://example.com:x",
+        "https://exa mple.com",
+        "https://example.com?",
+        "https://example.com#",
     ],
 )
 def test_a_host_is_a_base_url(host: str) -> None:
     (fault,) = faults(SEGMENT_HOST=host)
 
     assert fault.startswith("SEGMENT_HOST: ")
+    assert "hunter2" not in fault
+
+
+def test_an_outbox_of_no_known_kind_is_a_fault() -> None:
+    (fault,) = faults(RELAY_OUTBOX_URL="mysql://outbox")
+
+    assert fault == "RELAY_OUTBOX_URL: should begin with sqlite:///"
 
 
 def test_secrets_rotate_by_being_several() -> None:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib import import_module
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -139,7 +138,7 @@ def open_outbox(url: str) -> Outbox:
     Raises:
         OutboxError: it cannot be opened, or no store goes by the URL's scheme.
     """
-    scheme = urlsplit(url).scheme
+    scheme = url.partition(":")[0]
     if scheme not in _STORES:
         raise OutboxError(
             f"no store goes by {scheme or 'an empty scheme'}:; known: {', '.join(_STORES)}"

@@ -44,6 +44,7 @@ _MIGRATIONS: Final = (
     """,
 )
 
+_MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _MOST_ROWS: Final = 2_000  # a statement; SQLite takes 32,766 variables
 _BUSY_MILLISECONDS: Final = 5_000
 _CHECKPOINT_PAGES: Final = 1_000  # 4 MB of WAL, as SQLite's own default
@@ -79,6 +80,7 @@ class SqliteOutbox:
         self._reading = threading.Lock()
         with _translated():
             self._adder = self._connect()
+            self._check_mark()
             self._adder.pragma("journal_mode", "wal")
             self._migrate()
             self._settler = self._connect()
@@ -91,7 +93,10 @@ class SqliteOutbox:
         self._checkpointer.start()
 
     def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self._path))
+        try:
+            connection = apsw.Connection(str(self._path))
+        except apsw.CantOpenError:
+            raise OutboxError(f"{self._path} cannot be opened") from None
         connection.transaction_mode = "IMMEDIATE"
         connection.set_busy_timeout(_BUSY_MILLISECONDS)
         connection.pragma("synchronous", "full")
@@ -99,14 +104,17 @@ class SqliteOutbox:
         connection.pragma("wal_autocheckpoint", 0)
         return connection
 
+    def _check_mark(self) -> None:
+        """Refuse another program's file before anything is written to it."""
+        tables = self._adder.execute("SELECT count(*) FROM sqlite_schema").get
+        if tables and self._adder.pragma("application_id") != _MARK:
+            raise OutboxError(f"{self._path} is a SQLite file of some other program")
+        if self._adder.pragma("user_version") > len(_MIGRATIONS):
+            raise OutboxError(f"{self._path} was written by a newer relay")
+
     def _migrate(self) -> None:
         with self._adder:
-            mark, version = self._adder.pragma("application_id"), self._adder.pragma("user_version")
-            tables = self._adder.execute("SELECT count(*) FROM sqlite_schema").get
-            if mark != _MARK and tables:
-                raise OutboxError(f"{self._path} is a SQLite file of some other program")
-            if version > len(_MIGRATIONS):
-                raise OutboxError(f"{self._path} was written by a newer relay")
+            version: int = self._adder.pragma("user_version")
             for migration in _MIGRATIONS[version:]:
                 self._adder.execute(migration)
             self._adder.pragma("application_id", _MARK)
@@ -147,6 +155,7 @@ class SqliteOutbox:
         """See `Outbox.claim`."""
         now = self._clock()
         due = {"now": _milliseconds(now), "until": _milliseconds(now + lease), "limit": limit}
+        due["bytes"] = _MOST_BYTES
         with _translated():
             with self._reading:
                 ids = self._reader.execute(_DUE, due).get
@@ -301,9 +310,11 @@ _INSERTED: Final = "SELECT message_id FROM entries WHERE :count > 0 AND id >= :f
 
 _DUE: Final = """
     SELECT json_group_array(id) FROM (
-        SELECT id FROM entries WHERE state = 'pending' AND due_at <= :now
-        ORDER BY due_at LIMIT :limit
-    )
+        SELECT id, size, sum(size) OVER (ROWS UNBOUNDED PRECEDING) AS total FROM (
+            SELECT id, length(body) AS size FROM entries WHERE state = 'pending' AND due_at <= :now
+            ORDER BY due_at LIMIT :limit
+        )
+    ) WHERE total - size < :bytes
 """
 
 _CLAIM: Final = """

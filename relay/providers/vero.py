@@ -11,9 +11,9 @@ import binascii
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from relay.errors import UnreadableError
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, Unusable
@@ -82,12 +82,12 @@ class VeroSettings(BaseModel):
         description="Secret at the end of the webhook URL, 16 characters or more; several,"
         " comma-separated, while rotating. Without it `/webhooks/vero` does not exist.",
     )
-    tests: Literal["ignore", "forward"] = Field(
+    tests: Annotated[Literal["ignore", "forward"], BeforeValidator(str.lower)] = Field(
         default="ignore",
         description="What becomes of the sample that Vero's Test button sends (user 123,"
         " steve@getvero.com): `ignore` it or `forward` it.",
     )
-    loop: Literal["block", "allow"] = Field(
+    loop: Annotated[Literal["block", "allow"], BeforeValidator(str.lower)] = Field(
         default="block",
         description="`block` keeps the events from Segment's own Vero destination, which"
         " unsubscribes people at any event named like “unsubscribe”; `allow` lets them through.",
@@ -119,7 +119,7 @@ class Vero:
         except UnreadableError as error:
             return Unusable(DeadReason.UNREADABLE, str(error))
         # `user_updated` has been seen with its type under `action`.
-        kind = text(document.get("type")) or text(document.get("action"))
+        kind = _word(document.get("type")) or _word(document.get("action"))
         collection = _COLLECTIONS.get(kind) if kind else None
         if collection is None:
             return Ignored(kind) if kind in _OTHER_TYPES else _unknown_type(kind)
@@ -129,8 +129,8 @@ class Vero:
         channel = text(campaign.get("channel"))
         if channel and channel.lower() != "email":
             return Ignored("other_channel")
-        user_id = None if type(user.get("id")) is bool else text(user.get("id"))
-        email = text(user.get("email")) or _address(campaign.get("sent_to"))
+        user_id = _word(user.get("id"))
+        email = _word(user.get("email")) or _address(campaign.get("sent_to"))
         if self._ignores_samples and (user_id, email) == _SAMPLE_USER:
             return Ignored("test_sample")
         if not (user_id or email):
@@ -179,8 +179,15 @@ def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _word(value: object) -> str | None:
+    """What identifies: a string or a number, never the text of anything else."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return text(value)
+    return None
+
+
 def _address(value: object) -> str | None:
-    candidate = text(value)
+    candidate = _word(value)
     return candidate if candidate and _ADDRESS.fullmatch(candidate) else None
 
 
@@ -212,7 +219,8 @@ def _instant(value: object) -> datetime | None:
 def _iso_instant(value: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(value)
-        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        return moment if moment.timestamp() >= 0 else None
     except (ValueError, OverflowError):  # the second for the first and last days of the calendar
         return None
 

@@ -191,7 +191,14 @@ def test_the_file_of_another_program_is_refused(path: Path) -> None:
         connection.execute("CREATE TABLE theirs (a)")
     connection.close()
 
+    before = path.read_bytes()
+
     assert "some other program" in _refusal(path)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    assert str(tmp_path) in _refusal(tmp_path / "missing" / "relay.db")
 
 
 def test_the_file_of_a_newer_relay_is_refused(path: Path) -> None:
@@ -212,7 +219,7 @@ def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["", "missing/relay.db"])
 def test_where_no_file_can_be_there_is_no_outbox(tmp_path: Path, place: str) -> None:
-    assert "unable to open" in _refusal(tmp_path / place)
+    assert "cannot be opened" in _refusal(tmp_path / place)
 
 
 def _opened(url: str) -> Counter[str]:

@@ -270,7 +270,7 @@ def test_the_first_and_the_last_time_that_can_be(edge: datetime) -> None:
         (4711.0, "4711"),
         (" production_4711\n", "production_4711"),
         ("ada@example.com", "ada@example.com"),
-        *((blank, None) for blank in ("", " ", None, True, False, {"id": 1})),
+        *((blank, None) for blank in ("", " ", None, True, False, {"id": 1}, [1, 2])),
     ],
 )
 def test_a_user_id_is_a_string_or_absent(user_id: object, expected: str | None) -> None:
@@ -294,6 +294,15 @@ def test_the_address_is_the_users_or_where_the_mail_was_sent(
     document = changed(changed(OPENED, "user.email", email), "campaign.sent_to", sent_to)
 
     assert event(document).email == expected
+
+
+@pytest.mark.parametrize("email", [True, False, ["ada@example.com"], {"to": "ada@example.com"}])
+def test_only_a_text_is_an_address(email: object) -> None:
+    assert event(changed(OPENED, "user.email", email)).email == OPENED["campaign"]["sent_to"]
+
+
+def test_an_instant_before_the_epoch_is_none() -> None:
+    assert event(changed(OPENED, "opened_at", "0001-01-01")).said_at is None
 
 
 @pytest.mark.parametrize("user", [None, {}, {"id": " ", "email": ""}, {"id": True}, "ada", [4711]])
