@@ -49,7 +49,6 @@ _OUTBOX_PAUSE_SECONDS: Final = 1.0
 
 _log = structlog.get_logger()
 
-
 _Batch = list[tuple[Entry, bytes]]
 
 
@@ -167,9 +166,11 @@ class Forwarder:
             claim.entries = self._outbox.claim(MAX_MESSAGES, lease=LEASE)
             self._claimed.update((entry.id, entry) for entry in claim.entries)
             claim.batches.extend(batches(self._encoded(claim.entries)))
-        finally:
-            if not claim.batches:
-                self._end(claim)
+        except OutboxError:
+            self._end(claim)
+            raise
+        if not claim.batches:
+            self._end(claim)
         self._more_is_due = len(claim.entries) == MAX_MESSAGES
         return claim if claim.entries else None
 
@@ -262,10 +263,10 @@ class Forwarder:
             return Unusable(DeadReason.POISON, f"the mapping failed: {type(error).__name__}")
 
     def _post(self, batch: _Batch, turn: Turn) -> None:
-        """Post one batch in this turn; tell the pacer, the log and the metrics how it went."""
+        """Post one batch in this turn; tell the pacer, the outbox and the log how it went."""
         started = self._clock()
         retries = max(entry.attempts for entry, _ in batch) - 1
-        answer, event, level = "accepted", "forward.sent", INFO
+        answer, event, level = "none", "forward.failed", ERROR
         try:
             self._segment.post([message for _, message in batch], retry_count=retries)
         except SegmentUnavailableError as error:
@@ -282,6 +283,7 @@ class Forwarder:
             raise
         else:
             self._pacer.succeeded(turn)
+            answer, event, level = "accepted", "forward.sent", INFO
         finally:
             self._tell_hold()
             milliseconds = round((self._clock() - started) * 1000)

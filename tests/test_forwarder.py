@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay import __version__
+from relay.errors import OutboxError
 from relay.events import EmailEvent, Reading
 from relay.forwarder import Forwarder
 from relay.outbox import Arrival
@@ -55,6 +56,12 @@ def clicked(email_id: str, *, user: object = 42, **campaign: str) -> bytes:
 
 def mails(count: int) -> list[bytes]:
     return [clicked(f"mail-{number}") for number in range(count)]
+
+
+_REFUSE_DEAD_LETTERS = """
+    CREATE TRIGGER refused BEFORE UPDATE OF state ON entries WHEN NEW.state = 'dead'
+    BEGIN SELECT RAISE(ABORT, 'refused'); END
+"""
 
 
 class Relay:
@@ -371,6 +378,22 @@ def test_what_arrives_is_forwarded_without_being_asked(relay: Relay) -> None:
     relay.add(clicked("mail-1"))
 
     assert within(20, lambda: relay.counts() == (0, 1, 0))
+
+
+def test_a_probe_that_the_outbox_spoils_is_given_back(relay: Relay) -> None:
+    """Half of the claim was mapped; nothing may wait for its answer for ever."""
+    relay.add(*[clicked(f"mail-{number}", name="n" * 30_000) for number in range(20)])
+    relay.server.answers.append(Answer(503))
+    relay.forwarder.step()
+    relay.add(clicked("poison"))
+    run_sql(relay.path, _REFUSE_DEAD_LETTERS)
+    with pytest.raises(OutboxError):
+        relay.forwarder.step()
+    run_sql(relay.path, "DROP TRIGGER refused")
+    for _ in range(4):
+        relay.forwarder.step()
+
+    assert relay.counts() == (0, 20, 1)
 
 
 def test_forwarding_goes_on_when_the_outbox_works_again(relay: Relay) -> None:
