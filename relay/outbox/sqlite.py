@@ -68,8 +68,8 @@ class SqliteOutbox:
     cut, it is done again, under the same `messageId`. All of a process's writes go through one
     lock, because SQLite makes waiting writers of one file sleep, and sleeping is slow.
 
-    A statement gives up Python's global lock and must win it back, so each of the frequent ones
-    does its work for a whole batch in a single step.
+    A statement gives up Python's global lock and must win it back, so each that writes does its
+    work for a whole batch in a single step.
     """
 
     def __init__(self, path: Path, *, clock: Clock = utc_now) -> None:
@@ -165,18 +165,12 @@ class SqliteOutbox:
             with self._writing:
                 self._settler.execute(_CLAIM, {**due, "ids": ids, "claim": claim})
             with self._reading:
-                rows = self._reader.execute(_CLAIMED, {"ids": ids, "claim": claim}).get
+                rows: list[Any] = self._reader.execute(
+                    _CLAIMED, {"ids": ids, "claim": claim}
+                ).fetchall()
         return [
-            Entry(
-                id_,
-                provider,
-                message_id,
-                _moment(received_at),
-                attempts,
-                claim,
-                bytes.fromhex(body),
-            )
-            for id_, provider, message_id, received_at, attempts, body in json.decode(rows)
+            Entry(id_, provider, message_id, _moment(received_at), attempts, claim, body)
+            for id_, provider, message_id, received_at, attempts, body in rows
         ]
 
     def deliver(self, entries: Sequence[Entry]) -> None:
@@ -322,12 +316,9 @@ _CLAIM: Final = """
     WHERE id IN (SELECT value FROM json_each(:ids)) AND state = 'pending' AND due_at <= :now
 """
 
-# One row for all: a step for each would hand Python's global lock over a hundred times.
 _CLAIMED: Final = """
-    SELECT json_group_array(
-        json_array(id, provider, message_id, received_at, attempts, hex(body))
-    )
-    FROM entries WHERE id IN (SELECT value FROM json_each(:ids)) AND claim = :claim
+    SELECT id, provider, message_id, received_at, attempts, body FROM entries
+    WHERE id IN (SELECT value FROM json_each(:ids)) AND claim = :claim
 """
 
 _SETTLE: Final = """

@@ -195,10 +195,9 @@ def _properties(document: dict[str, Any], campaign: dict[str, Any]) -> dict[str,
     properties: dict[str, str] = {}
     for source, names in ((document, _TOP_LEVEL), (campaign, _CAMPAIGN)):
         for key, name in names.items():
-            if key in source and name not in properties:
-                value = text(source[key])
-                if value:
-                    properties[name] = value
+            value = source.get(key)
+            if value is not None and name not in properties and (value := text(value)):
+                properties[name] = value
     return properties
 
 
