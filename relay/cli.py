@@ -71,24 +71,31 @@ def forward(*, until_stdin_closes: bool) -> None:
     """Forward what the outbox holds, until SIGTERM or Ctrl-C; `relay serve` starts this itself."""
     settings, providers = _configured(os.environ)
     _configure_logs(settings)
+    leave = _LeaveOnce()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
     if until_stdin_closes:
         threading.Thread(target=_leave_with_stdin, daemon=True).start()
     with _opened(settings) as outbox:
         forwarder = Forwarder(outbox, _segment(settings), providers)
-        forwarder.start()
-        _spare_the_collector()
         try:
+            forwarder.start()
+            _spare_the_collector()
             threading.Event().wait()
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
             forwarder.stop(_POSTS_SECONDS)
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(0)
+class _LeaveOnce:
+    """Ends the process at the first signal; a second one must not cut the ending short."""
+
+    def __init__(self) -> None:
+        self._leaving = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._leaving:
+            self._leaving = True
+            sys.exit(0)
 
 
 def _leave_with_stdin() -> None:

@@ -124,7 +124,8 @@ class Forwarder:
         self.stop_soon()
         deadline = time.monotonic() + timeout
         for worker in self._workers:
-            worker.join(max(0, deadline - time.monotonic()))
+            if worker.is_alive():
+                worker.join(max(0, deadline - time.monotonic()))
         unsettled = list(self._claimed.values())
         if unsettled:
             self._outbox.release(unsettled)

@@ -1,11 +1,12 @@
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.fakes import SegmentServer
-from tests.processes import RelayProcess, within
+from tests.fakes import Answer, SegmentServer
+from tests.processes import RelayProcess, stored, within
 
 OPENED = b'{"type": "opened", "opened_at": 1772366400, "user": {"id": 7}, "message_id": "%d"}'
 
@@ -35,7 +36,8 @@ def test_relay_is_not_ready_without_its_forwarder(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
 
         def unready() -> bool:
-            os.kill(relay.forwarder(), signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(relay.forwarder(), signal.SIGKILL)
             readiness = relay.ask("GET", "/readyz")
             return readiness.content.get("reasons") == ["the forwarder is not running"]
 
@@ -59,3 +61,18 @@ def test_nothing_is_left_after_an_orderly_end(tmp_path: Path, number: signal.Sig
 
         assert code == 0
         assert not _runs(forwarder)
+
+
+def test_signals_that_follow_do_not_cut_the_ending_short(tmp_path: Path) -> None:
+    with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
+        server.judge = lambda _batch: Answer(delay=1)
+        relay.post(OPENED % 1)
+        forwarder = relay.forwarder()
+        assert within(20, lambda: stored(relay.outbox)[0].attempts == 1)
+        while _runs(forwarder):
+            with suppress(ProcessLookupError):
+                os.kill(forwarder, signal.SIGTERM)
+
+        events = [line["event"] for line in relay.log()]
+        assert "forward.outbox_failed" not in events
+        assert events.count("forward.sent") + events.count("forward.released") == 1
