@@ -311,20 +311,23 @@ def test_whenever_relay_is_killed_no_accepted_webhook_is_lost(tmp_path: Path) ->
 
 @pytest.mark.parametrize("segment", ["well", "down", "silent"])
 def test_sigterm_ends_well_under_load(tmp_path: Path, segment: str) -> None:
-    over = threading.Event()
+    asked, over = threading.Event(), threading.Event()
 
-    def silent(_batch: list[Message]) -> Answer:
-        over.wait(60)
-        return Answer()
+    def judge(batch: list[Message]) -> Answer:
+        asked.set()
+        if segment == "silent":
+            over.wait(60)
+        return Answer(503) if segment == "down" else well(batch)
 
-    rng = Random(segment)  # noqa: S311 (no secret hangs on it)
-    outbox, ledger = tmp_path / "relay.db", Ledger(rng)
-    judges: dict[str, Judge] = {"well": well, "down": lambda _batch: Answer(503), "silent": silent}
+    outbox = tmp_path / "relay.db"
+    ledger = Ledger(Random(segment))  # noqa: S311 (no secret hangs on it)
     with SegmentServer() as server:
-        server.judge = judges[segment]
+        server.judge = judge
         for _ in range(1 if segment == "silent" else 3):
+            asked.clear()
             with RelayProcess(outbox, server.url) as relay, crowd(relay.port, ledger):
-                ledger.await_answers(rng.randrange(200, 1_500))
+                assert asked.wait(30)
+                ledger.await_answers(1_000)
                 relay.terminate()
 
                 assert relay.wait(20) == 0
