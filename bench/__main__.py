@@ -33,7 +33,7 @@ _BARS: Final = (
 _LEGEND: Final = """\
 CPU: user and system time of all of a peer's processes until what it accepted is delivered.
 In brackets: the ratio to the script in the same round. Figures and ratios are medians.
-relay forwards at most 5,000 a second, as Segment asks; what exceeds that waits in its outbox."""
+relay sends at most 50 requests a second, as Segment asks; what exceeds that waits in its outbox."""
 _SYNCS: Final = 200
 
 

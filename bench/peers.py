@@ -61,7 +61,6 @@ RELAY: Final = Peer(
     "relay",
     ("-m", "relay", "serve"),
     path=f"/webhooks/vero/{_SECRET}",
-    patience=75,  # what a killed relay was posting is claimed for 60 s
 )
 BARE: Final = Peer("bare", _uvicorn("bench.bare:app"), forwards=False)
 STAND_IN: Final = ("-m", "bench.segment")

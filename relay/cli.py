@@ -229,8 +229,9 @@ def _run(
     def troubles() -> list[str]:
         return [] if forwarder.running else ["the forwarder is not running"]
 
+    webhooks = Webhooks(providers, _segment(settings), intake)
     app = create_app(
-        Webhooks(providers, _segment(settings), intake),
+        webhooks,
         intake=intake,
         outbox=outbox,
         troubles=troubles,
@@ -245,7 +246,13 @@ def _run(
         _log.warning("serve.receives_nothing", missing="RELAY_VERO_SECRET")
     _spare_the_collector()
     try:
-        serve_http(app, listener, grace_seconds=BODY_SECONDS, leaving=forwarder.stop_soon)
+        serve_http(
+            app,
+            webhooks.take_whole,
+            listener,
+            grace_seconds=BODY_SECONDS,
+            leaving=forwarder.stop_soon,
+        )
     finally:
         forwarder.stop(_POSTS_SECONDS + 1)
     _log.info("serve.stopped")

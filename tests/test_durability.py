@@ -279,7 +279,6 @@ def pending(outbox: Path) -> int:
 
 @pytest.mark.timeout(300)
 def test_whenever_relay_is_killed_no_accepted_webhook_is_lost(tmp_path: Path) -> None:
-    """The last drain takes a minute: what was claimed at a kill is hidden until its lease ends."""
     seed = time.time_ns()
     rng = Random(seed)  # noqa: S311 (no secret hangs on it)
     outbox, ledger = tmp_path / "relay.db", Ledger(rng)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.errors import OutboxError
-from relay.intake import LARGEST_GROUP, MAX_WAITING_BYTES, Intake
+from relay.intake import LARGEST_GROUP, MAX_WAITING_BYTES, Fate, Intake
 from relay.outbox import Arrival
 from relay.outbox.sqlite import SqliteOutbox
 from tests.processes import run_sql, stored
@@ -72,15 +72,30 @@ def run(
     asyncio.run(play())
 
 
+async def store(intake: Intake, arrival: Arrival) -> bool:
+    """Store one arrival and hear of it."""
+    heard: asyncio.Future[Fate] = asyncio.get_running_loop().create_future()
+
+    def told(new: Fate) -> None:
+        if not heard.done():
+            heard.set_result(new)
+
+    intake.store(arrival, told)
+    new = await heard
+    if isinstance(new, OutboxError):
+        raise new
+    return new
+
+
 async def queued(
     outbox: WatchedOutbox, intake: Intake, arrivals: Sequence[Arrival]
 ) -> list[asyncio.Task[bool]]:
     """The arrivals' stores, the first of which waits in the outbox and the others behind it."""
     outbox.busy.clear()
     outbox.free.clear()
-    first = asyncio.create_task(intake.store(arrivals[0]))
+    first = asyncio.create_task(store(intake, arrivals[0]))
     await asyncio.to_thread(outbox.busy.wait, 30)
-    others = [asyncio.create_task(intake.store(arrival)) for arrival in arrivals[1:]]
+    others = [asyncio.create_task(store(intake, arrival)) for arrival in arrivals[1:]]
     await asyncio.sleep(0)  # each runs up to where it waits
     return [first, *others]
 
@@ -88,7 +103,7 @@ async def queued(
 def test_a_lone_webhook_is_committed_at_once(outbox: WatchedOutbox, path: Path) -> None:
     async def scenario(intake: Intake) -> None:
         for name in range(3):
-            assert await intake.store(arrival(name))
+            assert await store(intake, arrival(name))
             assert len(stored(path)) == name + 1
 
     run(outbox, scenario)
@@ -152,7 +167,7 @@ def test_a_failure_reaches_everyone_in_the_group_and_no_one_after_it(
         run_sql(path, "ALTER TABLE away RENAME TO entries")
 
         assert [type(answer) for answer in told] == [OutboxError] * 10
-        assert await intake.store(arrival(1))
+        assert await store(intake, arrival(1))
 
     run(outbox, scenario)
 
@@ -165,11 +180,11 @@ def test_an_outbox_too_far_behind_takes_no_more_until_it_has_caught_up(
     async def scenario(intake: Intake) -> None:
         crowd = await queued(outbox, intake, [large] * 8)
         with pytest.raises(OutboxError, match="too many"):
-            await intake.store(arrival("small"))
+            await store(intake, arrival("small"))
         outbox.free.set()
         await asyncio.gather(*crowd)
 
-        assert await intake.store(arrival("small"))
+        assert await store(intake, arrival("small"))
 
     run(outbox, scenario)
 

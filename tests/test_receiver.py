@@ -1,6 +1,7 @@
 import asyncio
 import gzip
 import json
+import re
 import socket
 from base64 import b64encode
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from tests.processes import (
     WRITE_KEY,
     RelayProcess,
     Reply,
+    WholeConnection,
     closed_port,
     read_reply,
     run_sql,
@@ -59,10 +61,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
 
 
 @pytest.fixture
-def relay(shared: RelayProcess) -> RelayProcess:
+def emptied(shared: RelayProcess) -> RelayProcess:
     """The shared one, with nothing stored, for a test that breaks nothing."""
     run_sql(shared.outbox, "DELETE FROM entries")
     return shared
+
+
+@pytest.fixture(params=[WholeConnection, HTTPConnection], ids=["whole", "in pieces"])
+def relay(emptied: RelayProcess, request: pytest.FixtureRequest) -> RelayProcess:
+    """The same, sent requests in one piece, and with the body after the head."""
+    emptied.connection = request.param
+    return emptied
 
 
 @pytest.fixture
@@ -80,6 +89,12 @@ def begin(sender: socket.socket, *headers: str) -> None:
     """Send the head of a webhook."""
     lines = [f"POST {PATH} HTTP/1.1", "Host: relay", *headers, "", ""]
     sender.sendall("\r\n".join(lines).encode())
+
+
+def raw(body: bytes, *headers: str) -> bytes:
+    """A whole request."""
+    lines = [f"POST {PATH} HTTP/1.1", "Host: relay", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def answer_to(sender: socket.socket) -> Reply:
@@ -351,9 +366,9 @@ def test_a_sender_that_reads_nothing_until_it_has_sent_all_sees_the_refusal(
     ],
 )
 def test_a_body_too_large_is_refused_while_it_is_being_sent(
-    relay: RelayProcess, header: str, first: bytes, rest: bytes
+    emptied: RelayProcess, header: str, first: bytes, rest: bytes
 ) -> None:
-    with relay.connect() as sender:
+    with emptied.connect() as sender:
         begin(sender, header)
         sender.sendall(first)
         reply = answer_to(sender)
@@ -362,26 +377,93 @@ def test_a_body_too_large_is_refused_while_it_is_being_sent(
 
     assert reply.status == 413
     assert after == b""
-    assert not stored(relay.outbox)
+    assert not stored(emptied.outbox)
 
 
-def test_a_body_too_slow_is_refused(relay: RelayProcess) -> None:
-    with relay.connect() as sender:
+def test_a_body_too_slow_is_refused(emptied: RelayProcess) -> None:
+    with emptied.connect() as sender:
         begin(sender, "Content-Length: 100")
         sender.sendall(b"{")
         reply = answer_to(sender)
 
     assert reply.status == 408
-    assert not stored(relay.outbox)
+    assert not stored(emptied.outbox)
 
 
-def test_a_sender_that_goes_away_leaves_nothing_behind(relay: RelayProcess) -> None:
-    with relay.connect() as sender:
+def test_a_sender_that_goes_away_leaves_nothing_behind(emptied: RelayProcess) -> None:
+    with emptied.connect() as sender:
         begin(sender, "Content-Length: 1000")
         sender.sendall(opened())
-    relay.post(opened(message_id="mail-2"))
+    emptied.post(opened(message_id="mail-2"))
 
-    assert len(stored(relay.outbox)) == 1
+    assert len(stored(emptied.outbox)) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 40, -len(opened()), -1])
+def test_a_webhook_may_come_in_any_pieces(emptied: RelayProcess, cut: int) -> None:
+    request = raw(opened())
+    with emptied.connect() as sender:
+        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sender.sendall(request[:cut])
+        emptied.ask("GET", "/healthz")  # by now the first piece has been seen
+        sender.sendall(request[cut:])
+        reply = answer_to(sender)
+
+    assert reply.content["status"] == "accepted"
+
+
+def test_requests_sent_ahead_are_answered_in_their_order(emptied: RelayProcess) -> None:
+    first, second = opened(message_id="mail-1"), opened(message_id="mail-2")
+    healthz = b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n"
+    last = raw(first, "Connection: close")
+    with emptied.connect() as sender:
+        sender.sendall(raw(first) + raw(b"{") + healthz + raw(second) + healthz + last)
+        answers = b"".join(iter(lambda: sender.recv(65_536), b""))
+    outcomes = re.findall(rb'{"status":"(\w+)"', answers)
+
+    assert outcomes == [b"accepted", b"dead", b"alive", b"accepted", b"alive", b"duplicate"]
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+def test_the_connection_is_closed_after_the_answer_where_that_was_asked_for(
+    emptied: RelayProcess, version: str
+) -> None:
+    with emptied.connect() as sender:
+        sender.sendall(raw(opened(), "Connection: close").replace(b"HTTP/1.1", version.encode()))
+        reply = answer_to(sender)
+        after = sender.recv(1)
+
+    assert reply.content["status"] == "accepted"
+    assert reply.headers["connection"] == "close"
+    assert after == b""
+
+
+def test_a_chunked_webhook_is_accepted(emptied: RelayProcess) -> None:
+    with emptied.connect() as sender:
+        begin(sender, "Transfer-Encoding: chunked")
+        sender.sendall(b"".join(b"1\r\n%c\r\n" % byte for byte in opened()) + b"0\r\n\r\n")
+        reply = answer_to(sender)
+
+    assert reply.content["status"] == "accepted"
+
+
+def test_what_is_not_http_is_told_so_and_stores_nothing(emptied: RelayProcess) -> None:
+    with emptied.connect() as sender:
+        head = f"POST {PATH} HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n"
+        sender.sendall(head.encode() + b"5\r\n{....no chunk\r\n0\r\n\r\n")
+        response = HTTPResponse(sender)
+        response.begin()
+
+    assert response.status == 400
+    assert not stored(emptied.outbox)
+
+
+def test_a_sender_that_does_not_wait_for_the_answer_is_stored(emptied: RelayProcess) -> None:
+    with emptied.connect() as sender:
+        sender.sendall(raw(opened()))
+
+    assert within(20, lambda: len(stored(emptied.outbox)) == 1)
+    assert emptied.ask("GET", "/healthz").content == {"status": "alive"}
 
 
 @pytest.mark.parametrize("body", [opened(), opened(user={}), b"unreadable"])
@@ -398,9 +480,9 @@ def test_what_cannot_be_stored_is_never_answered_200(fragile: RelayProcess, body
     assert len(stored(fragile.outbox)) == 1
 
 
-def test_the_process_is_alive_and_ready(relay: RelayProcess) -> None:
-    assert relay.ask("GET", "/healthz").content == {"status": "alive"}
-    assert relay.ask("GET", "/readyz").content == {"status": "ready"}
+def test_the_process_is_alive_and_ready(emptied: RelayProcess) -> None:
+    assert emptied.ask("GET", "/healthz").content == {"status": "alive"}
+    assert emptied.ask("GET", "/readyz").content == {"status": "ready"}
 
 
 def test_relay_is_not_ready_while_the_outbox_takes_no_writes(fragile: RelayProcess) -> None:
@@ -426,10 +508,10 @@ def test_relay_is_not_ready_while_forwarding_is_on_hold(tmp_path: Path) -> None:
     assert reasons == ["forwarding is on hold: Segment answered 401 Unauthorized"]
 
 
-def test_what_came_in_is_counted_by_outcome(relay: RelayProcess) -> None:
-    relay.post(opened())
-    relay.ask("POST", "/webhooks/vero/wrong-secret-for-the-tests", opened())
-    with closing(HTTPConnection("127.0.0.1", relay.port, timeout=30)) as connection:
+def test_what_came_in_is_counted_by_outcome(emptied: RelayProcess) -> None:
+    emptied.post(opened())
+    emptied.ask("POST", "/webhooks/vero/wrong-secret-for-the-tests", opened())
+    with closing(HTTPConnection("127.0.0.1", emptied.port, timeout=30)) as connection:
         connection.request("GET", "/metrics")
         page = connection.getresponse().read().decode()
 
@@ -442,8 +524,8 @@ def test_what_came_in_is_counted_by_outcome(relay: RelayProcess) -> None:
     ("method", "path", "status"), [("POST", "/healthz", 405), ("GET", "/nowhere", 404)]
 )
 def test_errors_of_the_other_pages_are_json_too(
-    relay: RelayProcess, method: str, path: str, status: int
+    emptied: RelayProcess, method: str, path: str, status: int
 ) -> None:
-    reply = relay.ask(method, path)
+    reply = emptied.ask(method, path)
 
     assert (reply.status, reply.content["status"]) == (status, "refused")

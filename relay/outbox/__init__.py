@@ -25,7 +25,7 @@ def utc_now() -> datetime:
 class State(StrEnum):
     """What has become of an entry.
 
-    A claimed entry is pending and due in the future, so a crash of its holder heals itself.
+    A claimed entry is still pending, so a crash of its holder heals itself.
     """
 
     PENDING = "pending"
@@ -93,7 +93,10 @@ class Outbox(Protocol):
         ...
 
     def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:
-        """The entries longest due, none of which anyone else is given until the lease ends."""
+        """The entries longest due, none of which anyone else is given until the lease ends.
+
+        They are due again when it ends, or earlier if the claiming process is known to be gone.
+        """
         ...
 
     def deliver(self, entries: Sequence[Entry]) -> None:

@@ -1,16 +1,17 @@
 """The outbox as one SQLite file, for one machine. The only importer of apsw."""
 
+import fcntl
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import apsw
-from msgspec import json
+from msgspec import Struct, json
 
 from relay.errors import OutboxError
 from relay.events import Unusable
@@ -29,7 +30,6 @@ _MIGRATIONS: Final = (
         received_at  INTEGER NOT NULL,  -- this and the other times in epoch milliseconds
         due_at       INTEGER,           -- of pending entries only
         attempts     INTEGER NOT NULL DEFAULT 0,
-        claim        INTEGER,           -- who claimed it last
         delivered_at INTEGER,
         reason       TEXT,              -- this and detail of dead entries only
         detail       TEXT,
@@ -37,10 +37,11 @@ _MIGRATIONS: Final = (
     ) STRICT;
     CREATE INDEX entries_due ON entries (due_at) WHERE state = 'pending';
     CREATE TABLE status (
-        beat INTEGER NOT NULL,  -- counts checks of whether a write reaches the disk
-        hold TEXT
+        beat   INTEGER NOT NULL,  -- counts checks of whether a write reaches the disk
+        hold   TEXT,
+        claims TEXT NOT NULL      -- what was last in hand: [[id, attempts], ...]
     ) STRICT;
-    INSERT INTO status VALUES (0, NULL);
+    INSERT INTO status VALUES (0, NULL, '[]');
     """,
 )
 
@@ -61,12 +62,27 @@ def open_url(url: str) -> "SqliteOutbox":
     return SqliteOutbox(Path(path))
 
 
+class _Claim(Struct, frozen=True):
+    """On one entry: the claim's number, its end in milliseconds, and how many there have been."""
+
+    number: int
+    until: int
+    attempts: int
+
+
+_ENDED: Final = 0
+
+
 class SqliteOutbox:
     """See `relay.outbox.Outbox`.
 
-    What `add` stores is synced before it returns. What claims and settles is not: lost in a power
-    cut, it is done again, under the same `messageId`. All of a process's writes go through one
-    lock, because SQLite makes waiting writers of one file sleep, and sleeping is slow.
+    What `add` stores is synced before it returns. What is settled is not: lost in a power cut, it
+    is done again, under the same `messageId`. All of a process's writes go through one lock,
+    because SQLite makes waiting writers of one file sleep, and sleeping is slow.
+
+    Claims are kept in memory, by the one process that may claim: marking each claimed row cost as
+    much as all else that forwarding asks of the disk. What a killed process had claimed is due
+    again as soon as the next one begins.
 
     A statement gives up Python's global lock and must win it back, so each that writes does its
     work for a whole batch in a single step.
@@ -78,6 +94,9 @@ class SqliteOutbox:
         self._seen_version: int | None = None
         self._writing = threading.Lock()
         self._reading = threading.Lock()
+        self._claiming = threading.Lock()
+        self._claims: dict[int, _Claim] = {}
+        self._sole_claimer: BinaryIO | None = None
         with _translated():
             self._adder = self._connect()
             self._check_mark()
@@ -153,25 +172,47 @@ class SqliteOutbox:
 
     def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:
         """See `Outbox.claim`."""
-        now = self._clock()
-        due = {"now": _milliseconds(now), "until": _milliseconds(now + lease), "limit": limit}
-        due["bytes"] = _MOST_BYTES
-        with _translated():
+        with _translated(), self._claiming:
+            if self._sole_claimer is None:
+                self._become_sole_claimer()
+            now = _milliseconds(self._clock())
+            held = [id_ for id_, claim in self._claims.items() if claim.until > now]
+            due = {"now": now, "held": _json(held), "limit": limit}
             with self._reading:
-                ids = self._reader.execute(_DUE, due).get
-            if ids == "[]":
-                return []
+                rows = _at_most(_MOST_BYTES, self._reader.execute(_DUE, due))
             claim = secrets.randbits(62)
-            with self._writing:
-                self._settler.execute(_CLAIM, {**due, "ids": ids, "claim": claim})
-            with self._reading:
-                rows: list[Any] = self._reader.execute(
-                    _CLAIMED, {"ids": ids, "claim": claim}
-                ).fetchall()
-        return [
-            Entry(id_, provider, message_id, _moment(received_at), attempts, claim, body)
-            for id_, provider, message_id, received_at, attempts, body in rows
-        ]
+            entries, taken = [], {}
+            for id_, provider, message_id, received_at, attempts, body in rows:
+                before = self._claims.get(id_)
+                attempt = (before.attempts if before else attempts) + 1
+                taken[id_] = _Claim(claim, now + _milliseconds(lease), attempt)
+                moment = _moment(received_at)
+                entries.append(Entry(id_, provider, message_id, moment, attempt, claim, body))
+            if entries:
+                self._note(self._claims | taken)
+                self._claims |= taken
+        return entries
+
+    def _become_sole_claimer(self) -> None:
+        """Keep all other processes from claiming, and count what the last one died over.
+
+        Raises:
+            OutboxError: another process claims.
+        """
+        lock = Path(f"{self._path}-forwarder").open("ab")  # noqa: SIM115 (held until close)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise OutboxError(f"another process forwards from {self._path}") from None
+        self._sole_claimer = lock
+        with self._writing:
+            self._settler.execute(_COUNT_UNSETTLED)
+
+    def _note(self, claims: Mapping[int, _Claim]) -> None:
+        noted = _json([(i, c.attempts) for i, c in claims.items() if c.until != _ENDED])
+        with self._writing:
+            self._settler.execute("UPDATE status SET claims = ?", (noted,))
 
     def deliver(self, entries: Sequence[Entry]) -> None:
         """See `Outbox.deliver`."""
@@ -186,9 +227,21 @@ class SqliteOutbox:
         self._settle(entries, state=State.PENDING, due_at=_milliseconds(self._clock()))
 
     def _settle(self, entries: Sequence[Entry], **changed: str | int) -> None:
-        held = json.encode([(entry.id, entry.claim) for entry in entries]).decode()
-        with _translated(), self._writing:
-            self._settler.execute(_SETTLE, _CLEARED | changed | {"held": held})
+        with _translated(), self._claiming:
+            own = [entry for entry in entries if self._holds(entry)]
+            held = _json([(entry.id, entry.attempts) for entry in own])
+            with self._writing:
+                self._settler.execute(_SETTLE, _CLEARED | changed | {"held": held})
+            for entry in own:
+                if changed["state"] is State.PENDING:
+                    # Whoever held it may still learn that it was delivered after all.
+                    self._claims[entry.id] = _Claim(entry.claim, _ENDED, entry.attempts)
+                else:
+                    del self._claims[entry.id]
+
+    def _holds(self, entry: Entry) -> bool:
+        claim = self._claims.get(entry.id)
+        return claim is not None and claim.number == entry.claim
 
     def set_hold(self, answer: str | None) -> None:
         """See `Outbox.set_hold`."""
@@ -222,6 +275,10 @@ class SqliteOutbox:
     def close(self) -> None:
         """See `Outbox.close`."""
         self._checkpointer.stop()
+        with _translated(), self._claiming:
+            if self._sole_claimer is not None:
+                self._note(self._claims)
+                self._sole_claimer.close()
         with _translated(), self._writing, self._reading:
             for connection in (self._reader, self._settler, self._adder):
                 connection.close()
@@ -303,31 +360,23 @@ def _insertion(rows: int) -> str:
 _INSERTED: Final = "SELECT message_id FROM entries WHERE :count > 0 AND id >= :first_id"
 
 _DUE: Final = """
-    SELECT json_group_array(id) FROM (
-        SELECT id, size, sum(size) OVER (ROWS UNBOUNDED PRECEDING) AS total FROM (
-            SELECT id, length(body) AS size FROM entries WHERE state = 'pending' AND due_at <= :now
-            ORDER BY due_at LIMIT :limit
-        )
-    ) WHERE total - size < :bytes
-"""
-
-_CLAIM: Final = """
-    UPDATE entries SET due_at = :until, attempts = attempts + 1, claim = :claim
-    WHERE id IN (SELECT value FROM json_each(:ids)) AND state = 'pending' AND due_at <= :now
-"""
-
-_CLAIMED: Final = """
     SELECT id, provider, message_id, received_at, attempts, body FROM entries
-    WHERE id IN (SELECT value FROM json_each(:ids)) AND claim = :claim
+    WHERE state = 'pending' AND due_at <= :now AND id NOT IN (SELECT value FROM json_each(:held))
+    ORDER BY due_at LIMIT :limit
+"""
+
+_COUNT_UNSETTLED: Final = """
+    UPDATE entries SET attempts = claim.value ->> 1
+    FROM status, json_each(status.claims) AS claim
+    WHERE entries.id = claim.value ->> 0 AND entries.state = 'pending'
 """
 
 _SETTLE: Final = """
     UPDATE entries
     SET state = :state, due_at = :due_at, delivered_at = :delivered_at,
-        reason = :reason, detail = :detail
+        reason = :reason, detail = :detail, attempts = held.value ->> 1
     FROM json_each(:held) AS held
-    WHERE entries.id = held.value ->> 0 AND entries.claim = held.value ->> 1
-        AND entries.state = 'pending'
+    WHERE entries.id = held.value ->> 0 AND entries.state = 'pending'
 """
 
 _CLEARED: Final = {"due_at": None, "delivered_at": None, "reason": None, "detail": None}
@@ -337,8 +386,24 @@ _COUNT: Final = "SELECT state, count(*) FROM entries GROUP BY state"
 _OLDEST: Final = "SELECT min(received_at) FROM entries WHERE state = 'pending'"
 
 
-def _milliseconds(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)
+def _json(value: object) -> str:
+    return json.encode(value).decode()
+
+
+def _at_most(most_bytes: int, rows: Iterable[Any]) -> list[Any]:
+    """The first rows, up to the one whose body, their last value, exceeds the bytes."""
+    taken, total = [], 0
+    for row in rows:
+        taken.append(row)
+        total += len(row[-1])
+        if total >= most_bytes:
+            break
+    return taken
+
+
+def _milliseconds(of: datetime | timedelta) -> int:
+    seconds = of.timestamp() if isinstance(of, datetime) else of.total_seconds()
+    return int(seconds * 1000)
 
 
 def _moment(milliseconds: int) -> datetime:

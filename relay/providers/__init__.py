@@ -153,7 +153,7 @@ def text(value: object) -> str | None:
 
     A list becomes its members joined by ", ". None for what is blank and for objects.
     """
-    if isinstance(value, str):
+    if type(value) is str:
         return value.strip() or None
     if isinstance(value, bool):
         return "true" if value else "false"

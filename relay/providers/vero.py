@@ -181,9 +181,7 @@ def _object(value: object) -> dict[str, Any]:
 
 def _word(value: object) -> str | None:
     """What identifies: a string or a number, never the text of anything else."""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return text(value)
-    return None
+    return text(value) if type(value) in {str, int, float} else None
 
 
 def _address(value: object) -> str | None:
@@ -195,8 +193,7 @@ def _properties(document: dict[str, Any], campaign: dict[str, Any]) -> dict[str,
     properties: dict[str, str] = {}
     for source, names in ((document, _TOP_LEVEL), (campaign, _CAMPAIGN)):
         for key, name in names.items():
-            value = source.get(key)
-            if value is not None and name not in properties and (value := text(value)):
+            if key in source and name not in properties and (value := text(source[key])):
                 properties[name] = value
     return properties
 

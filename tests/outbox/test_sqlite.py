@@ -13,10 +13,12 @@ import pytest
 from relay.errors import OutboxError
 from relay.outbox import Outbox, open_outbox
 from relay.outbox.sqlite import SqliteOutbox
-from tests.contracts import FAULT, MINUTE, OpenStore, OutboxContract, arrival, ids, states
+from tests.contracts import FAULT, MINUTE, NOON, OpenStore, OutboxContract, arrival, ids, states
 
 
 class TestSqliteOutbox(OutboxContract):
+    claimers = 1
+
     @pytest.fixture
     def open_store(self, tmp_path: Path) -> OpenStore:
         """One file a name."""
@@ -178,6 +180,37 @@ def test_what_is_added_outlives_a_kill(path: Path, enough: int) -> None:
     assert outbox.add([arrival(line.strip()) for line in added]) == [False] * len(added)
     assert len(added) <= states(outbox)["pending"] <= len(added) + 1
     outbox.close()
+
+
+_CLAIMS_AND_WAITS = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+
+from relay.outbox.sqlite import SqliteOutbox
+
+outbox = SqliteOutbox(Path(sys.argv[1]))
+for limit in (1, 1, 2):
+    *_, last = outbox.claim(limit, lease=timedelta(hours=1))
+    outbox.release([last])
+print("claimed", flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_had_claimed_is_due_at_once(path: Path) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.add([arrival("a", received_at=NOON - MINUTE), arrival("b")])
+        command = [sys.executable, "-c", _CLAIMS_AND_WAITS, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:  # noqa: S603 (our own)
+            assert process.stdout
+            process.stdout.readline()
+            with pytest.raises(OutboxError, match="another process forwards"):
+                outbox.claim(9, lease=MINUTE)
+            process.kill()
+        attempts = {e.message_id: e.attempts for e in outbox.claim(9, lease=MINUTE)}
+
+    assert attempts == {"a": 3, "b": 3}
 
 
 def _refusal(path: Path) -> str:
