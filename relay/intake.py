@@ -33,7 +33,8 @@ class Intake:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._waiting: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._gathered: list[_Waiting] = []
+        self._waiting: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
         self._waiting_bytes = 0
         self._thread = threading.Thread(target=self._commit_groups, name="intake", daemon=True)
 
@@ -51,26 +52,33 @@ class Intake:
             told(OutboxError("too many webhooks wait to be stored"))
             return
         self._waiting_bytes += len(arrival.body)
-        self._waiting.put((arrival, told))
+        if not self._gathered:
+            # All that has come in by now is handled first, and handed over together: the thread
+            # is woken once, and not for the first of them alone.
+            self._loop.call_soon(self._hand_over)
+        self._gathered.append((arrival, told))
+
+    def _hand_over(self) -> None:
+        self._waiting.put(self._gathered)
+        self._gathered = []
 
     async def close(self) -> None:
         """Commit what waits, then end."""
+        self._hand_over()
         self._waiting.put(None)
         await asyncio.to_thread(self._thread.join)
 
     def _commit_groups(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            group = [first]
-            last = False
-            for _ in range(min(self._waiting.qsize(), LARGEST_GROUP - 1)):
-                waiting = self._waiting.get_nowait()
-                if waiting is None:
-                    last = True
-                    break
-                group.append(waiting)
-            self._commit(group)
-            if last:
-                return
+        ended = False
+        while not ended:
+            waiting: list[_Waiting] = []
+            # Blocks for the first only.
+            while not ended and not (waiting and self._waiting.empty()):
+                gathered = self._waiting.get()
+                ended = gathered is None
+                waiting += gathered or ()
+            for start in range(0, len(waiting), LARGEST_GROUP):
+                self._commit(waiting[start : start + LARGEST_GROUP])
 
     def _commit(self, group: Sequence[_Waiting]) -> None:
         arrivals = [arrival for arrival, _ in group]
