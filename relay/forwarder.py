@@ -1,7 +1,7 @@
 """Outbox to Segment: claim, map, post, settle.
 
-Dying anywhere in here loses nothing: what was not settled is claimed again, at the latest when its lease ends,
-and sent again under the same `messageId`, of which Segment keeps one.
+Dying anywhere in here loses nothing: what was not settled is claimed again, at the latest when its
+lease ends, and sent again under the same `messageId`, of which Segment keeps one.
 """
 
 import threading
@@ -23,7 +23,7 @@ from relay.errors import (
 )
 from relay.events import DeadReason, EmailEvent, Unusable
 from relay.outbox import Entry, Outbox
-from relay.pacing import Pacer, Turn
+from relay.pacing import Pace, Turn, full_jitter
 from relay.providers import Provider
 from relay.segment import (
     MAX_MESSAGE_BYTES,
@@ -44,7 +44,7 @@ LOOK_SECONDS: Final = 0.05
 POLL_SECONDS: Final = 1.0
 """How often due entries are looked for all the same: a lease may have ended."""
 
-_LAST_POST_SECONDS: Final = LEASE.total_seconds() - 3 * TIMEOUT_SECONDS
+_POST_SECONDS: Final = 3 * TIMEOUT_SECONDS  # how long before a lease ends the last post begins
 _OUTBOX_PAUSE_SECONDS: Final = 1.0
 
 _log = structlog.get_logger()
@@ -57,13 +57,13 @@ class _Claim(Struct):
 
     Attributes:
         turn: to post in; None once there is none.
-        last_post_at: a post begun later might be answered after the lease.
+        ends_at: when its lease ends, by the forwarder's clock.
         entries: all that was claimed.
         batches: still to be posted.
     """
 
     turn: Turn | None
-    last_post_at: float
+    ends_at: float
     entries: list[Entry] = []
     batches: deque[_Batch] = field(default_factory=deque)
 
@@ -75,9 +75,9 @@ class Forwarder:
         outbox: where entries come from and are settled.
         segment: where they go.
         providers: who can read their bodies; every provider, configured or not.
-        pacer: when a request may go.
         clock: seconds, monotonic.
         sleep: waits for so many seconds; by default cut short by `stop`.
+        jitter: how long to wait, of so many seconds at the most.
     """
 
     def __init__(
@@ -86,19 +86,18 @@ class Forwarder:
         segment: Segment,
         providers: Iterable[Provider],
         *,
-        pacer: Pacer | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
+        jitter: Callable[[float], float] = full_jitter,
     ) -> None:
         self._outbox = outbox
         self._segment = segment
         self._providers = {provider.name: provider for provider in providers}
-        self._pacer = pacer or Pacer(clock=clock)
         self._clock = clock
         self._stopping = threading.Event()
         self._sleep = sleep or self._stopping.wait
+        self._jitter = jitter
         self._more_is_due = True
-        self._told_hold: str | None = "whatever an earlier process told"
         self._claiming = threading.Lock()
         self._claimed: dict[int, Entry] = {}
         self._workers = [
@@ -162,7 +161,7 @@ class Forwarder:
         turn = self._await_turn()
         if turn is None:
             return None
-        claim = _Claim(turn=turn, last_post_at=self._clock() + _LAST_POST_SECONDS)
+        claim = _Claim(turn=turn, ends_at=self._clock() + LEASE.total_seconds())
         try:
             claim.entries = self._outbox.claim(MAX_MESSAGES, lease=LEASE)
             self._claimed.update((entry.id, entry) for entry in claim.entries)
@@ -187,7 +186,7 @@ class Forwarder:
     def _await_turn(self, until: float = float("inf")) -> Turn | None:
         """A turn; None when relay is stopping or there is none before then."""
         while not self._stopping.is_set():
-            turn = self._pacer.take()
+            turn = self._outbox.pace(Pace.take)
             if isinstance(turn, Turn):
                 return turn
             if self._clock() + turn > until:
@@ -201,9 +200,11 @@ class Forwarder:
             while claim.batches and claim.turn:
                 batch = claim.batches.popleft()
                 entries = [entry for entry, _ in batch]
+                turn, claim.turn = claim.turn, None
                 try:
-                    self._post(batch, claim.turn)
+                    self._post(batch, turn)
                 except BatchRejectedError as error:
+                    self._answered(turn)
                     if len(batch) == 1:
                         detail = f"{error}: {error.said}"
                         self._bury(entries[0], Unusable(DeadReason.REJECTED, detail))
@@ -213,18 +214,33 @@ class Forwarder:
                         claim.batches.extendleft((batch[middle:], batch[:middle]))
                 else:
                     # Dying before this line sends the batch again, under the same ids.
-                    self._outbox.deliver(entries)
-                    self._settled(entries)
-                claim.turn = self._await_turn(claim.last_post_at) if claim.batches else None
+                    self._deliver(entries, claim.ends_at)
+                    self._answered(turn)
+                if claim.batches:
+                    claim.turn = self._await_turn(claim.ends_at - _POST_SECONDS)
         except (SegmentUnavailableError, SegmentRefusedError):
             pass  # told by _post; nothing more can be sent now
         finally:
             self._end(claim)
 
+    def _deliver(self, entries: Sequence[Entry], ends_at: float) -> None:
+        """Settle what Segment has taken; should the outbox be away, for as long as it is ours."""
+        while True:
+            try:
+                self._outbox.deliver(entries)
+            except OutboxError as error:
+                if self._stopping.is_set() or self._clock() + _OUTBOX_PAUSE_SECONDS > ends_at:
+                    raise
+                _log.error("forward.not_settled", messages=len(entries), error=str(error))
+                self._sleep(_OUTBOX_PAUSE_SECONDS)
+            else:
+                self._settled(entries)
+                return
+
     def _end(self, claim: _Claim) -> None:
         """Give back the turn, if it was not used, and what was not settled."""
         if claim.turn:
-            self._pacer.give_back(claim.turn)
+            self._give_back(claim.turn)
         unsettled = [entry for entry in claim.entries if entry.id in self._claimed]
         if unsettled:
             self._settled(unsettled)
@@ -264,37 +280,37 @@ class Forwarder:
             return Unusable(DeadReason.POISON, f"the mapping failed: {type(error).__name__}")
 
     def _post(self, batch: _Batch, turn: Turn) -> None:
-        """Post one batch in this turn; tell the pacer, the outbox and the log how it went."""
+        """Post one batch in this turn; tell the log how it went, and the pace if it failed."""
         started = self._clock()
         retries = max(entry.attempts for entry, _ in batch) - 1
         answer, event, level = "none", "forward.failed", ERROR
         try:
             self._segment.post([message for _, message in batch], retry_count=retries)
         except SegmentUnavailableError as error:
-            self._pacer.failed(turn, error.retry_after)
             answer, event, level = str(error), "forward.unavailable", WARNING
+            after = error.retry_after
+            self._outbox.pace(lambda pace, now: pace.failed(turn, now, after, self._jitter))
             raise
         except SegmentRefusedError as error:
-            self._pacer.refused(turn, str(error))
             answer, event, level = str(error), "forward.held", ERROR
+            self._outbox.pace(lambda pace, now: pace.refused(turn, now, answer))
             raise
         except BatchRejectedError as error:
-            self._pacer.succeeded(turn)
             answer, event, level = str(error), "forward.rejected", WARNING
             raise
         else:
-            self._pacer.succeeded(turn)
             answer, event, level = "accepted", "forward.sent", INFO
         finally:
-            self._tell_hold()
             milliseconds = round((self._clock() - started) * 1000)
             _log.log(level, event, messages=len(batch), milliseconds=milliseconds, answer=answer)
 
-    def _tell_hold(self) -> None:
-        hold = self._pacer.hold
-        if hold != self._told_hold:
-            self._outbox.set_hold(hold)
-            self._told_hold = hold
+    def _answered(self, turn: Turn) -> None:
+        """Segment is there and knows us, which is news only to those who wait for a probe."""
+        if turn.probe:
+            self._outbox.pace(lambda pace, _: pace.succeeded(turn))
+
+    def _give_back(self, turn: Turn) -> None:
+        self._outbox.pace(lambda pace, _: pace.give_back(turn))
 
     def _bury(self, entry: Entry, fault: Unusable) -> None:
         self._outbox.bury(entry, fault)

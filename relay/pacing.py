@@ -1,13 +1,11 @@
 """When the next request to Segment may go.
 
 Backoff belongs to the destination, not to an entry: when Segment is down, everything waits
-together behind one probe, and nothing is used up by waiting.
+together behind one probe, and nothing is used up by waiting. All forwarders of one outbox share
+one pace, kept by the outbox: to Segment they are one source, with one budget.
 """
 
 import random
-import threading
-import time
-from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -19,19 +17,28 @@ REQUESTS_PER_SECOND: Final = 50
 FIRST_BACKOFF: Final = timedelta(seconds=1)
 LONGEST_BACKOFF: Final = timedelta(minutes=5)
 HOLD_PROBE: Final = timedelta(minutes=1)
+LONGEST_WAIT: Final = timedelta(hours=1)
+"""No wait is longer, whatever Segment asks for; one that seems so comes of a clock put back."""
+PROBE_LEASE: Final = timedelta(minutes=1)
+"""A probe unanswered for so long has died with its process, and another one may go."""
 
+_ROUNDING: Final = 0.001
 _SHORTEST_BACKOFF: Final = 0.02
 _PROBE_UNDER_WAY: Final = 0.25
 
 
 class Turn(Struct, frozen=True):
-    """Leave to send one request. Its answer must be told to the `Pacer` that gave it.
+    """Leave to send one request. Its answer must be told to the `Pace` that gave it.
 
     Attributes:
         era: which stretch between two changes of state it was given in.
+        taken_at: when.
+        probe: whether it was given in trouble, so that all others wait for its answer.
     """
 
     era: int
+    taken_at: float
+    probe: bool
 
 
 def full_jitter(bound: float) -> float:
@@ -39,84 +46,92 @@ def full_jitter(bound: float) -> float:
     return random.uniform(0, bound)  # noqa: S311 (no secret hangs on it)
 
 
-class Pacer:
+class Pace(Struct):
     """Hands out turns: 50 a second when all is well, otherwise a single probe at a time.
 
-    Safe to use from several threads. The clock is monotonic, in seconds.
+    Pure: it is told the time, in seconds by any clock that all its users share.
+
+    Attributes:
+        taken_at: when the latest turns were taken, as many as a second has, oldest first.
+        next_at: no turn before.
+        era: counts changes of state.
+        failures: in a row, of probes.
+        probe_until: when the probe under way is given up; 0 when none is.
+        hold: what Segment answered if forwarding is on hold; otherwise None.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        jitter: Callable[[float], float] = full_jitter,
-    ) -> None:
-        self._clock = clock
-        self._jitter = jitter
-        self._lock = threading.Lock()
-        self._next_at = clock()
-        self._taken_at: deque[float] = deque(maxlen=REQUESTS_PER_SECOND)
-        self._era = 0
-        self._troubled = False
-        self._failures = 0
-        self._probing = False
-        self._hold: str | None = None
+    taken_at: list[float] = []
+    next_at: float = 0.0
+    era: int = 0
+    failures: int = 0
+    probe_until: float = 0.0
+    hold: str | None = None
 
     @property
-    def hold(self) -> str | None:
-        """Why forwarding is on hold: what Segment answered; None when it is not."""
-        return self._hold
+    def troubled(self) -> bool:
+        """Whether single probes go, because the last request was not answered well."""
+        return self.failures > 0 or self.hold is not None
 
-    def take(self) -> Turn | float:
+    def take(self, now: float) -> Turn | float:
         """A turn, or the seconds after which to ask again."""
-        with self._lock:
-            if self._probing:
-                return _PROBE_UNDER_WAY
-            now = self._clock()
-            if now < self._next_at:
-                return self._next_at - now
-            # Turns of a second may come at once: a process that wakes for each of them finds the
-            # processor's caches cold, and works at little more than half its speed.
-            if len(self._taken_at) == REQUESTS_PER_SECOND and now < self._taken_at[0] + 1:
-                return self._taken_at[0] + 1 - now
-            self._taken_at.append(now)
-            self._probing = self._troubled
-            return Turn(self._era)
+        if _ahead(self.probe_until, now, PROBE_LEASE):
+            return _PROBE_UNDER_WAY
+        if wait := _ahead(self.next_at, now, LONGEST_WAIT):
+            return wait
+        # Turns of a second may come at once: a process that wakes for each of them finds the
+        # processor's caches cold, and works at little more than half its speed.
+        if len(self.taken_at) == REQUESTS_PER_SECOND:
+            if wait := _ahead(self.taken_at[0] + 1, now, timedelta(seconds=1)):
+                return wait
+            del self.taken_at[0]
+        self.taken_at.append(now)
+        if self.troubled:
+            self.probe_until = now + PROBE_LEASE.total_seconds()
+        return Turn(self.era, now, self.troubled)
 
     def give_back(self, turn: Turn) -> None:
         """Nothing was sent in this turn."""
-        with self._lock:
-            if turn.era == self._era:
-                self._probing = False
+        if turn.taken_at in self.taken_at:
+            self.taken_at.remove(turn.taken_at)
+        if turn.era == self.era:
+            self.probe_until = 0.0
 
     def succeeded(self, turn: Turn) -> None:
         """Segment took the request, or spoke of its content: it is there and knows us."""
-        with self._lock:
-            if turn.era == self._era and self._troubled:
-                self._start_era(troubled=False, wait=0)
-                self._failures = 0
-                self._hold = None
+        if turn.era == self.era and turn.probe:
+            self._start_era(next_at=0.0)
+            self.failures = 0
+            self.hold = None
 
-    def failed(self, turn: Turn, retry_after: timedelta | None = None) -> None:
+    def failed(
+        self,
+        turn: Turn,
+        now: float,
+        retry_after: timedelta | None,
+        jitter: Callable[[float], float] = full_jitter,
+    ) -> None:
         """Not now: the next probe goes after a backoff, or later if Segment asked for it."""
-        with self._lock:
-            # Requests that were under way together and fail together are one failure.
-            if turn.era == self._era:
-                bound = FIRST_BACKOFF.total_seconds() * 2.0 ** min(self._failures, 16)
-                wait = self._jitter(min(bound, LONGEST_BACKOFF.total_seconds()))
-                asked = retry_after.total_seconds() if retry_after else 0
-                self._start_era(troubled=True, wait=max(wait, asked, _SHORTEST_BACKOFF))
-                self._failures += 1
+        # Requests that were under way together and fail together are one failure.
+        if turn.era == self.era:
+            bound = FIRST_BACKOFF.total_seconds() * 2.0 ** min(self.failures, 16)
+            wait = jitter(min(bound, LONGEST_BACKOFF.total_seconds()))
+            asked = retry_after.total_seconds() if retry_after else 0
+            self._start_era(next_at=now + max(wait, asked, _SHORTEST_BACKOFF))
+            self.failures += 1
 
-    def refused(self, turn: Turn, answer: str) -> None:
+    def refused(self, turn: Turn, now: float, answer: str) -> None:
         """Our fault or the operator's: everything is held, and a probe goes once a minute."""
-        with self._lock:
-            if turn.era == self._era:
-                self._start_era(troubled=True, wait=HOLD_PROBE.total_seconds())
-                self._hold = answer
+        if turn.era == self.era:
+            self._start_era(next_at=now + HOLD_PROBE.total_seconds())
+            self.hold = answer
 
-    def _start_era(self, *, troubled: bool, wait: float) -> None:
-        self._era += 1
-        self._troubled = troubled
-        self._probing = False
-        self._next_at = self._clock() + wait
+    def _start_era(self, *, next_at: float) -> None:
+        self.era += 1
+        self.probe_until = 0.0
+        self.next_at = next_at
+
+
+def _ahead(moment: float, now: float, most: timedelta) -> float:
+    """How far ahead the moment is; 0 where it has passed, or is further than it can be."""
+    wait = moment - now
+    return wait if 0 < wait <= most.total_seconds() + _ROUNDING else 0.0

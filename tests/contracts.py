@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 
 from relay.events import DeadReason, EmailEvent, Reading, Unusable
 from relay.outbox import Arrival, Entry, Outbox, State
+from relay.pacing import Pace, Turn
 from relay.providers import Provider, Webhook, provider_classes
 from relay.segment import Segment
 from tests.fakes import Clock
@@ -414,9 +415,14 @@ class OutboxContract:
         self, open_store: OpenStore, clock: Clock
     ) -> None:
         receiving, forwarding = (open_store("relay", clock) for _ in range(2))
-        forwarding.set_hold("401 Unauthorized")
+        turn = forwarding.pace(Pace.take)
+        assert isinstance(turn, Turn)
+        forwarding.pace(lambda pace, now: pace.refused(turn, now, "401 Unauthorized"))
         held = receiving.hold()
-        forwarding.set_hold(None)
+        clock.sleep(60)
+        probe = forwarding.pace(Pace.take)
+        assert isinstance(probe, Turn)
+        forwarding.pace(lambda pace, _: pace.succeeded(probe))
 
         assert (held, receiving.hold()) == ("401 Unauthorized", None)
         receiving.close()

@@ -17,7 +17,6 @@ from relay.events import EmailEvent, Reading
 from relay.forwarder import Forwarder
 from relay.outbox import Arrival
 from relay.outbox.sqlite import SqliteOutbox
-from relay.pacing import Pacer
 from relay.providers.vero import Vero, VeroSettings
 from relay.segment import Segment
 from tests.fakes import Answer, Clock, SegmentServer
@@ -78,14 +77,13 @@ class Relay:
     def forwarder_with(self, *providers: Vero) -> Forwarder:
         """A forwarder that lets the test's clock pass where it would wait."""
         clock = self.clock
-        pacer = Pacer(clock=clock.monotonic, jitter=lambda bound: bound)
         return Forwarder(
             self.outbox,
             self.segment,
             providers,
-            pacer=pacer,
             clock=clock.monotonic,
             sleep=clock.sleep,
+            jitter=lambda bound: bound,
         )
 
     def add(self, *bodies: bytes) -> None:

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from operator import attrgetter
 
@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from relay.pacing import Pacer, Turn, full_jitter
+from relay.pacing import PROBE_LEASE, Pace, Turn, full_jitter
 from tests.fakes import Clock
 
 
@@ -17,10 +17,46 @@ def clock() -> Clock:
     return Clock()
 
 
+class Pacer:
+    """A pace by the clock, which waits as long as it may."""
+
+    def __init__(
+        self, clock: Clock, jitter: Callable[[float], float] = lambda bound: bound
+    ) -> None:
+        self.pace = Pace()
+        self._clock = clock
+        self._jitter = jitter
+
+    @property
+    def hold(self) -> str | None:
+        """What Segment answered if forwarding is on hold."""
+        return self.pace.hold
+
+    def take(self) -> Turn | float:
+        """A turn, or how long there is none."""
+        return self.pace.take(self._clock.monotonic())
+
+    def failed(self, turn: Turn, retry_after: timedelta | None = None) -> None:
+        """Not now."""
+        self.pace.failed(turn, self._clock.monotonic(), retry_after, self._jitter)
+
+    def refused(self, turn: Turn, answer: str) -> None:
+        """Our fault."""
+        self.pace.refused(turn, self._clock.monotonic(), answer)
+
+    def succeeded(self, turn: Turn) -> None:
+        """Taken."""
+        self.pace.succeeded(turn)
+
+    def give_back(self, turn: Turn) -> None:
+        """Not used."""
+        self.pace.give_back(turn)
+
+
 @pytest.fixture
 def pacer(clock: Clock) -> Pacer:
-    """One that waits as long as it may."""
-    return Pacer(clock=clock.monotonic, jitter=lambda bound: bound)
+    """A pace by the clock."""
+    return Pacer(clock)
 
 
 def turn(pacer: Pacer) -> Turn:
@@ -78,7 +114,7 @@ def test_the_wait_is_a_random_part_of_its_bound(clock: Clock) -> None:
         bounds.append(bound)
         return bound / 2
 
-    pacer = Pacer(clock=clock.monotonic, jitter=half)
+    pacer = Pacer(clock, half)
     fail(pacer, clock, 3)
 
     assert bounds == [1, 2, 4]
@@ -88,7 +124,7 @@ def test_the_wait_is_a_random_part_of_its_bound(clock: Clock) -> None:
 
 
 def test_even_without_jitter_probes_stay_apart(clock: Clock) -> None:
-    pacer = Pacer(clock=clock.monotonic, jitter=lambda _bound: 0.0)
+    pacer = Pacer(clock, lambda _bound: 0.0)
     fail(pacer, clock, 1)
 
     assert wait(pacer) == pytest.approx(0.02)
@@ -109,9 +145,33 @@ def test_after_a_failure_a_single_probe_goes(pacer: Pacer, clock: Clock) -> None
     fail(pacer, clock, 1)
     clock.sleep(1)
     turn(pacer)
-    clock.sleep(3600)
+    clock.sleep(59)
 
     assert wait(pacer) > 0
+
+
+def test_a_probe_whose_process_has_died_is_given_up_after_a_minute(
+    pacer: Pacer, clock: Clock
+) -> None:
+    fail(pacer, clock, 1)
+    clock.sleep(1)
+    turn(pacer)
+    clock.sleep(60.001)
+
+    assert turn(pacer)
+    assert wait(pacer) > 0
+
+
+def test_a_clock_put_back_does_not_stop_forwarding(pacer: Pacer, clock: Clock) -> None:
+    clock.sleep(10**6)
+    turns(pacer, 50)
+    fail(pacer, clock, 12)
+    clock.sleep(300)
+    turn(pacer)
+    earlier = Pacer(Clock())
+    earlier.pace = pacer.pace
+
+    assert turn(earlier)
 
 
 def test_a_probe_that_succeeds_ends_the_trouble(pacer: Pacer, clock: Clock) -> None:
@@ -131,7 +191,7 @@ def test_a_turn_given_back_lets_another_probe_go(pacer: Pacer, clock: Clock) -> 
     pacer.give_back(turn(pacer))
 
     assert turn(pacer)
-    clock.sleep(3600)
+    clock.sleep(59)
     assert wait(pacer) > 0
 
 
@@ -160,7 +220,7 @@ def test_what_was_sent_before_the_trouble_tells_nothing_about_its_end(
     clock.sleep(1)
     turn(pacer)
     pacer.give_back(unsent)
-    clock.sleep(3600)
+    clock.sleep(59)
 
     assert pacer.hold is None
     assert wait(pacer) > 0
@@ -195,7 +255,7 @@ class _Requests(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.pacer = Pacer(clock=self.clock.monotonic)
+        self.pacer = Pacer(self.clock)
         self.taken_at: list[float] = []
         self.troubled = False
         self.changes = 0
@@ -242,6 +302,7 @@ class _Requests(RuleBasedStateMachine):
     def give_back(self, which: int) -> None:
         ended, _ = self._end(which)
         self.pacer.give_back(ended)
+        self.taken_at.remove(ended.taken_at)
 
     def _end(self, which: int) -> tuple[Turn, bool]:
         """A turn that ends, and whether nothing has changed since it was given."""
@@ -261,7 +322,12 @@ class _Requests(RuleBasedStateMachine):
 
     @invariant()
     def in_trouble_a_single_probe_is_under_way(self) -> None:
-        probes = [changes for _, changes in self.under_way if changes == self.changes]
+        lapsed = self.clock.monotonic() - PROBE_LEASE.total_seconds()
+        probes = [
+            turn
+            for turn, changes in self.under_way
+            if changes == self.changes and turn.taken_at > lapsed
+        ]
 
         assert len(probes) <= 1 or not self.troubled
 

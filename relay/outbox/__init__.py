@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib import import_module
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from msgspec import Struct
 
 from relay.errors import OutboxError
 from relay.events import Unusable
+from relay.pacing import Pace
 
 Clock = Callable[[], datetime]
+T = TypeVar("T")
 
 
 def utc_now() -> datetime:
@@ -111,8 +113,11 @@ class Outbox(Protocol):
         """Make them due at once, unless someone else has claimed them since."""
         ...
 
-    def set_hold(self, answer: str | None) -> None:
-        """Note for every process that forwarding is on hold after this answer, or no longer."""
+    def pace(self, change: Callable[[Pace, float], T]) -> T:
+        """What `change` returns for the pace that all forwarders share, and the time in seconds.
+
+        It may change the pace; no other change comes in between.
+        """
         ...
 
     def hold(self) -> str | None:

@@ -3,7 +3,7 @@
 import fcntl
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -15,7 +15,8 @@ from msgspec import Struct, json
 
 from relay.errors import OutboxError
 from relay.events import Unusable
-from relay.outbox import Arrival, Clock, Counts, Entry, State, utc_now
+from relay.outbox import Arrival, Clock, Counts, Entry, State, T, utc_now
+from relay.pacing import Pace
 
 _MARK: Final = 0x52_4C_41_59  # "RLAY", as the file's application_id
 
@@ -97,6 +98,9 @@ class SqliteOutbox:
         self._claiming = threading.Lock()
         self._claims: dict[int, _Claim] = {}
         self._sole_claimer: BinaryIO | None = None
+        self._pacing = threading.Lock()
+        self._pace = Pace()
+        self._noted_hold: str | None = "whatever an earlier process noted"
         with _translated():
             self._adder = self._connect()
             self._check_mark()
@@ -243,10 +247,15 @@ class SqliteOutbox:
         claim = self._claims.get(entry.id)
         return claim is not None and claim.number == entry.claim
 
-    def set_hold(self, answer: str | None) -> None:
-        """See `Outbox.set_hold`."""
-        with _translated(), self._writing:
-            self._settler.execute("UPDATE status SET hold = ?", (answer,))
+    def pace(self, change: Callable[[Pace, float], T]) -> T:
+        """See `Outbox.pace`. It is kept in memory, as claims are; of it, others need the hold."""
+        with _translated(), self._pacing:
+            result = change(self._pace, self._clock().timestamp())
+            if self._pace.hold != self._noted_hold:
+                with self._writing:
+                    self._settler.execute("UPDATE status SET hold = ?", (self._pace.hold,))
+                self._noted_hold = self._pace.hold
+        return result
 
     def hold(self) -> str | None:
         """See `Outbox.hold`."""
