@@ -2,7 +2,10 @@
 .DEFAULT_GOAL := help
 .PHONY: help run demo test lint types imports format bench lock clean
 
-PYTHON ?= python3
+# pyenv reads .python-version, and its python3 may not run here where it lacks that version; then it
+# is the one of the root directory.
+PYTHON ?= $(or $(shell $(ITSELF) || { cd / && $(ITSELF); }),python3)
+ITSELF := python3 -c 'import sys; print(sys.executable)' 2>/dev/null
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check

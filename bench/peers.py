@@ -47,6 +47,7 @@ class Peer:
             "SEGMENT_HOST": segment_url,
             "RELAY_VERO_SECRET": _SECRET,
             "RELAY_OUTBOX_URL": f"sqlite:///{directory}/relay.db",
+            "RELAY_ALLOW_EPHEMERAL": "1",
         }
         return Process(self.arguments, environ, directory / f"{self.name}.log")
 
@@ -72,10 +73,19 @@ class Process:
     It leads a session of its own, so that all its children are found, and ended with it.
     """
 
-    def __init__(self, arguments: tuple[str, ...], environ: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        arguments: tuple[str, ...],
+        environ: Mapping[str, str],
+        log: Path,
+        *,
+        listens: bool = True,
+    ) -> None:
         self.port = _free_port()
-        self._command = (sys.executable, *arguments, "--port", str(self.port))
-        ours = ("SEGMENT_", "RELAY_", "PORT", "DYNO")
+        self._listens = listens
+        port = ("--port", str(self.port)) if listens else ()
+        self._command = (sys.executable, *arguments, *port)
+        ours = ("SEGMENT_", "RELAY_", "PORT", "DYNO", "DATABASE_URL")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self._environ = {**kept, **environ}
         self._log = log
@@ -117,7 +127,7 @@ class Process:
 
     def _await_listening(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        while not _listens(self.port):
+        while self._listens and not _listens(self.port):
             ended = self._process.poll()
             if ended is not None or time.monotonic() > deadline:
                 why = "does not listen" if ended is None else f"ended with {ended}"

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from random import Random
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from relay.intake import Intake
 from relay.outbox import Outbox, open_outbox
 from relay.providers import Provider, provider_classes
 from relay.receiver import BODY_SECONDS, Webhooks, create_app
+from relay.retention import Retention
 from relay.segment import Segment
 from relay.server import base_url, listen, serve_http
 from relay.settings import Settings, variables
@@ -56,19 +58,25 @@ _port = click.option(
 @main.command()
 @_host
 @_port
-def serve(host: str, port: int | None) -> None:
+@click.option(
+    "--no-forward", is_flag=True, help="Receive only; `relay forward` forwards elsewhere."
+)
+def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
     settings, providers = _configured(os.environ)
     _configure_logs(settings)
     listener = _listen(host, settings.port if port is None else port)
     with _opened(settings) as outbox:
-        _run(settings, providers, outbox, listener, os.environ)
+        _run(settings, providers, outbox, listener, None if no_forward else os.environ)
 
 
-@main.command(hidden=True)
-@click.option("--until-stdin-closes", is_flag=True, help="End when standard input does.")
+@main.command()
+@click.option("--until-stdin-closes", is_flag=True, hidden=True)
 def forward(*, until_stdin_closes: bool) -> None:
-    """Forward what the outbox holds, until SIGTERM or Ctrl-C; `relay serve` starts this itself."""
+    """Forward what the outbox holds, until SIGTERM or Ctrl-C.
+
+    `relay serve` does so by itself. With PostgreSQL any number of these may run beside it.
+    """
     settings, providers = _configured(os.environ)
     _configure_logs(settings)
     leave = _LeaveOnce()
@@ -78,12 +86,26 @@ def forward(*, until_stdin_closes: bool) -> None:
         threading.Thread(target=_leave_with_stdin, daemon=True).start()
     with _opened(settings) as outbox:
         forwarder = Forwarder(outbox, _segment(settings), providers)
+        retention = Retention(outbox, timedelta(days=settings.retention_days))
         try:
             forwarder.start()
+            retention.start()
+            if not until_stdin_closes:
+                _log.info("forward.started", version=__version__, **settings.shown())
             _spare_the_collector()
             threading.Event().wait()
         finally:
             forwarder.stop(_POSTS_SECONDS)
+            retention.stop()
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the outbox up to date with this version, and end; `relay serve` does so by itself."""
+    settings, _ = _configured(os.environ)
+    _configure_logs(settings)
+    with _opened(settings):
+        click.echo(f"outbox ok: {settings.outbox_shown} is up to date")
 
 
 class _LeaveOnce:
@@ -102,7 +124,8 @@ def _leave_with_stdin() -> None:
     # Not through sys.stdin, whose lock this thread would hold when Python ends.
     while os.read(0, 1024):
         pass
-    signal.raise_signal(signal.SIGTERM)
+    # To the main thread, which is asleep: a signal to this one would not wake it.
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 @main.command()
@@ -120,6 +143,7 @@ def demo(host: str, port: int | None) -> None:
             "SEGMENT_HOST": segment.url,
             "RELAY_VERO_SECRET": SECRET,
             "RELAY_OUTBOX_URL": f"sqlite:///{directory}/relay.db",
+            "RELAY_ALLOW_EPHEMERAL": "1",
             "RELAY_LOG_LEVEL": "warning",
             # A proxy that the environment names would carry the events off this machine.
             "NO_PROXY": "*",
@@ -151,7 +175,7 @@ def check() -> None:
         except OutboxError as error:
             raise click.ClickException(f"outbox: {error}") from None
     click.echo(
-        f"outbox    ok: {settings.outbox_url} takes writes;"
+        f"outbox    ok: {settings.outbox_shown} takes writes;"
         f" {counts.pending} pending, {counts.delivered} delivered, {counts.dead} dead"
     )
     try:
@@ -198,7 +222,7 @@ def _configure_logs(settings: Settings) -> None:
 @contextmanager
 def _opened(settings: Settings) -> Iterator[Outbox]:
     try:
-        outbox = open_outbox(settings.outbox_url)
+        outbox = open_outbox(settings.outbox, allow_ephemeral=settings.allow_ephemeral)
     except OutboxError as error:
         raise click.ClickException(f"outbox: {error}") from None
     try:
@@ -220,14 +244,18 @@ def _run(
     providers: Sequence[Provider],
     outbox: Outbox,
     listener: socket.socket,
-    environ: Mapping[str, str],
+    environ: Mapping[str, str] | None,
 ) -> None:
-    """Receive here and forward in a process beside this one, until told to stop."""
+    """Receive here until told to stop, and forward in a process with the environment, if any."""
     intake = Intake(outbox)
-    forwarder = Companion(["forward", "--until-stdin-closes"], environ)
+    forwarder = Companion(["forward", "--until-stdin-closes"], environ) if environ else None
 
     def troubles() -> list[str]:
-        return [] if forwarder.running else ["the forwarder is not running"]
+        return [] if forwarder is None or forwarder.running else ["the forwarder is not running"]
+
+    def leave() -> None:
+        if forwarder:
+            forwarder.stop_soon()
 
     webhooks = Webhooks(providers, _segment(settings), intake)
     app = create_app(
@@ -236,7 +264,8 @@ def _run(
         outbox=outbox,
         troubles=troubles,
     )
-    forwarder.start()
+    if forwarder:
+        forwarder.start()
     url = base_url(listener)
     routes = [
         f"{url}/webhooks/{provider.name}/***" for provider in providers if provider.configured
@@ -251,10 +280,11 @@ def _run(
             webhooks.take_whole,
             listener,
             grace_seconds=BODY_SECONDS,
-            leaving=forwarder.stop_soon,
+            leaving=leave,
         )
     finally:
-        forwarder.stop(_POSTS_SECONDS + 1)
+        if forwarder:
+            forwarder.stop(_POSTS_SECONDS + 1)
     _log.info("serve.stopped")
 
 

@@ -49,6 +49,8 @@ _OUTBOX_PAUSE_SECONDS: Final = 1.0
 
 _log = structlog.get_logger()
 
+_LARGE_CLAIM: Final = 2**20  # bytes from which an outbox may have cut it short
+
 _Batch = list[tuple[Entry, bytes]]
 
 
@@ -98,6 +100,7 @@ class Forwarder:
         self._sleep = sleep or self._stopping.wait
         self._jitter = jitter
         self._more_is_due = True
+        self._untold: deque[Callable[[Pace, float], None]] = deque()
         self._claiming = threading.Lock()
         self._claimed: dict[int, Entry] = {}
         self._workers = [
@@ -127,7 +130,14 @@ class Forwarder:
                 worker.join(max(0, deadline - time.monotonic()))
         unsettled = list(self._claimed.values())
         if unsettled:
+            self._release(unsettled)
+
+    def _release(self, unsettled: Sequence[Entry]) -> None:
+        try:
             self._outbox.release(unsettled)
+        except OutboxError as error:  # they are due again when their lease ends
+            _log.error("forward.not_released", messages=len(unsettled), error=str(error))
+        else:
             _log.info("forward.released", messages=len(unsettled))
 
     def step(self) -> bool:
@@ -171,7 +181,8 @@ class Forwarder:
             raise
         if not claim.batches:
             self._end(claim)
-        self._more_is_due = len(claim.entries) == MAX_MESSAGES
+        claimed = sum(len(entry.body) for entry in claim.entries)
+        self._more_is_due = len(claim.entries) == MAX_MESSAGES or claimed > _LARGE_CLAIM
         return claim if claim.entries else None
 
     def _await_entries(self) -> None:
@@ -186,6 +197,7 @@ class Forwarder:
     def _await_turn(self, until: float = float("inf")) -> Turn | None:
         """A turn; None when relay is stopping or there is none before then."""
         while not self._stopping.is_set():
+            self._tell_late()
             turn = self._outbox.pace(Pace.take)
             if isinstance(turn, Turn):
                 return turn
@@ -289,11 +301,11 @@ class Forwarder:
         except SegmentUnavailableError as error:
             answer, event, level = str(error), "forward.unavailable", WARNING
             after = error.retry_after
-            self._outbox.pace(lambda pace, now: pace.failed(turn, now, after, self._jitter))
+            self._tell(lambda pace, now: pace.failed(turn, now, after, self._jitter))
             raise
         except SegmentRefusedError as error:
             answer, event, level = str(error), "forward.held", ERROR
-            self._outbox.pace(lambda pace, now: pace.refused(turn, now, answer))
+            self._tell(lambda pace, now: pace.refused(turn, now, answer))
             raise
         except BatchRejectedError as error:
             answer, event, level = str(error), "forward.rejected", WARNING
@@ -307,10 +319,27 @@ class Forwarder:
     def _answered(self, turn: Turn) -> None:
         """Segment is there and knows us, which is news only to those who wait for a probe."""
         if turn.probe:
-            self._outbox.pace(lambda pace, _: pace.succeeded(turn))
+            self._tell(lambda pace, _: pace.succeeded(turn))
 
     def _give_back(self, turn: Turn) -> None:
-        self._outbox.pace(lambda pace, _: pace.give_back(turn))
+        self._tell(lambda pace, _: pace.give_back(turn))
+
+    def _tell(self, news: Callable[[Pace, float], None]) -> None:
+        """Change the pace; should the outbox be away, once it is back: others wait for a probe."""
+        try:
+            self._outbox.pace(news)
+        except OutboxError as error:
+            self._untold.append(news)
+            _log.warning("forward.pace_not_told", error=str(error))
+
+    def _tell_late(self) -> None:
+        while self._untold:
+            news = self._untold.popleft()
+            try:
+                self._outbox.pace(news)
+            except OutboxError:
+                self._untold.appendleft(news)
+                raise
 
     def _bury(self, entry: Entry, fault: Unusable) -> None:
         self._outbox.bury(entry, fault)

@@ -19,6 +19,9 @@ LARGEST_GROUP: Final = 1_000
 MAX_WAITING_BYTES: Final = 64 * 2**20
 """Bodies waiting for their commit; beyond it the outbox is too far behind to take more."""
 
+CLOSE_SECONDS: Final = 5
+"""How long the outbox has for what waits at the end; it has not been answered 200."""
+
 Fate = bool | OutboxError
 """An arrival is on disk, and was new or not; or why it is not stored."""
 Told = Callable[[Fate], None]
@@ -66,7 +69,7 @@ class Intake:
         """Commit what waits, then end."""
         self._hand_over()
         self._waiting.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
 
     def _commit_groups(self) -> None:
         ended = False
@@ -86,6 +89,9 @@ class Intake:
             new: Sequence[bool] | OutboxError = self._outbox.add(arrivals)
         except OutboxError as error:
             new = error
+        except Exception as error:  # noqa: BLE001 (this thread must not end while webhooks wait)
+            _log.exception("intake.failed")
+            new = OutboxError(f"relay failed: {type(error).__name__}")
         # One call wakes every request of the group.
         self._loop.call_soon_threadsafe(self._tell, group, new)
 

@@ -74,5 +74,7 @@ def configure(
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     # At debug the SDK writes whole bodies and the write key; its errors are told by relay itself.
     logging.getLogger("segment").setLevel(logging.CRITICAL + 1)
+    # The pool logs each attempt to connect; what fails for it is told by relay itself.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     # urllib3 logs URLs and headers' names at debug, and a warning for each retry.
     logging.getLogger("urllib3").setLevel(logging.ERROR)

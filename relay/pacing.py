@@ -86,14 +86,14 @@ class Pace(Struct):
             del self.taken_at[0]
         self.taken_at.append(now)
         if self.troubled:
-            self.probe_until = now + PROBE_LEASE.total_seconds()
+            self.probe_until = _end_of_probe(now)
         return Turn(self.era, now, self.troubled)
 
     def give_back(self, turn: Turn) -> None:
         """Nothing was sent in this turn."""
         if turn.taken_at in self.taken_at:
             self.taken_at.remove(turn.taken_at)
-        if turn.era == self.era:
+        if self.probe_until == _end_of_probe(turn.taken_at):  # not a later one's
             self.probe_until = 0.0
 
     def succeeded(self, turn: Turn) -> None:
@@ -129,6 +129,10 @@ class Pace(Struct):
         self.era += 1
         self.probe_until = 0.0
         self.next_at = next_at
+
+
+def _end_of_probe(taken_at: float) -> float:
+    return taken_at + PROBE_LEASE.total_seconds()
 
 
 def _ahead(moment: float, now: float, most: timedelta) -> float:

@@ -20,6 +20,10 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+HEAD_SECONDS: Final = 10
+"""From a connection's beginning, or a request's first byte, to the end of its head."""
+MAX_HEAD_BYTES: Final = 2**16
+
 Headers = Sequence[tuple[bytes, bytes]]
 Reply = Callable[[int, Headers, bytes], None]
 TakeWhole = Callable[[str, Headers, bytes, Reply], bool]
@@ -104,32 +108,71 @@ class _Protocol(HttpToolsProtocol):
     A request is noted while it is parsed. A webhook that has come in one piece, as nearly all do,
     is handed to the application as it is. Anything else is played to uvicorn, as if it came only
     now: an ASGI task, its events and its messages are half of what a webhook costs.
+
+    uvicorn waits for a request's head as long as its sender likes, and keeps as much of it as he
+    sends; here it has `HEAD_SECONDS` and `MAX_HEAD_BYTES`.
     """
 
     def __init__(self, *args: Any, take_whole: TakeWhole, **kwargs: Any) -> None:  # noqa: ANN401 (uvicorn's own)
         super().__init__(*args, **kwargs)
         self._take_whole = take_whole
         self._noting = False
-        self._heads_end = False
-        self._body = b""
+        self._head_complete = False
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._body: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_done()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        in_head = self._noting
         super().data_received(data)
-        if self._noting and self._heads_end and not self.transport.is_closing():
-            self._play()  # the rest may take its time: uvicorn waits for it
+        if not self._noting or self.transport.is_closing():
+            return
+        if self._head_complete:
+            self._play()  # the rest may take its time: the application says how much
+            return
+        if in_head:  # otherwise the data may be the end of an earlier body, for the most part
+            self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.send_400_response(f"A request's head has {MAX_HEAD_BYTES} bytes at the most.")
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:  # an answer is due first
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _head_done(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()  # armed by the answer to one in the same data
         self._noting = True
-        self._heads_end = False
+        self._head_complete = False
         self.url = b""
         self.headers = []
-        self._body = b""
+        self._body = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        if not self._head_complete:  # what comes after a chunked body is of no use here
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._heads_end = True
+        self._head_complete = True
+        self._head_done()
         if not (
             self.url.startswith(b"/webhooks/")
             and self.parser.get_method() == b"POST"
@@ -140,7 +183,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         if self._noting:
-            self._body += body
+            self._body.append(body)
         else:
             super().on_body(body)
 
@@ -150,7 +193,7 @@ class _Protocol(HttpToolsProtocol):
             cycle = _ShortCycle(self)
             path = unquote(httptools.parse_url(self.url).path.decode("ascii"))
             before, self.cycle = self.cycle, cast("RequestResponseCycle", cycle)
-            if self._take_whole(path, self.headers, self._body, cycle.reply):
+            if self._take_whole(path, self.headers, b"".join(self._body), cycle.reply):
                 return
             self.cycle = before
             self._play()
@@ -165,8 +208,8 @@ class _Protocol(HttpToolsProtocol):
         for name, value in headers:
             super().on_header(name, value)
         super().on_headers_complete()
-        if self._body:
-            super().on_body(self._body)
+        for body in self._body:
+            super().on_body(body)
 
 
 # uvicorn sets it when a connection is lost; on the short way nobody waits for it.

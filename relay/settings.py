@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 from pydantic import (
@@ -28,7 +28,16 @@ _HOSTS: Final = {"us": "https://api.segment.io", "eu": "https://events.eu1.segme
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_DEFAULT_OUTBOX: Final = "sqlite:///relay.db"
+_STORES: Final = ("sqlite:///", "postgresql://", "postgres://")
+
+# No @ but the one before the host: otherwise part of a password would be taken for the host.
+_NETLOC: Final = re.compile(r"\w+://([^@/]*@)?[^@/]*(/[^@]*)?")
+
 _HOST_NAME: Final = re.compile(r"[\w.:-]+")  # colons in an IPv6 address
+
+# Kubernetes tells each container of a service called relay by variables of this shape.
+_SERVICE_LINK: Final = re.compile(r"RELAY_(SERVICE_|PORT_\d+_(TCP|UDP|SCTP)).*|RELAY_PORT=\w+://.*")
 
 _LowerCase = BeforeValidator(str.lower)
 
@@ -53,9 +62,31 @@ class Settings(BaseModel):
         description="Base URL, without `/v1`, of any API that speaks Segment's `/v1/batch`;"
         " overrides the region.",
     )
-    outbox_url: str = Field(
-        default="sqlite:///relay.db",
-        description="Where events are stored: `sqlite:///relative.db` or `sqlite:////absolute.db`.",
+    outbox_url: str | None = Field(
+        default=None,
+        description="Where events are stored: `sqlite:///relative.db`, `sqlite:////absolute.db` or"
+        " `postgresql://user:password@host/database`. Unset: `DATABASE_URL`, and without that"
+        f" `{_DEFAULT_OUTBOX}`.",
+    )
+    database_url: str | None = Field(
+        default=None,
+        alias="DATABASE_URL",
+        description="Where events are stored, as Heroku Postgres sets it.",
+    )
+    allow_ephemeral: bool = Field(
+        default=False,
+        description="`1` allows a SQLite outbox on a disk that is wiped, which loses events: on"
+        " Heroku, or on a tmpfs.",
+    )
+    dyno: str | None = Field(
+        default=None, alias="DYNO", description="Set by Heroku, whose disk is wiped every day."
+    )
+    retention_days: int = Field(
+        default=30,
+        ge=1,
+        le=36_500,
+        description="For how long delivered events are kept, and a duplicate of one is recognised."
+        " What is not delivered is kept until it is.",
     )
     anonymous_id: Annotated[Literal["email", "sha256"], _LowerCase] = Field(
         default="email",
@@ -128,9 +159,11 @@ class Settings(BaseModel):
                 providers[provider] = own
         known = [variable.name for variable in variables(provider_models)]
         for name in sorted(given.keys() - set(known)):
-            if name.startswith(_PREFIXES):
+            if name.startswith(_PREFIXES) and not _SERVICE_LINK.fullmatch(f"{name}={given[name]}"):
                 close = difflib.get_close_matches(name, known, n=1)
                 faults.append(f"{name}: no such setting" + (f"; {close[0]}?" if close else ""))
+        if settings:
+            faults += settings.outbox_faults()
         if settings is None or faults:
             raise SettingsError(faults)
         settings._providers = providers  # noqa: SLF001 (its own class)
@@ -140,12 +173,42 @@ class Settings(BaseModel):
         """The settings of one provider, an instance of its model."""
         return self._providers[name]
 
-    @field_validator("outbox_url")
-    @classmethod
-    def _known_store(cls, value: str) -> str:
-        if not value.startswith("sqlite:///"):
-            raise ValueError("should begin with sqlite:///")
-        return value
+    def outbox_faults(self) -> list[str]:
+        """Why nothing can or should be stored where the settings say, if so."""
+        if not self.outbox.startswith(_STORES):
+            # Another program's database may stand in DATABASE_URL, so only what is used counts.
+            name = "RELAY_OUTBOX_URL" if self.outbox_url else "DATABASE_URL"
+            return [f"{name}: should begin with sqlite:/// or postgresql://"]
+        if not self.on_sqlite and not _NETLOC.fullmatch(self.outbox):
+            return ["the outbox's URL: @, / and : in a password must be written %40, %2F and %3A"]
+        if self.dyno and self.on_sqlite and not self.allow_ephemeral:
+            wiped = "Heroku wipes this disk every day, and a SQLite outbox with it"
+            remedy = "add PostgreSQL: heroku addons:create heroku-postgresql"
+            return [f"RELAY_OUTBOX_URL: {wiped}; {remedy}"]
+        return []
+
+    @property
+    def outbox(self) -> str:
+        """URL of the outbox, with its password."""
+        url = self.outbox_url or self.database_url or _DEFAULT_OUTBOX
+        if self.dyno and not self.on_sqlite and "sslmode=" not in url:
+            # Heroku's servers take nothing else, and libpq by itself would fall back to plain text.
+            url += ("&" if "?" in url else "?") + "sslmode=require"
+        return url
+
+    @property
+    def outbox_shown(self) -> str:
+        """URL of the outbox, as a log may hold it: where it is, and nothing else."""
+        if self.on_sqlite:
+            return self.outbox
+        url = urlsplit(self.outbox)
+        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+
+    @property
+    def on_sqlite(self) -> bool:
+        """Whether the outbox is a file."""
+        url = self.outbox_url or self.database_url or _DEFAULT_OUTBOX
+        return url.startswith("sqlite:")
 
     @property
     def segment_url(self) -> str:
@@ -154,20 +217,26 @@ class Settings(BaseModel):
 
     def shown(self) -> dict[str, object]:
         """The settings as a log may hold them."""
-        shown = self.model_dump(mode="json", exclude={"segment_write_key"})
+        hidden = {"segment_write_key", "outbox_url", "database_url"}
+        shown = self.model_dump(mode="json", exclude=hidden) | {"outbox": self.outbox_shown}
         for name, model in self._providers.items():
             shown[name] = model.model_dump(mode="json", exclude={"secret"})
         return shown
 
     def secrets(self) -> list[str]:
         """Every text that must not be shown."""
-        return [
+        url = urlsplit(self.outbox)
+        given = [pair.partition("=") for pair in url.query.split("&")]
+        passwords = [value for name, _, value in given if "password" in unquote(name)]
+        passwords.append(url.password or "")
+        own = [
             secret.get_secret_value()
             for model in (self, *self._providers.values())
             for _, value in model
             for secret in (value if isinstance(value, tuple) else (value,))
             if isinstance(secret, SecretStr)
         ]
+        return own + [unquote(password) for password in passwords if password]
 
 
 class Variable(Struct, frozen=True):
@@ -202,6 +271,8 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, Fie
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    if field.default is False:
+        return "`0`"
     return "" if field.default in {None, ()} else f"`{field.default}`"
 
 

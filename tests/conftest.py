@@ -1,7 +1,34 @@
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
+
+from tests.postgres import PostgresServer
+from tests.processes import PostgresStore, SqliteStore
 
 pytest.register_assert_rewrite("tests.contracts")
 # A machine shared with others stalls now and then: how long an example takes says nothing.
 settings.register_profile("relay", deadline=None)
 settings.load_profile("relay")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One server for all tests, started when the first of them asks for it."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> SqliteStore:
+    """A file that nobody has made yet."""
+    return SqliteStore(tmp_path / "relay.db")
+
+
+@pytest.fixture
+def postgres_store(postgres: PostgresServer, tmp_path: Path) -> Iterator[PostgresStore]:
+    """An empty database."""
+    url = postgres.create_database()
+    yield PostgresStore(url, tmp_path)
+    postgres.drop_database(url)

@@ -1,4 +1,4 @@
-"""relay as a real process on loopback, and what it leaves in its outbox."""
+"""relay as real processes on loopback, and what they leave in their outbox."""
 
 import json
 import os
@@ -7,16 +7,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 import apsw
+
+from tests.postgres import query
 
 SECRET = "a-secret-for-the-tests"
 WRITE_KEY = "a-write-key-for-the-tests"
@@ -25,14 +27,18 @@ PATH = f"/webhooks/vero/{SECRET}"
 _ROOT = Path(__file__).parents[1]
 _START_SECONDS = 30
 _STORED = """
-    SELECT provider, message_id, state, due_at, attempts, reason, detail, body
+    SELECT provider, message_id, state, {due_at}, attempts, reason, detail, body
     FROM entries ORDER BY id
 """
 
 
 @dataclass(frozen=True)
 class StoredEntry:
-    """A row of an outbox, as it stands in the file."""
+    """A row of an outbox, as it stands in the store.
+
+    Attributes:
+        due_at: in epoch milliseconds.
+    """
 
     provider: str
     message_id: str
@@ -44,19 +50,81 @@ class StoredEntry:
     body: bytes
 
 
+class Store(Protocol):
+    """Where the entries of an outbox are, seen from behind relay's back."""
+
+    @property
+    def url(self) -> str:
+        """What `RELAY_OUTBOX_URL` is set to."""
+        ...
+
+    @property
+    def logs(self) -> Path:
+        """The directory for the logs of its processes."""
+        ...
+
+    def stored(self) -> list[StoredEntry]:
+        """Everything in it, oldest first."""
+        ...
+
+    def run_sql(self, statement: str) -> list[Any]:
+        """Run a statement on its tables."""
+        ...
+
+
+@dataclass(frozen=True)
+class SqliteStore:
+    """See `Store`."""
+
+    path: Path
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.path}"
+
+    @property
+    def logs(self) -> Path:
+        return self.path.parent
+
+    def stored(self) -> list[StoredEntry]:
+        return [StoredEntry(*row) for row in self.run_sql(_STORED.format(due_at="due_at"))]
+
+    def run_sql(self, statement: str) -> list[Any]:
+        """Through apsw: two builds of SQLite in one process take each other's file locks away."""
+        with closing(apsw.Connection(str(self.path))) as connection:
+            connection.set_busy_timeout(10_000)
+            return connection.execute(statement).fetchall()
+
+
+@dataclass(frozen=True)
+class PostgresStore:
+    """See `Store`."""
+
+    url: str
+    logs: Path
+
+    def stored(self) -> list[StoredEntry]:
+        milliseconds = "(extract(epoch FROM due_at) * 1000)::bigint"
+        return [StoredEntry(*row) for row in self.run_sql(_STORED.format(due_at=milliseconds))]
+
+    def run_sql(self, statement: str) -> list[Any]:
+        return query(self.url, statement, search_path="relay")
+
+
+def pending(store: Store) -> int:
+    """How many entries are still to be forwarded."""
+    ((count,),) = store.run_sql("SELECT count(*) FROM entries WHERE state = 'pending'")
+    return int(count)
+
+
 def stored(outbox: Path) -> list[StoredEntry]:
-    """Everything in the outbox, oldest first."""
-    return [StoredEntry(*row) for row in run_sql(outbox, _STORED)]
+    """Everything in the SQLite outbox, oldest first."""
+    return SqliteStore(outbox).stored()
 
 
 def run_sql(outbox: Path, statement: str) -> list[Any]:
-    """Run a statement behind relay's back.
-
-    Through apsw: two builds of SQLite in one process take each other's locks on a file away.
-    """
-    with closing(apsw.Connection(str(outbox))) as connection:
-        connection.set_busy_timeout(10_000)
-        return connection.execute(statement).fetchall()
+    """Run a statement on a SQLite outbox behind relay's back."""
+    return SqliteStore(outbox).run_sql(statement)
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -105,30 +173,39 @@ class RelayProcess:
     """`relay serve` on a port of its own, killed at the end unless it has ended before.
 
     Attributes:
-        outbox: its file.
+        store: of its outbox.
         port: where it listens.
         connection: how it is connected to.
     """
 
     connection: type[HTTPConnection] = WholeConnection
 
-    def __init__(self, outbox: Path, segment_url: str, *, port: int = 0, **environ: str) -> None:
-        self.outbox = outbox
+    def __init__(
+        self,
+        outbox: Path | Store,
+        segment_url: str,
+        *,
+        port: int = 0,
+        options: Sequence[str] = (),
+        **environ: str,
+    ) -> None:
+        self.store = SqliteStore(outbox) if isinstance(outbox, Path) else outbox
         self.port = port
+        self._options = options
         self._environ = {
             "SEGMENT_WRITE_KEY": WRITE_KEY,
             "SEGMENT_HOST": segment_url,
             "RELAY_VERO_SECRET": SECRET,
-            "RELAY_OUTBOX_URL": f"sqlite:///{outbox}",
+            "RELAY_OUTBOX_URL": self.store.url,
             **environ,
         }
         # A file, because a pipe that nobody empties would stop relay.
-        self._log = outbox.with_suffix(f".{time.monotonic_ns()}.log")
+        self._log = self.store.logs / f"relay.{time.monotonic_ns()}.log"
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 (its own Python and a port)
-                [sys.executable, "-m", "relay", "serve", "--port", str(self.port)],
+                [sys.executable, "-m", "relay", *self._command()],
                 cwd=_ROOT,
                 env=_clean(self._environ),
                 stderr=log,
@@ -149,18 +226,31 @@ class RelayProcess:
     ) -> None:
         self.kill()
 
+    @property
+    def outbox(self) -> Path:
+        """The file of a SQLite outbox."""
+        assert isinstance(self.store, SqliteStore)
+        return self.store.path
+
+    def _command(self) -> list[str]:
+        return ["serve", "--port", str(self.port), *self._options]
+
     def _await_readiness(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
-            started = [line for line in self.log() if line["event"] == "serve.started"]
-            if started:
-                for url in started[0]["webhooks"]:
-                    self.port = urlsplit(url).port or self.port
-                with suppress(OSError, HTTPException):
-                    if self.ask("GET", "/readyz").status == 200:
-                        return
+            if self._ready():
+                return
             time.sleep(0.01)
         raise AssertionError(f"relay did not start:\n{self._log.read_text()}")
+
+    def _ready(self) -> bool:
+        started = [line for line in self.log() if line["event"] == "serve.started"]
+        if started:
+            for url in started[0]["webhooks"]:
+                self.port = urlsplit(url).port or self.port
+            with suppress(OSError, HTTPException):
+                return self.ask("GET", "/readyz").status == 200
+        return False
 
     def log(self) -> list[dict[str, Any]]:
         """Every complete line it has logged."""
@@ -206,7 +296,8 @@ class RelayProcess:
 
         def started() -> bool:
             for children in Path(f"/proc/{self._process.pid}/task").glob("*/children"):
-                found.extend(children.read_text().split())
+                with suppress(OSError):  # a thread that has ended meanwhile
+                    found.extend(children.read_text().split())
             return bool(found)
 
         assert within(_START_SECONDS, started)
@@ -231,6 +322,24 @@ class RelayProcess:
         return self._process.wait(seconds)
 
 
+class ForwarderProcess(RelayProcess):
+    """`relay forward`, killed at the end unless it has ended before."""
+
+    def _command(self) -> list[str]:
+        return ["forward"]
+
+    def _ready(self) -> bool:
+        return any(line["event"] == "forward.started" for line in self.log())
+
+    def suspend(self) -> None:
+        """Let it do nothing, as a machine does that is out of memory or asleep."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on, as if no time had passed."""
+        self._process.send_signal(signal.SIGCONT)
+
+
 def closed_port() -> int:
     """A port at which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -241,9 +350,9 @@ def closed_port() -> int:
 def within(seconds: float, condition: Callable[[], bool]) -> bool:
     """Whether it comes true in time."""
     deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
+    while not (true := condition()) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return condition()
+    return true
 
 
 def ask(

@@ -1,22 +1,22 @@
 import os
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import Answer, SegmentServer
-from tests.processes import RelayProcess, stored, within
+from tests.processes import RelayProcess, within
 
 OPENED = b'{"type": "opened", "opened_at": 1772366400, "user": {"id": 7}, "message_id": "%d"}'
 
 
 def _runs(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    status = Path(f"/proc/{process}/stat").read_text()
     return status.rpartition(")")[2].split()[0] != "Z"  # dead, though nobody has asked yet
 
 
@@ -47,6 +47,8 @@ def test_relay_is_not_ready_without_its_forwarder(tmp_path: Path) -> None:
 def test_a_forwarder_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         forwarder = relay.forwarder()
+        relay.post(OPENED % 1)
+        assert within(20, lambda: len(server.accepted) == 1)  # it is up, and its main thread asleep
         relay.kill_alone()
 
         assert within(20, lambda: not _runs(forwarder))
@@ -64,11 +66,17 @@ def test_nothing_is_left_after_an_orderly_end(tmp_path: Path, number: signal.Sig
 
 
 def test_signals_that_follow_do_not_cut_the_ending_short(tmp_path: Path) -> None:
+    asked = threading.Event()
+
+    def judge(_batch: object) -> Answer:
+        asked.set()
+        return Answer(delay=1)
+
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
-        server.judge = lambda _batch: Answer(delay=1)
+        server.judge = judge
         relay.post(OPENED % 1)
         forwarder = relay.forwarder()
-        assert within(20, lambda: stored(relay.outbox)[0].attempts == 1)
+        assert asked.wait(20)
         while _runs(forwarder):
             with suppress(ProcessLookupError):
                 os.kill(forwarder, signal.SIGTERM)

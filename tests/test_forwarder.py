@@ -15,8 +15,9 @@ from relay import __version__
 from relay.errors import OutboxError
 from relay.events import EmailEvent, Reading
 from relay.forwarder import Forwarder
-from relay.outbox import Arrival
+from relay.outbox import Arrival, T
 from relay.outbox.sqlite import SqliteOutbox
+from relay.pacing import Pace
 from relay.providers.vero import Vero, VeroSettings
 from relay.segment import Segment
 from tests.fakes import Answer, Clock, SegmentServer
@@ -66,12 +67,14 @@ _REFUSE_DEAD_LETTERS = """
 class Relay:
     """An outbox and a forwarder as `relay serve` joins them, under a clock that a test moves."""
 
-    def __init__(self, path: Path, server: SegmentServer) -> None:
+    def __init__(
+        self, path: Path, server: SegmentServer, store: type[SqliteOutbox] = SqliteOutbox
+    ) -> None:
         self.clock = Clock()
         self.server = server
         self.segment = Segment("a-write-key", server.url)
         self.path = path
-        self.outbox = SqliteOutbox(path, clock=self.clock.now)
+        self.outbox = store(path, clock=self.clock.now, elapsed=self.clock.monotonic)
         self.forwarder = self.forwarder_with(vero())
 
     def forwarder_with(self, *providers: Vero) -> Forwarder:
@@ -242,6 +245,47 @@ def test_a_retry_says_which_it_is(relay: Relay) -> None:
     counts = [request.headers.get("X-Retry-Count") for request in relay.server.received]
 
     assert counts == [None, "1", "2", "3"]
+
+
+class AbsentOutbox(SqliteOutbox):
+    """A real outbox that can be away."""
+
+    away = False
+
+    def pace(self, change: Callable[[Pace, float], T]) -> T:
+        """See `Outbox.pace`."""
+        if self.away:
+            raise OutboxError("away")
+        return super().pace(change)
+
+
+def test_a_probe_that_fails_while_the_outbox_is_away_keeps_nobody_waiting(
+    tmp_path: Path, server: SegmentServer
+) -> None:
+    relay = Relay(tmp_path / "relay.db", server, AbsentOutbox)
+    assert isinstance(relay.outbox, AbsentOutbox)
+    outbox = relay.outbox
+
+    def answer_and_part(_batch: list[dict[str, Any]]) -> Answer:
+        outbox.away = True
+        return Answer(503)
+
+    relay.add(clicked("mail-1"))
+    server.answers.append(Answer(503))
+    relay.forwarder.step()
+    server.judge = answer_and_part
+    relay.forwarder.step()
+    server.judge = lambda _batch: Answer()
+    with pytest.raises(OutboxError):
+        relay.forwarder.step()
+    outbox.away = False
+    back_at = relay.clock.monotonic()
+    relay.forward()
+    waited = relay.clock.monotonic() - back_at
+    outbox.close()
+
+    assert relay.entries()["mail-1"].state == "delivered"
+    assert waited < 5
 
 
 @pytest.mark.parametrize(

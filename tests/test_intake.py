@@ -172,6 +172,29 @@ def test_a_failure_reaches_everyone_in_the_group_and_no_one_after_it(
     run(outbox, scenario)
 
 
+class FaultyOutbox(WatchedOutbox):
+    """Fails once as no outbox should."""
+
+    def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        """See `Outbox.add`."""
+        if not self.groups:
+            self.groups.append(len(arrivals))
+            raise KeyError("a fault of relay's own")
+        return super().add(arrivals)
+
+
+def test_a_fault_of_relays_own_is_told_and_does_not_stop_the_others(path: Path) -> None:
+    async def scenario(intake: Intake) -> None:
+        with pytest.raises(OutboxError, match="KeyError"):
+            await store(intake, arrival("first"))
+
+        assert await store(intake, arrival("first"))
+
+    outbox = FaultyOutbox(path)
+    run(outbox, scenario)
+    outbox.close()
+
+
 def test_an_outbox_too_far_behind_takes_no_more_until_it_has_caught_up(
     outbox: WatchedOutbox,
 ) -> None:

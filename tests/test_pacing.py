@@ -162,6 +162,19 @@ def test_a_probe_whose_process_has_died_is_given_up_after_a_minute(
     assert wait(pacer) > 0
 
 
+def test_a_probe_given_up_and_then_given_back_lets_no_third_one_go(
+    pacer: Pacer, clock: Clock
+) -> None:
+    fail(pacer, clock, 1)
+    clock.sleep(1)
+    lapsed = turn(pacer)
+    clock.sleep(60.001)
+    turn(pacer)
+    pacer.give_back(lapsed)
+
+    assert wait(pacer) > 0
+
+
 def test_a_clock_put_back_does_not_stop_forwarding(pacer: Pacer, clock: Clock) -> None:
     clock.sleep(10**6)
     turns(pacer, 50)
@@ -322,11 +335,11 @@ class _Requests(RuleBasedStateMachine):
 
     @invariant()
     def in_trouble_a_single_probe_is_under_way(self) -> None:
-        lapsed = self.clock.monotonic() - PROBE_LEASE.total_seconds()
         probes = [
             turn
             for turn, changes in self.under_way
-            if changes == self.changes and turn.taken_at > lapsed
+            if changes == self.changes
+            and turn.taken_at + PROBE_LEASE.total_seconds() > self.clock.monotonic()
         ]
 
         assert len(probes) <= 1 or not self.troubled

@@ -6,7 +6,7 @@ import socket
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from datetime import datetime
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -390,6 +390,34 @@ def test_a_body_too_slow_is_refused(emptied: RelayProcess) -> None:
     assert not stored(emptied.outbox)
 
 
+def test_a_head_too_slow_ends_the_connection(emptied: RelayProcess) -> None:
+    with ExitStack() as connections:
+        senders = []
+        for begun in (b"", b"P", b"POST /webhooks/ver", b"POST / HTTP/1.1\r\nHost: re", raw(b"{}")):
+            sender = connections.enter_context(emptied.connect())
+            sender.sendall(begun)
+            senders.append(sender)
+        answer_to(senders[-1])
+        senders[-1].sendall(b"POST /")
+        afterwards = [sender.recv(1) for sender in senders]
+
+    assert afterwards == [b""] * 5
+
+
+@pytest.mark.parametrize("line", [b"X: 1\r\n", b"x"], ids=["lines", "one line"])
+def test_a_head_without_end_is_refused(emptied: RelayProcess, line: bytes) -> None:
+    with emptied.connect() as sender:
+        sender.sendall(f"POST {PATH} HTTP/1.1\r\n".encode())
+        answers = []
+        with suppress(ConnectionError):
+            for _ in range(100):
+                sender.sendall(line * 20_000)
+            answers.append(sender.recv(100))
+
+    assert all(answer.startswith(b"HTTP/1.1 400 ") for answer in answers)
+    assert emptied.ask("GET", "/healthz").status == 200
+
+
 def test_a_sender_that_goes_away_leaves_nothing_behind(emptied: RelayProcess) -> None:
     with emptied.connect() as sender:
         begin(sender, "Content-Length: 1000")
@@ -422,6 +450,17 @@ def test_requests_sent_ahead_are_answered_in_their_order(emptied: RelayProcess) 
     outcomes = re.findall(rb'{"status":"(\w+)"', answers)
 
     assert outcomes == [b"accepted", b"dead", b"alive", b"accepted", b"alive", b"duplicate"]
+
+
+def test_the_next_head_may_begin_right_behind_a_large_body(emptied: RelayProcess) -> None:
+    large = raw(opened().ljust(90_000))
+    with emptied.connect() as sender:
+        sender.sendall(large + b"POST ")
+        first = answer_to(sender)
+        sender.sendall(raw(opened(), "Connection: close").removeprefix(b"POST "))
+        second = answer_to(sender)
+
+    assert (first.content["status"], second.content["status"]) == ("accepted", "duplicate")
 
 
 @pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])

@@ -45,7 +45,7 @@ def test_a_write_key_is_all_that_is_needed() -> None:
 
     assert read_settings.segment_write_key.get_secret_value() == "a-write-key"
     assert read_settings.segment_url == "https://api.segment.io"
-    assert read_settings.outbox_url == "sqlite:///relay.db"
+    assert read_settings.outbox == "sqlite:///relay.db"
     assert (read_settings.port, read_settings.anonymous_id) == (8000, "email")
     assert (read_settings.log_level, read_settings.log_format) == ("info", None)
     assert vero(read_settings) == VeroSettings(secret=(), tests="ignore", loop="block")
@@ -56,6 +56,10 @@ def test_every_variable_is_read() -> None:
         SEGMENT_REGION="eu",
         SEGMENT_HOST="https://events.example.com",
         RELAY_OUTBOX_URL="sqlite:////var/lib/relay/events.db",
+        DATABASE_URL="mysql://another.example.com/program",
+        RELAY_ALLOW_EPHEMERAL="1",
+        DYNO="web.1",
+        RELAY_RETENTION_DAYS="7",
         RELAY_ANONYMOUS_ID="sha256",
         PORT="5000",
         RELAY_LOG_LEVEL="debug",
@@ -68,7 +72,10 @@ def test_every_variable_is_read() -> None:
     assert read_settings.shown() == {
         "segment_region": "eu",
         "segment_host": "https://events.example.com",
-        "outbox_url": "sqlite:////var/lib/relay/events.db",
+        "outbox": "sqlite:////var/lib/relay/events.db",
+        "allow_ephemeral": True,
+        "dyno": "web.1",
+        "retention_days": 7,
         "anonymous_id": "sha256",
         "port": 5000,
         "log_level": "debug",
@@ -219,7 +226,70 @@ def test_a_host_is_a_base_url(host: str) -> None:
 def test_an_outbox_of_no_known_kind_is_a_fault() -> None:
     (fault,) = faults(RELAY_OUTBOX_URL="mysql://outbox")
 
-    assert fault == "RELAY_OUTBOX_URL: should begin with sqlite:///"
+    assert fault == "RELAY_OUTBOX_URL: should begin with sqlite:/// or postgresql://"
+
+
+def test_variables_that_kubernetes_sets_for_a_service_called_relay_are_left_alone() -> None:
+    links = {
+        "RELAY_SERVICE_HOST": "10.0.0.7",
+        "RELAY_SERVICE_PORT_HTTP": "80",
+        "RELAY_PORT": "tcp://10.0.0.7:80",
+        "RELAY_PORT_80_TCP_ADDR": "10.0.0.7",
+    }
+
+    assert read(**links).shown() == read().shown()
+    assert faults(RELAY_PORT="8000")
+
+
+DATABASE = "postgres://owner:hunter2@db.example.com:5432/events"
+
+
+def test_the_outbox_is_the_one_named_or_else_the_database_of_the_platform() -> None:
+    named = "postgresql://localhost/relay"
+
+    assert read(DATABASE_URL=DATABASE).outbox == DATABASE
+    assert read(DATABASE_URL=DATABASE, RELAY_OUTBOX_URL=named).outbox == named
+    assert read(DATABASE_URL=DATABASE, RELAY_OUTBOX_URL="sqlite:///a.db").on_sqlite
+
+
+def test_on_heroku_the_database_is_reached_over_tls() -> None:
+    own = DATABASE + "?sslmode=verify-full"
+
+    assert read(DYNO="web.1", DATABASE_URL=DATABASE).outbox == DATABASE + "?sslmode=require"
+    assert read(DYNO="web.1", DATABASE_URL=own).outbox == own
+
+
+@pytest.mark.parametrize("environ", [{}, {"RELAY_OUTBOX_URL": "sqlite:////app/relay.db"}])
+def test_on_heroku_a_file_is_refused_unless_that_is_allowed(environ: dict[str, str]) -> None:
+    (fault,) = faults(DYNO="web.1", **environ)
+
+    assert "heroku addons:create heroku-postgresql" in fault
+    assert read(DYNO="web.1", RELAY_ALLOW_EPHEMERAL="1", **environ).on_sqlite
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (DATABASE, "postgres://db.example.com:5432/events"),
+        ("postgresql:///events?user=a&%70assword=hunter2", "postgresql:///events"),
+        ("postgresql://db/events?sslpassword=hunter2", "postgresql://db/events"),
+        ("postgresql://owner:hunter2%21+@db/events", "postgresql://db/events"),
+    ],
+)
+def test_the_password_of_the_outbox_is_not_shown(url: str, shown: str) -> None:
+    settings = read(RELAY_OUTBOX_URL=url)
+
+    assert settings.outbox_shown == shown
+    assert settings.shown()["outbox"] == shown
+    assert "hunter2" in str(settings.secrets())
+
+
+@pytest.mark.parametrize("password", ["half@hunter2", "half/hunter2", "@hunter2"])
+def test_a_password_that_would_be_taken_for_the_host_is_refused(password: str) -> None:
+    (fault,) = faults(RELAY_OUTBOX_URL=f"postgresql://owner:{password}@db.example.com/events")
+
+    assert "%40" in fault
+    assert "hunter2" not in fault
 
 
 def test_secrets_rotate_by_being_several() -> None:

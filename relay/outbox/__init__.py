@@ -128,6 +128,13 @@ class Outbox(Protocol):
         """How many entries are in each state."""
         ...
 
+    def purge(self, before: datetime, limit: int) -> int:
+        """Forget entries delivered before then, so many at the most; how many they were.
+
+        From then on a copy of such an event is new.
+        """
+        ...
+
     def check(self) -> None:
         """Return if a write reaches the disk now."""
         ...
@@ -137,11 +144,15 @@ class Outbox(Protocol):
         ...
 
 
-_STORES: Final = {"sqlite": "sqlite"}
+_STORES: Final = {"sqlite": "sqlite", "postgresql": "postgres", "postgres": "postgres"}
 
 
-def open_outbox(url: str) -> Outbox:
+def open_outbox(url: str, *, allow_ephemeral: bool = False) -> Outbox:
     """Open the outbox at the URL, made or migrated forward as needed.
+
+    Args:
+        url: the store's kind and place.
+        allow_ephemeral: it may lie where a restart of the machine wipes it.
 
     Raises:
         OutboxError: it cannot be opened, or no store goes by the URL's scheme.
@@ -151,5 +162,7 @@ def open_outbox(url: str) -> Outbox:
         raise OutboxError(
             f"no store goes by {scheme or 'an empty scheme'}:; known: {', '.join(_STORES)}"
         )
-    outbox: Outbox = import_module(f"{__name__}.{_STORES[scheme]}").open_url(url)
+    outbox: Outbox = import_module(f"{__name__}.{_STORES[scheme]}").open_url(
+        url, allow_ephemeral=allow_ephemeral
+    )
     return outbox

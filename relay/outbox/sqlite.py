@@ -3,8 +3,9 @@
 import fcntl
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ _MIGRATIONS: Final = (
         message_id   TEXT NOT NULL UNIQUE,
         state        TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'dead')),
         received_at  INTEGER NOT NULL,  -- this and the other times in epoch milliseconds
-        due_at       INTEGER,           -- of pending entries only
+        due_at       INTEGER,           -- of pending entries only: their order, never a wait
         attempts     INTEGER NOT NULL DEFAULT 0,
         delivered_at INTEGER,
         reason       TEXT,              -- this and detail of dead entries only
@@ -37,6 +38,7 @@ _MIGRATIONS: Final = (
         body         BLOB NOT NULL
     ) STRICT;
     CREATE INDEX entries_due ON entries (due_at) WHERE state = 'pending';
+    CREATE INDEX entries_delivered ON entries (delivered_at) WHERE state = 'delivered';
     CREATE TABLE status (
         beat   INTEGER NOT NULL,  -- counts checks of whether a write reaches the disk
         hold   TEXT,
@@ -46,6 +48,7 @@ _MIGRATIONS: Final = (
     """,
 )
 
+_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _MOST_ROWS: Final = 2_000  # a statement; SQLite takes 32,766 variables
 _BUSY_MILLISECONDS: Final = 5_000
@@ -53,25 +56,44 @@ _CHECKPOINT_PAGES: Final = 1_000  # 4 MB of WAL, as SQLite's own default
 _TRUNCATE_PAGES: Final = 32_000  # 128 MB: under steady load a passive checkpoint never ends
 
 
-def open_url(url: str) -> "SqliteOutbox":
+def open_url(url: str, *, allow_ephemeral: bool) -> "SqliteOutbox":
     """Open `sqlite:///relative.db` or `sqlite:////absolute.db`."""
     path = url.removeprefix("sqlite:///")
     if path == url or not path or path.startswith(":"):
         raise OutboxError(
             "a SQLite outbox is named sqlite:///file.db or sqlite:////path/to/file.db"
         )
+    if not allow_ephemeral and _file_system(Path(path).parent) in _IN_MEMORY:
+        raise OutboxError(
+            f"{path} would lie in memory (tmpfs), which a restart of the machine wipes; name a file"
+            " on a disk, or set RELAY_ALLOW_EPHEMERAL=1 to lose events"
+        )
     return SqliteOutbox(Path(path))
 
 
+def _file_system(directory: Path) -> str:
+    """The type of the file system that the directory is on; empty where that is not known."""
+    mounts: dict[Path, str] = {}
+    with suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            _, mounted_on, kind, *_ = line.split(" ")
+            mounts[Path(mounted_on.replace("\\040", " "))] = kind
+    here = directory.resolve()
+    return next((mounts[place] for place in (here, *here.parents) if place in mounts), "")
+
+
 class _Claim(Struct, frozen=True):
-    """On one entry: the claim's number, its end in milliseconds, and how many there have been."""
+    """On one entry: the claim's number, its end, and how many there have been.
+
+    The end is in seconds elapsed, not by the clock, which may be put right meanwhile.
+    """
 
     number: int
-    until: int
+    until: float
     attempts: int
 
 
-_ENDED: Final = 0
+_ENDED: Final = float("-inf")
 
 
 class SqliteOutbox:
@@ -89,9 +111,16 @@ class SqliteOutbox:
     work for a whole batch in a single step.
     """
 
-    def __init__(self, path: Path, *, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock = utc_now,
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = path
         self._clock = clock
+        self._elapsed = elapsed
         self._seen_version: int | None = None
         self._writing = threading.Lock()
         self._reading = threading.Lock()
@@ -179,9 +208,9 @@ class SqliteOutbox:
         with _translated(), self._claiming:
             if self._sole_claimer is None:
                 self._become_sole_claimer()
-            now = _milliseconds(self._clock())
+            now = self._elapsed()
             held = [id_ for id_, claim in self._claims.items() if claim.until > now]
-            due = {"now": now, "held": _json(held), "limit": limit}
+            due = {"held": _json(held), "limit": limit}
             with self._reading:
                 rows = _at_most(_MOST_BYTES, self._reader.execute(_DUE, due))
             claim = secrets.randbits(62)
@@ -189,7 +218,7 @@ class SqliteOutbox:
             for id_, provider, message_id, received_at, attempts, body in rows:
                 before = self._claims.get(id_)
                 attempt = (before.attempts if before else attempts) + 1
-                taken[id_] = _Claim(claim, now + _milliseconds(lease), attempt)
+                taken[id_] = _Claim(claim, now + lease.total_seconds(), attempt)
                 moment = _moment(received_at)
                 entries.append(Entry(id_, provider, message_id, moment, attempt, claim, body))
             if entries:
@@ -203,15 +232,18 @@ class SqliteOutbox:
         Raises:
             OutboxError: another process claims.
         """
-        lock = Path(f"{self._path}-forwarder").open("ab")  # noqa: SIM115 (held until close)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise OutboxError(f"another process forwards from {self._path}") from None
-        self._sole_claimer = lock
-        with self._writing:
-            self._settler.execute(_COUNT_UNSETTLED)
+        with ExitStack() as held:
+            try:
+                lock = held.enter_context(Path(f"{self._path}-forwarder").open("ab"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutboxError(f"another process forwards from {self._path}") from None
+            except OSError as error:
+                raise OutboxError(f"{self._path} cannot be locked: {error.strerror}") from None
+            with self._writing:
+                self._settler.execute(_COUNT_UNSETTLED)
+            self._sole_claimer = lock
+            held.pop_all()
 
     def _note(self, claims: Mapping[int, _Claim]) -> None:
         noted = _json([(i, c.attempts) for i, c in claims.items() if c.until != _ENDED])
@@ -250,7 +282,7 @@ class SqliteOutbox:
     def pace(self, change: Callable[[Pace, float], T]) -> T:
         """See `Outbox.pace`. It is kept in memory, as claims are; of it, others need the hold."""
         with _translated(), self._pacing:
-            result = change(self._pace, self._clock().timestamp())
+            result = change(self._pace, self._elapsed())
             if self._pace.hold != self._noted_hold:
                 with self._writing:
                     self._settler.execute("UPDATE status SET hold = ?", (self._pace.hold,))
@@ -275,6 +307,12 @@ class SqliteOutbox:
             dead=counted.get(State.DEAD, 0),
             oldest_pending_at=None if oldest is None else _moment(oldest),
         )
+
+    def purge(self, before: datetime, limit: int) -> int:
+        """See `Outbox.purge`."""
+        with _translated(), self._writing:
+            self._settler.execute(_PURGE, (_milliseconds(before), limit))
+            return self._settler.changes()
 
     def check(self) -> None:
         """See `Outbox.check`."""
@@ -370,7 +408,7 @@ _INSERTED: Final = "SELECT message_id FROM entries WHERE :count > 0 AND id >= :f
 
 _DUE: Final = """
     SELECT id, provider, message_id, received_at, attempts, body FROM entries
-    WHERE state = 'pending' AND due_at <= :now AND id NOT IN (SELECT value FROM json_each(:held))
+    WHERE state = 'pending' AND id NOT IN (SELECT value FROM json_each(:held))
     ORDER BY due_at LIMIT :limit
 """
 
@@ -386,6 +424,13 @@ _SETTLE: Final = """
         reason = :reason, detail = :detail, attempts = held.value ->> 1
     FROM json_each(:held) AS held
     WHERE entries.id = held.value ->> 0 AND entries.state = 'pending'
+"""
+
+_PURGE: Final = """
+    DELETE FROM entries WHERE id IN (
+        SELECT id FROM entries WHERE state = 'delivered' AND delivered_at < ?
+        ORDER BY delivered_at LIMIT ?
+    )
 """
 
 _CLEARED: Final = {"due_at": None, "delivered_at": None, "reason": None, "detail": None}
@@ -410,9 +455,8 @@ def _at_most(most_bytes: int, rows: Iterable[Any]) -> list[Any]:
     return taken
 
 
-def _milliseconds(of: datetime | timedelta) -> int:
-    seconds = of.timestamp() if isinstance(of, datetime) else of.total_seconds()
-    return int(seconds * 1000)
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
 
 
 def _moment(milliseconds: int) -> datetime:

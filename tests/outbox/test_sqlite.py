@@ -1,3 +1,4 @@
+import secrets
 import shutil
 import subprocess
 import sys
@@ -5,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import apsw
@@ -14,6 +16,7 @@ from relay.errors import OutboxError
 from relay.outbox import Outbox, open_outbox
 from relay.outbox.sqlite import SqliteOutbox
 from tests.contracts import FAULT, MINUTE, NOON, OpenStore, OutboxContract, arrival, ids, states
+from tests.fakes import Clock
 
 
 class TestSqliteOutbox(OutboxContract):
@@ -22,7 +25,9 @@ class TestSqliteOutbox(OutboxContract):
     @pytest.fixture
     def open_store(self, tmp_path: Path) -> OpenStore:
         """One file a name."""
-        return lambda name, clock: SqliteOutbox(tmp_path / f"{name}.db", clock=clock.now)
+        return lambda name, clock: SqliteOutbox(
+            tmp_path / f"{name}.db", clock=clock.now, elapsed=clock.monotonic
+        )
 
 
 class _Disk(apsw.VFS):
@@ -182,6 +187,17 @@ def test_what_is_added_outlives_a_kill(path: Path, enough: int) -> None:
     outbox.close()
 
 
+def test_a_clock_put_right_keeps_nothing_waiting(path: Path) -> None:
+    clock = Clock()
+    with closing(SqliteOutbox(path, clock=clock.now, elapsed=clock.monotonic)) as outbox:
+        outbox.add([arrival("from next year", received_at=NOON + timedelta(days=365))])
+
+        assert ids(outbox.claim(9, lease=MINUTE)) == {"from next year"}
+        assert outbox.claim(9, lease=MINUTE) == []
+        clock.sleep(60)
+        assert ids(outbox.claim(9, lease=MINUTE)) == {"from next year"}
+
+
 _CLAIMS_AND_WAITS = """
 import sys, time
 from datetime import timedelta
@@ -256,7 +272,7 @@ def test_where_no_file_can_be_there_is_no_outbox(tmp_path: Path, place: str) -> 
 
 
 def _opened(url: str) -> Counter[str]:
-    outbox: Outbox = open_outbox(url)
+    outbox: Outbox = open_outbox(url, allow_ephemeral=True)
     outbox.add([arrival("a")])
     counts = states(outbox)
     outbox.close()
@@ -271,6 +287,19 @@ def test_a_url_names_a_relative_or_an_absolute_path(
 
     assert _opened(place.format(tmp_path)) == Counter(pending=1)
     assert (tmp_path / "some events.db").exists()
+
+
+def test_a_file_in_memory_is_refused_unless_that_is_allowed() -> None:
+    """On any Linux /dev/shm is a tmpfs."""
+    path = Path(f"/dev/shm/relay-{secrets.token_hex(8)}.db")  # noqa: S108 (that is the point)
+    with pytest.raises(OutboxError, match="RELAY_ALLOW_EPHEMERAL"):
+        open_outbox(f"sqlite:///{path}")
+    refused = not path.exists()
+    open_outbox(f"sqlite:///{path}", allow_ephemeral=True).close()
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+
+    assert refused
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""Forgets what was delivered long ago, little by little."""
+
+import threading
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from relay.errors import OutboxError
+from relay.outbox import Clock, Outbox, utc_now
+
+STEP: Final = 500
+"""Entries forgotten at a time: nothing else waits long for so few."""
+PAUSE_SECONDS: Final = 0.2
+EVERY_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 3.0
+
+_log = structlog.get_logger()
+
+
+class Retention:
+    """Forgets delivered entries older than an age, in a thread, until it is stopped."""
+
+    def __init__(self, outbox: Outbox, age: timedelta, *, clock: Clock = utc_now) -> None:
+        self._outbox = outbox
+        self._age = age
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="retention", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; what was begun is finished first, if the outbox answers in time."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
+
+    def step(self) -> bool:
+        """Forget a few; whether there may be more."""
+        forgotten = self._outbox.purge(self._clock() - self._age, STEP)
+        if forgotten:
+            _log.info("retention.forgotten", entries=forgotten)
+        return forgotten == STEP
+
+    def _keep(self) -> None:
+        more = False
+        while not self._stopping.wait(PAUSE_SECONDS if more else EVERY_SECONDS):
+            try:
+                more = self.step()
+            except OutboxError as error:
+                _log.warning("retention.outbox_failed", error=str(error))
+                more = False
+            except Exception:  # noqa: BLE001 (a fault of relay's own must not fill the disk)
+                _log.exception("retention.failed")
+                more = False

@@ -1,0 +1,359 @@
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from threading import Barrier
+
+import psycopg
+import pytest
+
+from relay.errors import OutboxError
+from relay.events import DeadReason, Unusable
+from relay.outbox import Outbox
+from relay.outbox.postgres import PostgresOutbox
+from relay.pacing import Pace
+from tests.contracts import FAULT, MINUTE, OpenStore, OutboxContract, arrival, states
+from tests.fakes import Clock
+from tests.postgres import PASSWORD, PostgresServer, StopMode, database_of, query
+from tests.processes import within
+
+# Each needs the server, and all but the last write to it.
+OPERATIONS: dict[str, Callable[[Outbox], object]] = {
+    "add": lambda outbox: outbox.add([arrival("another")]),
+    "claim": lambda outbox: outbox.claim(1, lease=MINUTE),
+    "pace": lambda outbox: outbox.pace(Pace.take),
+    "check": lambda outbox: outbox.check(),
+    "counts": lambda outbox: outbox.counts(),
+}
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: PostgresServer) -> str:
+    """A database to copy, which is quicker than to migrate each of them."""
+    url = postgres.create_database()
+    PostgresOutbox(url).close()
+    return database_of(url)
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> Iterator[str]:
+    """An empty database."""
+    url = postgres.create_database()
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture
+def outbox(url: str) -> Iterator[Outbox]:
+    """An empty outbox."""
+    with closing(PostgresOutbox(url)) as outbox:
+        yield outbox
+
+
+class TestPostgresOutbox(OutboxContract):
+    claimers = 2
+
+    @pytest.fixture
+    def open_store(self, postgres: PostgresServer, migrated: str) -> Iterator[OpenStore]:
+        """One database a name."""
+        urls: dict[str, str] = {}
+
+        def open_store(name: str, clock: Clock) -> PostgresOutbox:
+            if name not in urls:
+                urls[name] = postgres.create_database(migrated)
+            return PostgresOutbox(urls[name], clock=clock.now)
+
+        yield open_store
+        for url in urls.values():
+            postgres.drop_database(url)
+
+
+def fails(outbox: Outbox, operation: str) -> bool:
+    """Whether it fails as an operation of an outbox does."""
+    try:
+        OPERATIONS[operation](outbox)
+    except OutboxError:
+        return True
+    return False
+
+
+def works(outbox: Outbox) -> bool:
+    """Whether all operations work."""
+    return not any(fails(outbox, operation) for operation in OPERATIONS)
+
+
+def fill_pool(outbox: Outbox) -> None:
+    """Let it open as many connections as it may, and let them idle."""
+    start = Barrier(6)
+
+    def work(_: int) -> None:
+        start.wait()
+        for _ in range(20):
+            outbox.claim(1, lease=MINUTE)
+            outbox.pace(Pace.take)
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(work, range(6)))
+
+
+def test_what_is_added_outlives_a_crash_whatever_the_default_is(
+    postgres: PostgresServer, url: str
+) -> None:
+    query(url, f"ALTER DATABASE {database_of(url)} SET synchronous_commit = off")
+    outbox = PostgresOutbox(url)
+    outbox.add([arrival("a"), arrival("b", fault=FAULT)])
+    postgres.restart("immediate")
+    outbox.close()
+    left = PostgresOutbox(url)
+
+    assert left.add([arrival("a"), arrival("b"), arrival("c")]) == [False, False, True]
+    assert states(left) == Counter(pending=2, dead=1)
+    left.close()
+
+
+def test_a_server_that_does_not_sync_is_refused(postgres: PostgresServer, url: str) -> None:
+    with postgres.configured("fsync", "off"), pytest.raises(OutboxError, match="fsync=off"):
+        PostgresOutbox(url)
+
+
+def test_processes_that_start_together_migrate_once(url: str) -> None:
+    start = Barrier(8)
+
+    def begin(_: int) -> None:
+        start.wait()
+        PostgresOutbox(url).close()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(begin, range(8)))
+
+    assert query(url, "SELECT version FROM relay.migrations ORDER BY 1") == [(1,)]
+
+
+_OPENS = "import sys; from relay.outbox import open_outbox; open_outbox(sys.argv[1])"
+_STUCK = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+
+def test_a_migration_killed_half_way_is_resumed(url: str) -> None:
+    query(url, "CREATE SCHEMA relay")
+    with psycopg.connect(url) as other:
+        other.execute("CREATE TABLE relay.status ()")  # not committed: who makes one, too, waits
+        with subprocess.Popen([sys.executable, "-c", _OPENS, url]) as migrating:  # noqa: S603 (its own Python)
+            stuck = within(30, lambda: query(url, _STUCK) == [(1,)])
+            migrating.send_signal(signal.SIGKILL)
+        other.rollback()
+    outbox = PostgresOutbox(url)
+
+    assert stuck
+    assert works(outbox)
+    outbox.close()
+
+
+def test_a_schema_of_a_newer_relay_is_refused(url: str) -> None:
+    PostgresOutbox(url).close()
+    query(url, "INSERT INTO relay.migrations VALUES (1000)")
+
+    with pytest.raises(OutboxError, match="newer relay"):
+        PostgresOutbox(url)
+
+
+def test_a_detail_may_hold_what_a_text_cannot(url: str, outbox: Outbox) -> None:
+    fault = Unusable(DeadReason.REJECTED, "before\0after")
+    outbox.add([arrival("a", fault=fault), arrival("b")])
+    outbox.bury(outbox.claim(1, lease=MINUTE)[0], fault)
+    details = query(url, "SELECT detail FROM relay.entries")
+
+    assert details == [("before\ufffdafter",)] * 2
+
+
+def test_who_waits_for_entries_is_woken_by_the_server(url: str, outbox: Outbox) -> None:
+    """A dead letter: nothing is due, so looking would find nothing."""
+    adding = PostgresOutbox(url)
+    outbox.changed()
+    before = outbox.changed()
+    adding.add([arrival("a", fault=FAULT)])
+
+    assert not before
+    assert within(10, outbox.changed)
+    adding.close()
+
+
+def test_a_server_that_starts_later_is_waited_for(postgres: PostgresServer, url: str) -> None:
+    postgres.stop("fast")
+    with ThreadPoolExecutor(1) as thread:
+        opened = thread.submit(PostgresOutbox, url)
+        postgres.start()
+        outbox = opened.result()
+
+    assert works(outbox)
+    outbox.close()
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_an_add_after_a_restart_does_not_notice_it(
+    postgres: PostgresServer, outbox: Outbox, mode: StopMode
+) -> None:
+    fill_pool(outbox)
+    postgres.restart(mode)
+
+    assert outbox.add([arrival("a"), arrival("a"), arrival("b")]) == [True, False, True]
+
+
+def test_it_works_again_soon_after_the_server_is_back(
+    postgres: PostgresServer, outbox: Outbox
+) -> None:
+    fill_pool(outbox)
+    postgres.stop("fast")
+    stopped_at = time.monotonic()
+    failed: list[bool] = []
+    slowest = 0.0
+    with ThreadPoolExecutor(len(OPERATIONS)) as threads:
+        while time.monotonic() < stopped_at + 8:
+            started_at = time.monotonic()
+            failed += threads.map(lambda operation: fails(outbox, operation), OPERATIONS)
+            slowest = max(slowest, time.monotonic() - started_at)
+    postgres.start()
+    recovered = within(5, lambda: works(outbox))
+
+    assert all(failed)
+    assert slowest < 5
+    assert recovered
+    assert all(works(outbox) for _ in range(20))
+
+
+@contextmanager
+def read_only(postgres: PostgresServer, url: str, sessions: str) -> Iterator[None]:
+    """As a standby is: to sessions that were open before, or to those that are opened meanwhile."""
+    setting, name = "default_transaction_read_only", database_of(url)
+    if sessions == "old":
+        with postgres.configured(setting, "on"):
+            yield
+        return
+    postgres.administer(f"ALTER DATABASE {name} SET {setting} = on")
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = "
+    postgres.administer(f"{end} '{name}'")
+    yield
+    postgres.administer(f"ALTER DATABASE {name} RESET {setting}")
+
+
+@pytest.mark.parametrize("sessions", ["old", "new"])
+def test_while_the_database_is_read_only_nothing_is_taken_for_stored(
+    postgres: PostgresServer, url: str, outbox: Outbox, sessions: str
+) -> None:
+    fill_pool(outbox)
+    with read_only(postgres, url, sessions):
+        failed = [fails(outbox, operation) for operation in ("add", "claim", "pace", "check") * 3]
+    recovered = within(5, lambda: works(outbox))
+
+    assert all(failed)
+    assert recovered
+    assert outbox.add([arrival("another"), arrival("a")]) == [False, True]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("relay:", "nobody:"),
+        ("/test_", "/absent_"),
+        (PASSWORD, f"{PASSWORD}%zz"),
+        (PASSWORD, f"12:{PASSWORD}"),
+        ("?", f"?pasword={PASSWORD}&"),
+    ],
+)
+def test_an_error_holds_nothing_of_the_password(url: str, change: tuple[str, str]) -> None:
+    with pytest.raises(OutboxError) as raised:
+        PostgresOutbox(f"{url}?application_name=test".replace(*change))
+
+    assert PASSWORD not in str(raised.value)
+
+
+_FILL = """
+    INSERT INTO relay.entries
+        (provider, message_id, state, received_at, due_at, attempts, claim, delivered_at, reason,
+            body)
+    SELECT
+        'vero', 'vero-' || md5(n::text), state, received_at,
+        CASE state WHEN 'pending' THEN received_at END, 1, 1,
+        CASE state WHEN 'delivered' THEN received_at END,
+        CASE state WHEN 'dead' THEN 'rejected' END, convert_to(repeat(md5(n::text), 3), 'UTF8')
+    FROM generate_series(1, 1_000_000) AS n,
+        LATERAL (SELECT
+            CASE WHEN n % 50 = 0 THEN 'pending' WHEN n % 50 = 1 THEN 'dead' ELSE 'delivered' END,
+            now() - n * interval '1 second'
+        ) AS fate (state, received_at)
+"""
+
+
+@pytest.fixture(scope="module")
+def million(postgres: PostgresServer, migrated: str) -> Iterator[str]:
+    """A database with a million entries, which tells its log how it comes at them."""
+    url = postgres.create_database(migrated)
+    query(url, _FILL)
+    query(url, "ANALYZE relay.entries")
+    name = database_of(url)
+    postgres.administer(f"ALTER DATABASE {name} SET session_preload_libraries = 'auto_explain'")
+    postgres.administer(f"ALTER DATABASE {name} SET auto_explain.log_min_duration = 0")
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.mark.parametrize(
+    ("index", "operate"),
+    [
+        ("entries_due", lambda outbox: outbox.claim(100, lease=MINUTE)),
+        ("entries_due", lambda outbox: [outbox.changed(), outbox.changed()]),
+        ("entries_pkey", lambda outbox: outbox.deliver(outbox.claim(100, lease=MINUTE))),
+        ("entries_message_id_key", lambda outbox: outbox.add([arrival("a"), arrival("a")])),
+        ("entries_delivered", lambda outbox: outbox.purge(datetime.now(UTC), 500)),
+    ],
+)
+def test_a_million_entries_are_come_at_by_an_index(
+    postgres: PostgresServer, million: str, index: str, operate: Callable[[Outbox], object]
+) -> None:
+    outbox = PostgresOutbox(million)
+    length = len(postgres.log.read_bytes())
+    operate(outbox)
+    outbox.close()
+    plans = postgres.log.read_bytes()[length:].decode()
+
+    assert index in plans
+    assert "Seq Scan on entries" not in plans
+
+
+def test_who_is_stopped_in_the_middle_of_the_pace_stops_nobody_else(
+    url: str, outbox: Outbox
+) -> None:
+    stopped, over = Barrier(2), Barrier(2)
+
+    def stop(_pace: Pace, _now: float) -> None:
+        stopped.wait()
+        over.wait()
+
+    other = PostgresOutbox(url)
+    with ThreadPoolExecutor(2) as threads:
+        holder = threads.submit(outbox.pace, stop)
+        stopped.wait()
+        turn = threads.submit(other.pace, Pace.take)
+        try:
+            turn.result(30)
+        finally:
+            over.wait()
+
+    assert holder.exception(10)
+    other.close()
+
+
+def test_the_encoding_of_the_server_does_not_matter(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    url = postgres.create_database()
+    with closing(PostgresOutbox(url)) as outbox:
+        outbox.add([arrival("☃", fault=Unusable(DeadReason.REJECTED, "☃ said Segment"))])
+
+        assert outbox.add([arrival("☃")]) == [False]
+    postgres.drop_database(url)

