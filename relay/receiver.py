@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import cache, partial
@@ -27,16 +27,13 @@ from relay.metrics import WEBHOOKS
 from relay.outbox import Arrival, Clock, Outbox, utc_now
 from relay.providers import Provider, Webhook
 from relay.segment import Segment
+from relay.server import Headers, Reply
 
 MAX_BODY_BYTES: Final = 2**20
 BODY_SECONDS: Final = 10
 RETRY_AFTER_SECONDS: Final = 5
 
 _READINESS_SECONDS: Final = 1.0
-
-Headers = Sequence[tuple[bytes, bytes]]
-Reply = Callable[[int, Headers, bytes], None]
-"""Sends an answer: its status, its headers, its body."""
 
 _log: Final = structlog.get_logger()
 _counter: Final = cache(WEBHOOKS.labels)

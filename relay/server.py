@@ -26,6 +26,7 @@ MAX_HEAD_BYTES: Final = 2**16
 
 Headers = Sequence[tuple[bytes, bytes]]
 Reply = Callable[[int, Headers, bytes], None]
+"""Sends an answer: its status, its headers, its body."""
 TakeWhole = Callable[[str, Headers, bytes, Reply], bool]
 """Takes a whole POST to `/webhooks/…` (path, headers, body) and will reply to it; or False."""
 

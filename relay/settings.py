@@ -190,7 +190,7 @@ class Settings(BaseModel):
     @property
     def outbox(self) -> str:
         """URL of the outbox, with its password."""
-        url = self.outbox_url or self.database_url or _DEFAULT_OUTBOX
+        url = self._given_outbox
         if self.dyno and not self.on_sqlite and "sslmode=" not in url:
             # Heroku's servers take nothing else, and libpq by itself would fall back to plain text.
             url += ("&" if "?" in url else "?") + "sslmode=require"
@@ -207,8 +207,11 @@ class Settings(BaseModel):
     @property
     def on_sqlite(self) -> bool:
         """Whether the outbox is a file."""
-        url = self.outbox_url or self.database_url or _DEFAULT_OUTBOX
-        return url.startswith("sqlite:")
+        return self._given_outbox.startswith("sqlite:")
+
+    @property
+    def _given_outbox(self) -> str:
+        return self.outbox_url or self.database_url or _DEFAULT_OUTBOX
 
     @property
     def segment_url(self) -> str:

@@ -165,6 +165,8 @@ class SqliteOutbox:
             raise OutboxError(f"{self._path} was written by a newer relay")
 
     def _migrate(self) -> None:
+        if self._adder.pragma("user_version") == len(_MIGRATIONS):
+            return  # nothing is written, so that a full disk does not keep a file from being opened
         with self._adder:
             version: int = self._adder.pragma("user_version")
             for migration in _MIGRATIONS[version:]:
@@ -266,13 +268,15 @@ class SqliteOutbox:
         with _translated(), self._claiming:
             own = [entry for entry in entries if self._holds(entry)]
             held = _json([(entry.id, entry.attempts) for entry in own])
+            if changed["state"] is State.PENDING:
+                # Even if that cannot be written. Whoever held an entry may still learn that it was
+                # delivered after all, so the claim is kept.
+                ended = {entry.id: _Claim(entry.claim, _ENDED, entry.attempts) for entry in own}
+                self._claims |= ended
             with self._writing:
                 self._settler.execute(_SETTLE, _CLEARED | changed | {"held": held})
-            for entry in own:
-                if changed["state"] is State.PENDING:
-                    # Whoever held it may still learn that it was delivered after all.
-                    self._claims[entry.id] = _Claim(entry.claim, _ENDED, entry.attempts)
-                else:
+            if changed["state"] is not State.PENDING:
+                for entry in own:
                     del self._claims[entry.id]
 
     def _holds(self, entry: Entry) -> bool:

@@ -119,6 +119,34 @@ def test_a_full_disk_is_told_and_nothing_is_taken_for_stored(disk: _Disk, path: 
     outbox.close()
 
 
+def test_what_is_released_on_a_full_disk_is_due_as_soon_as_there_is_room(
+    disk: _Disk, path: Path
+) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.add([arrival("a")])
+        claimed = outbox.claim(1, lease=MINUTE)
+        disk.full = True
+        with pytest.raises(OutboxError):
+            outbox.release(claimed)
+        disk.full = False
+        (again,) = outbox.claim(1, lease=MINUTE)
+
+    assert again.attempts == 2
+
+
+def test_a_file_can_be_opened_on_a_full_disk(disk: _Disk, path: Path) -> None:
+    """A forwarder that starts then waits for room, and does not die for want of it."""
+    receiving = SqliteOutbox(path)
+    receiving.add([arrival("a")])
+    disk.full = True
+    forwarding = SqliteOutbox(path)
+    disk.full = False
+
+    assert ids(forwarding.claim(1, lease=MINUTE)) == {"a"}
+    forwarding.close()
+    receiving.close()
+
+
 def test_the_log_is_emptied_into_the_file_by_a_thread_of_its_own(disk: _Disk, path: Path) -> None:
     """A checkpoint within `add` would be its slowest moment; none at all would fill the disk."""
     outbox = SqliteOutbox(path)
