@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,18 @@ pytest.register_assert_rewrite("tests.contracts")
 # A machine shared with others stalls now and then: how long an example takes says nothing.
 settings.register_profile("relay", deadline=None)
 settings.load_profile("relay")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make faults` tries each fault many times, `make test` a few times."""
+    parser.addoption("--long", action="store_true", help="try each fault many times")
+
+
+@pytest.fixture(scope="session")
+def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """How often to try a fault: the first number, or the second one with `--long`."""
+    long: bool = request.config.getoption("--long")
+    return lambda few, many: many if long else few
 
 
 @pytest.fixture(scope="session")
