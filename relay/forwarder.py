@@ -22,7 +22,7 @@ from relay.errors import (
     SegmentUnavailableError,
 )
 from relay.events import DeadReason, EmailEvent, Unusable
-from relay.outbox import Entry, Outbox
+from relay.outbox import DEATHS_IN_COMPANY, Entry, Outbox
 from relay.pacing import Pace, Turn, full_jitter
 from relay.providers import Provider
 from relay.segment import (
@@ -43,6 +43,8 @@ LOOK_SECONDS: Final = 0.05
 """How often the outbox is asked whether anything has changed."""
 POLL_SECONDS: Final = 1.0
 """How often due entries are looked for all the same: a lease may have ended."""
+DEATHS_ALONE: Final = 3
+"""So many deaths of processes that had nothing else in hand prove a message guilty of them."""
 
 _POST_SECONDS: Final = 3 * TIMEOUT_SECONDS  # how long before a lease ends the last post begins
 _OUTBOX_PAUSE_SECONDS: Final = 1.0
@@ -52,6 +54,7 @@ _log = structlog.get_logger()
 _LARGE_CLAIM: Final = 2**20  # bytes from which an outbox may have cut it short
 
 _Batch = list[tuple[Entry, bytes]]
+_Take = Callable[[], list[Entry]]
 
 
 class _Claim(Struct):
@@ -100,6 +103,7 @@ class Forwarder:
         self._sleep = sleep or self._stopping.wait
         self._jitter = jitter
         self._more_is_due = True
+        self._suspects_looked_for_at = float("-inf")
         self._untold: deque[Callable[[Pace, float], None]] = deque()
         self._claiming = threading.Lock()
         self._claimed: dict[int, Entry] = {}
@@ -143,7 +147,7 @@ class Forwarder:
     def step(self) -> bool:
         """Forward one claim, waiting for a turn first; False when nothing was due."""
         with self._claiming:
-            claim = self._claim()
+            claim = self._claim(self._take_due) or self._claim(self._take_suspect)
         if claim is not None:
             self._forward(claim)
         return claim is not None
@@ -156,7 +160,8 @@ class Forwarder:
                 with self._claiming:
                     if not self._more_is_due:
                         self._await_entries()
-                    claim = self._claim()
+                    self._try_suspects()
+                    claim = self._claim(self._take_due)
                 if claim is not None:
                     self._forward(claim)
             except OutboxError as error:
@@ -166,14 +171,43 @@ class Forwarder:
                 _log.exception("forward.failed")
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
 
-    def _claim(self) -> _Claim | None:
+    def _take_due(self) -> list[Entry]:
+        entries = self._outbox.claim(MAX_MESSAGES, lease=LEASE)
+        claimed = sum(len(entry.body) for entry in entries)
+        self._more_is_due = len(entries) == MAX_MESSAGES or claimed > _LARGE_CLAIM
+        return entries
+
+    def _take_suspect(self) -> list[Entry]:
+        return self._outbox.claim_suspect(lease=LEASE)
+
+    def _try_suspects(self) -> None:
+        """Forward what processes have died over before, each with nothing else in hand.
+
+        Should this one die, too, no other entry is suspected for it.
+        """
+        if self._clock() < self._suspects_looked_for_at + POLL_SECONDS:
+            return
+        self._suspects_looked_for_at = self._clock()
+        if not self._outbox.has_suspects():
+            return
+        while not self._stopping.is_set():
+            if self._claimed:  # by the other workers, which claim no more meanwhile
+                self._sleep(LOOK_SECONDS)
+                continue
+            claim = self._claim(self._take_suspect)
+            if claim is None:
+                return
+            _log.warning("forward.suspect", message_id=claim.entries[0].message_id)
+            self._forward(claim)
+
+    def _claim(self, take: _Take) -> _Claim | None:
         """A turn to post in, and what to post; None when nothing is due."""
         turn = self._await_turn()
         if turn is None:
             return None
         claim = _Claim(turn=turn, ends_at=self._clock() + LEASE.total_seconds())
         try:
-            claim.entries = self._outbox.claim(MAX_MESSAGES, lease=LEASE)
+            claim.entries = take()
             self._claimed.update((entry.id, entry) for entry in claim.entries)
             claim.batches.extend(batches(self._encoded(claim.entries)))
         except OutboxError:
@@ -181,8 +215,6 @@ class Forwarder:
             raise
         if not claim.batches:
             self._end(claim)
-        claimed = sum(len(entry.body) for entry in claim.entries)
-        self._more_is_due = len(claim.entries) == MAX_MESSAGES or claimed > _LARGE_CLAIM
         return claim if claim.entries else None
 
     def _await_entries(self) -> None:
@@ -230,8 +262,10 @@ class Forwarder:
                     self._answered(turn)
                 if claim.batches:
                     claim.turn = self._await_turn(claim.ends_at - _POST_SECONDS)
-        except (SegmentUnavailableError, SegmentRefusedError):
-            pass  # told by _post; nothing more can be sent now
+        except (SegmentUnavailableError, SegmentRefusedError) as error:
+            # Nothing more can be sent now.
+            self._settled(entries)
+            self._outbox.release(entries, str(error))
         finally:
             self._end(claim)
 
@@ -275,6 +309,9 @@ class Forwarder:
 
     def _message(self, entry: Entry) -> bytes | Unusable:
         """What Segment is to be sent, or why there is nothing to send."""
+        if entry.deaths >= DEATHS_IN_COMPANY + DEATHS_ALONE:
+            detail = f"relay died {DEATHS_ALONE} times with nothing else in hand"
+            return Unusable(DeadReason.POISON, detail)
         try:
             provider = self._providers[entry.provider]
             event = provider.parse(entry.body, entry.received_at)

@@ -6,14 +6,19 @@ group, so groups grow exactly as fast as the disk is slow.
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from hashlib import sha256
 from queue import SimpleQueue
 from typing import Final
 
 import structlog
 
 from relay.errors import OutboxError
-from relay.outbox import Arrival, Outbox
+from relay.events import DeadReason, Ignored, Reading, Unusable
+from relay.outbox import Arrival, Outbox, keys_of
+from relay.providers import Provider
+from relay.segment import Segment
 
 LARGEST_GROUP: Final = 1_000
 MAX_WAITING_BYTES: Final = 64 * 2**20
@@ -29,6 +34,51 @@ Told = Callable[[Fate], None]
 _Waiting = tuple[Arrival, Told]
 
 _log = structlog.get_logger()
+
+
+def arrival_of(
+    provider: Provider,
+    segment: Segment,
+    body: bytes,
+    received_at: datetime,
+    *,
+    otherwise: Iterable[str] | None = None,
+) -> Arrival | Ignored:
+    """What a webhook's body is to be stored as, if at all.
+
+    Args:
+        provider: whose it is.
+        segment: for which it is meant.
+        body: whatever came.
+        received_at: when.
+        otherwise: what identifies it if nothing in it does; by default it is one of its own.
+    """
+    reading = _parse(provider, body, received_at)
+    if isinstance(reading, Ignored):
+        return reading
+    if isinstance(reading, Unusable):
+        # It has no identity but its bytes: the same ones are kept once.
+        message_id = segment.message_id(provider.name, ("body", sha256(body).hexdigest()))
+        return Arrival(provider.name, message_id, received_at, body, reading)
+    identity = reading.identity or otherwise
+    return Arrival(
+        provider.name,
+        segment.message_id(provider.name, identity, reading.said_at),
+        received_at,
+        body,
+        None,
+        reading.collection,
+        keys_of(reading),
+    )
+
+
+def _parse(provider: Provider, body: bytes, received_at: datetime) -> Reading:
+    try:
+        return provider.parse(body, received_at)
+    except Exception as error:  # noqa: BLE001 (whatever a mapping does, the body is kept)
+        kind = type(error).__name__
+        _log.error("webhook.mapping_failed", provider=provider.name, error=kind)
+        return Unusable(DeadReason.POISON, f"the mapping failed: {kind}")
 
 
 class Intake:

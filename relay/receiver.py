@@ -4,9 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
 from functools import cache, partial
-from hashlib import sha256
 from typing import Final, cast
 
 import structlog
@@ -21,8 +19,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from relay.errors import OutboxError
-from relay.events import DeadReason, EmailEvent, Ignored, Reading, Unusable
-from relay.intake import Fate, Intake
+from relay.events import DeadReason, Ignored
+from relay.intake import Fate, Intake, arrival_of
 from relay.metrics import WEBHOOKS
 from relay.outbox import Arrival, Clock, Outbox, utc_now
 from relay.providers import Provider, Webhook
@@ -191,38 +189,30 @@ class Webhooks:
 
     def _take(self, provider: Provider, body: bytes, reply: Callable[[Answer], None]) -> None:
         """Store what the body says, and only then say so."""
-        received_at = self._clock()
-        reading = _parse(provider, body, received_at)
-        if isinstance(reading, Ignored):
-            reply(_answered(provider, "ignored", reading.reason, {"reason": reading.reason}))
+        arrival = arrival_of(provider, self._segment, body, self._clock())
+        if isinstance(arrival, Ignored):
+            reply(_answered(provider, "ignored", arrival.reason, {"reason": arrival.reason}))
             return
-        if isinstance(reading, EmailEvent):
-            fault, identity, said_at = None, reading.identity, reading.said_at
-        else:
-            # It has no identity but its bytes: the same ones are kept once.
-            fault, identity, said_at = reading, ("body", sha256(body).hexdigest()), None
-        message_id = self._segment.message_id(provider.name, identity, said_at)
 
         def told(new: Fate) -> None:
-            reply(_stored(provider, reading, message_id, new))
+            reply(_stored(provider, arrival, new))
 
-        self._intake.store(Arrival(provider.name, message_id, received_at, body, fault), told)
+        self._intake.store(arrival, told)
 
 
-def _stored(
-    provider: Provider, reading: EmailEvent | Unusable, message_id: str, new: Fate
-) -> Answer:
+def _stored(provider: Provider, arrival: Arrival, new: Fate) -> Answer:
     if isinstance(new, OutboxError):
         _log.error("webhook.not_stored", provider=provider.name, error=str(new))
         _count(provider, "unavailable", "outbox")
         content = {"status": "unavailable", "error": "not stored; send it again"}
         return Answer(503, content, ((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),))
-    if isinstance(reading, Unusable):
-        content = {"reason": reading.reason, "error": reading.detail}
-        status = 400 if reading.reason is DeadReason.UNREADABLE else 200
-        return _answered(provider, "dead", reading.reason, content, status=status)
+    if arrival.fault:
+        content = {"reason": arrival.fault.reason, "error": arrival.fault.detail}
+        status = 400 if arrival.fault.reason is DeadReason.UNREADABLE else 200
+        return _answered(provider, "dead", arrival.fault.reason, content, status=status)
     outcome = "accepted" if new else "duplicate"
-    return _answered(provider, outcome, reading.collection, {"message_id": message_id})
+    content = {"message_id": arrival.message_id}
+    return _answered(provider, outcome, arrival.collection or "", content)
 
 
 def _resolve(future: "asyncio.Future[Answer]", answer: Answer) -> None:
@@ -249,15 +239,6 @@ async def _send(send: Send, answer: Answer, *, drain: Receive | None = None) -> 
                 while (await drain()).get("more_body", False):
                     pass
     await send({"type": "http.response.body", "body": body})
-
-
-def _parse(provider: Provider, body: bytes, received_at: datetime) -> Reading:
-    try:
-        return provider.parse(body, received_at)
-    except Exception as error:  # noqa: BLE001 (whatever a mapping does, the body is kept)
-        kind = type(error).__name__
-        _log.error("webhook.mapping_failed", provider=provider.name, error=kind)
-        return Unusable(DeadReason.POISON, f"the mapping failed: {kind}")
 
 
 def _answered(

@@ -6,14 +6,18 @@ It keeps the raw body, so that a corrected mapping can be run over the past.
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from hashlib import sha256
 from importlib import import_module
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from msgspec import Struct
 
 from relay.errors import OutboxError
-from relay.events import Unusable
+from relay.events import EmailEvent, Unusable
 from relay.pacing import Pace
+
+if TYPE_CHECKING:
+    from relay.outbox.records import Records
 
 Clock = Callable[[], datetime]
 T = TypeVar("T")
@@ -35,12 +39,48 @@ class State(StrEnum):
     DEAD = "dead"
 
 
+class Keys(Struct, frozen=True):
+    """What an entry can be found by, each as a short digest: indexes hold no address.
+
+    Two texts may share a digest, so what is found by one is still to be looked at.
+
+    Attributes:
+        user: of the user id.
+        address: of the address in lower case.
+        email: of the email id.
+    """
+
+    user: int | None = None
+    address: int | None = None
+    email: int | None = None
+
+
+NO_KEYS: Final = Keys()
+
+
+def keys_of(event: EmailEvent) -> Keys:
+    """What the event's entry is to be found by."""
+    user, address, email = event.user_id, event.email, event.properties.get("email_id")
+    return Keys(
+        digest(user) if user else None,
+        digest(address.lower()) if address else None,
+        digest(email) if email else None,
+    )
+
+
+def digest(text: str) -> int:
+    """The text as a key: the first 32 bits of its SHA-256."""
+    return int.from_bytes(sha256(text.encode()).digest()[:4], "big")
+
+
 class Arrival(Struct, frozen=True):
     """A webhook event to be stored.
 
     Attributes:
         message_id: what makes it unique, and its `messageId` at Segment.
         fault: why it is a dead letter from the start; None for what is to be forwarded.
+        collection: the one it belongs to; None for what has a fault.
+        keys: what it can be found by.
     """
 
     provider: str
@@ -48,6 +88,8 @@ class Arrival(Struct, frozen=True):
     received_at: datetime
     body: bytes
     fault: Unusable | None = None
+    collection: str | None = None
+    keys: Keys = NO_KEYS
 
 
 class Entry(Struct, frozen=True):
@@ -56,6 +98,7 @@ class Entry(Struct, frozen=True):
     Attributes:
         attempts: how often it has been claimed, this time included.
         claim: the fence: whoever holds an older claim settles nothing.
+        deaths: how often in a row whoever had claimed it did not come back.
     """
 
     id: int
@@ -65,6 +108,11 @@ class Entry(Struct, frozen=True):
     attempts: int
     claim: int
     body: bytes
+    deaths: int = 0
+
+
+DEATHS_IN_COMPANY: Final = 2
+"""From so many deaths on an entry is a suspect, and is only claimed alone."""
 
 
 class Counts(Struct, frozen=True):
@@ -74,6 +122,13 @@ class Counts(Struct, frozen=True):
     delivered: int
     dead: int
     oldest_pending_at: datetime | None
+
+
+class Role(StrEnum):
+    """What a process does with an outbox."""
+
+    RECEIVER = "receiver"
+    FORWARDER = "forwarder"
 
 
 class Outbox(Protocol):
@@ -98,7 +153,16 @@ class Outbox(Protocol):
         """The entries longest due, none of which anyone else is given until the lease ends.
 
         They are due again when it ends, or earlier if the claiming process is known to be gone.
+        Suspects are not among them.
         """
+        ...
+
+    def claim_suspect(self, *, lease: timedelta) -> list[Entry]:
+        """One of the suspects that are due, if there are any; as `claim` otherwise."""
+        ...
+
+    def has_suspects(self) -> bool:
+        """Whether any suspect is due."""
         ...
 
     def deliver(self, entries: Sequence[Entry]) -> None:
@@ -109,8 +173,13 @@ class Outbox(Protocol):
         """Make it a dead letter, unless someone else has claimed it since."""
         ...
 
-    def release(self, entries: Sequence[Entry]) -> None:
-        """Make them due at once, unless someone else has claimed them since."""
+    def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
+        """Make them due at once, unless someone else has claimed them since.
+
+        Args:
+            entries: claimed once.
+            answer: what came of posting them, for their histories; None when they were not posted.
+        """
         ...
 
     def pace(self, change: Callable[[Pace, float], T]) -> T:
@@ -137,6 +206,31 @@ class Outbox(Protocol):
 
     def check(self) -> None:
         """Return if a write reaches the disk now."""
+        ...
+
+    def pending_exceed(self, limit: int) -> bool:
+        """Whether more entries than that are pending; costs no more than to count so many."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """How much room its disk has; None where that cannot be known."""
+        ...
+
+    def become_sole(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
+        """Keep other processes out of the role from now on, where the store has room for one only.
+
+        Args:
+            role: what this process does with the store.
+            patience: for how long another one is waited for that is about to end.
+
+        Raises:
+            OutboxError: another process has it.
+        """
+        ...
+
+    @property
+    def records(self) -> "Records":
+        """The same entries, as an operator sees them."""
         ...
 
     def close(self) -> None:

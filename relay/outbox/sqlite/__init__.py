@@ -2,11 +2,12 @@
 
 import fcntl
 import secrets
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -16,44 +17,27 @@ from msgspec import Struct, json
 
 from relay.errors import OutboxError
 from relay.events import Unusable
-from relay.outbox import Arrival, Clock, Counts, Entry, State, T, utc_now
-from relay.pacing import Pace
-
-_MARK: Final = 0x52_4C_41_59  # "RLAY", as the file's application_id
-
-# One script a version; a file at version n has had the first n.
-_MIGRATIONS: Final = (
-    """
-    CREATE TABLE entries (
-        id           INTEGER PRIMARY KEY,
-        provider     TEXT NOT NULL,
-        message_id   TEXT NOT NULL UNIQUE,
-        state        TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'dead')),
-        received_at  INTEGER NOT NULL,  -- this and the other times in epoch milliseconds
-        due_at       INTEGER,           -- of pending entries only: their order, never a wait
-        attempts     INTEGER NOT NULL DEFAULT 0,
-        delivered_at INTEGER,
-        reason       TEXT,              -- this and detail of dead entries only
-        detail       TEXT,
-        body         BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX entries_due ON entries (due_at) WHERE state = 'pending';
-    CREATE INDEX entries_delivered ON entries (delivered_at) WHERE state = 'delivered';
-    CREATE TABLE status (
-        beat   INTEGER NOT NULL,  -- counts checks of whether a write reaches the disk
-        hold   TEXT,
-        claims TEXT NOT NULL      -- what was last in hand: [[id, attempts], ...]
-    ) STRICT;
-    INSERT INTO status VALUES (0, NULL, '[]');
-    """,
+from relay.outbox import (
+    DEATHS_IN_COMPANY,
+    Arrival,
+    Clock,
+    Counts,
+    Entry,
+    Role,
+    State,
+    T,
+    utc_now,
 )
+from relay.outbox.sqlite.checkpointer import Checkpointer
+from relay.outbox.sqlite.records import SqliteRecords
+from relay.outbox.sqlite.schema import migrate, milliseconds, moment, translated
+from relay.pacing import Pace
 
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _MOST_ROWS: Final = 2_000  # a statement; SQLite takes 32,766 variables
 _BUSY_MILLISECONDS: Final = 5_000
-_CHECKPOINT_PAGES: Final = 1_000  # 4 MB of WAL, as SQLite's own default
-_TRUNCATE_PAGES: Final = 32_000  # 128 MB: under steady load a passive checkpoint never ends
+_LOCK_LOOK_SECONDS: Final = 0.1
 
 
 def open_url(url: str, *, allow_ephemeral: bool) -> "SqliteOutbox":
@@ -82,8 +66,14 @@ def _file_system(directory: Path) -> str:
     return next((mounts[place] for place in (here, *here.parents) if place in mounts), "")
 
 
+_TAKEN: Final = {
+    Role.RECEIVER: "another process receives into {}: one can; PostgreSQL takes any number",
+    Role.FORWARDER: "another process forwards from {}: one can; PostgreSQL takes any number",
+}
+
+
 class _Claim(Struct, frozen=True):
-    """On one entry: the claim's number, its end, and how many there have been.
+    """On one entry: the claim's number, its end, and how many there have been with this one.
 
     The end is in seconds elapsed, not by the clock, which may be put right meanwhile.
     """
@@ -126,21 +116,21 @@ class SqliteOutbox:
         self._reading = threading.Lock()
         self._claiming = threading.Lock()
         self._claims: dict[int, _Claim] = {}
-        self._sole_claimer: BinaryIO | None = None
+        self._roles: dict[Role, BinaryIO] = {}
         self._pacing = threading.Lock()
         self._pace = Pace()
         self._noted_hold: str | None = "whatever an earlier process noted"
-        with _translated():
+        with translated():
             self._adder = self._connect()
-            self._check_mark()
-            self._adder.pragma("journal_mode", "wal")
-            self._migrate()
+            migrate(self._adder, path)
             self._settler = self._connect()
             self._settler.pragma("synchronous", "normal")
             self._reader = self._connect()
             self._reader.pragma("query_only", "on")
-            self._checkpointer = _Checkpointer(self._connect(), self._writing)
-        for connection in (self._adder, self._settler):
+            self._checkpointer = Checkpointer(self._connect(), self._writing)
+            operators = self._connect()
+            self._records = SqliteRecords(operators, clock)
+        for connection in (self._adder, self._settler, operators):
             connection.set_wal_hook(self._checkpointer.committed)
         self._checkpointer.start()
 
@@ -156,28 +146,10 @@ class SqliteOutbox:
         connection.pragma("wal_autocheckpoint", 0)
         return connection
 
-    def _check_mark(self) -> None:
-        """Refuse another program's file before anything is written to it."""
-        tables = self._adder.execute("SELECT count(*) FROM sqlite_schema").get
-        if tables and self._adder.pragma("application_id") != _MARK:
-            raise OutboxError(f"{self._path} is a SQLite file of some other program")
-        if self._adder.pragma("user_version") > len(_MIGRATIONS):
-            raise OutboxError(f"{self._path} was written by a newer relay")
-
-    def _migrate(self) -> None:
-        if self._adder.pragma("user_version") == len(_MIGRATIONS):
-            return  # nothing is written, so that a full disk does not keep a file from being opened
-        with self._adder:
-            version: int = self._adder.pragma("user_version")
-            for migration in _MIGRATIONS[version:]:
-                self._adder.execute(migration)
-            self._adder.pragma("application_id", _MARK)
-            self._adder.pragma("user_version", len(_MIGRATIONS))
-
     def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
         """See `Outbox.add`."""
         new: list[bool] = []
-        with _translated(), self._writing:
+        with translated(), self._writing:
             for start in range(0, len(arrivals), _MOST_ROWS):
                 new += self._insert(arrivals[start : start + _MOST_ROWS])
         return new
@@ -200,52 +172,74 @@ class SqliteOutbox:
 
     def changed(self) -> bool:
         """See `Outbox.changed`."""
-        with _translated(), self._reading:
+        with translated(), self._reading:
             version: int = self._reader.pragma("data_version")
         changed, self._seen_version = version != self._seen_version, version
         return changed
 
     def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:
         """See `Outbox.claim`."""
-        with _translated(), self._claiming:
-            if self._sole_claimer is None:
-                self._become_sole_claimer()
+        return self._claim(_DUE, limit, lease)
+
+    def claim_suspect(self, *, lease: timedelta) -> list[Entry]:
+        """See `Outbox.claim_suspect`."""
+        return self._claim(_SUSPECT, 1, lease)
+
+    def _claim(self, which: str, limit: int, lease: timedelta) -> list[Entry]:
+        self.become_sole(Role.FORWARDER)
+        with translated(), self._claiming:
             now = self._elapsed()
             held = [id_ for id_, claim in self._claims.items() if claim.until > now]
             due = {"held": _json(held), "limit": limit}
             with self._reading:
-                rows = _at_most(_MOST_BYTES, self._reader.execute(_DUE, due))
+                rows = _at_most(_MOST_BYTES, self._reader.execute(which, due))
             claim = secrets.randbits(62)
             entries, taken = [], {}
-            for id_, provider, message_id, received_at, attempts, body in rows:
+            for id_, provider, message_id, received_at, attempts, deaths, body in rows:
                 before = self._claims.get(id_)
                 attempt = (before.attempts if before else attempts) + 1
                 taken[id_] = _Claim(claim, now + lease.total_seconds(), attempt)
-                moment = _moment(received_at)
-                entries.append(Entry(id_, provider, message_id, moment, attempt, claim, body))
+                received = moment(received_at)
+                entries.append(
+                    Entry(id_, provider, message_id, received, attempt, claim, body, deaths)
+                )
             if entries:
                 self._note(self._claims | taken)
                 self._claims |= taken
         return entries
 
-    def _become_sole_claimer(self) -> None:
-        """Keep all other processes from claiming, and count what the last one died over.
+    def has_suspects(self) -> bool:
+        """See `Outbox.has_suspects`."""
+        with translated(), self._reading:
+            return bool(self._reader.execute(_ANY_SUSPECT).get)
 
-        Raises:
-            OutboxError: another process claims.
-        """
-        with ExitStack() as held:
-            try:
-                lock = held.enter_context(Path(f"{self._path}-forwarder").open("ab"))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutboxError(f"another process forwards from {self._path}") from None
-            except OSError as error:
-                raise OutboxError(f"{self._path} cannot be locked: {error.strerror}") from None
-            with self._writing:
-                self._settler.execute(_COUNT_UNSETTLED)
-            self._sole_claimer = lock
+    def become_sole(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
+        """See `Outbox.become_sole`. A file beside the outbox's is locked, until this is closed."""
+        if role in self._roles:
+            return
+        give_up_at = self._elapsed() + patience.total_seconds()
+        with translated(), self._claiming, ExitStack() as held:
+            while role not in self._roles:
+                try:
+                    lock = held.enter_context(Path(f"{self._path}-{role}").open("ab"))
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if self._elapsed() >= give_up_at:
+                        raise OutboxError(_TAKEN[role].format(self._path)) from None
+                    time.sleep(_LOCK_LOOK_SECONDS)
+                except OSError as error:
+                    raise OutboxError(f"{self._path} cannot be locked: {error.strerror}") from None
+                else:
+                    if role is Role.FORWARDER:
+                        self._count_unsettled()
+                    self._roles[role] = lock
             held.pop_all()
+
+    def _count_unsettled(self) -> None:
+        """Count what the last one to forward died over; it is due again now."""
+        with self._writing, self._settler:
+            self._settler.execute(_COUNT_UNSETTLED)
+            self._settler.execute("UPDATE status SET claims = '[]'")
 
     def _note(self, claims: Mapping[int, _Claim]) -> None:
         noted = _json([(i, c.attempts) for i, c in claims.items() if c.until != _ENDED])
@@ -254,18 +248,35 @@ class SqliteOutbox:
 
     def deliver(self, entries: Sequence[Entry]) -> None:
         """See `Outbox.deliver`."""
-        self._settle(entries, state=State.DELIVERED, delivered_at=_milliseconds(self._clock()))
+        self._settle(entries, state=State.DELIVERED, delivered_at=milliseconds(self._clock()))
 
     def bury(self, entry: Entry, fault: Unusable) -> None:
         """See `Outbox.bury`."""
-        self._settle([entry], state=State.DEAD, reason=fault.reason, detail=fault.detail)
+        self._settle(
+            [entry],
+            happened=("dead", fault.reason),
+            state=State.DEAD,
+            reason=fault.reason,
+            detail=fault.detail,
+        )
 
-    def release(self, entries: Sequence[Entry]) -> None:
+    def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
         """See `Outbox.release`."""
-        self._settle(entries, state=State.PENDING, due_at=_milliseconds(self._clock()))
+        self._settle(
+            entries,
+            happened=None if answer is None else ("posted", answer),
+            state=State.PENDING,
+            due_at=milliseconds(self._clock()),
+        )
 
-    def _settle(self, entries: Sequence[Entry], **changed: str | int) -> None:
-        with _translated(), self._claiming:
+    def _settle(
+        self,
+        entries: Sequence[Entry],
+        *,
+        happened: tuple[str, str] | None = None,
+        **changed: str | int,
+    ) -> None:
+        with translated(), self._claiming:
             own = [entry for entry in entries if self._holds(entry)]
             held = _json([(entry.id, entry.attempts) for entry in own])
             if changed["state"] is State.PENDING:
@@ -274,7 +285,16 @@ class SqliteOutbox:
                 ended = {entry.id: _Claim(entry.claim, _ENDED, entry.attempts) for entry in own}
                 self._claims |= ended
             with self._writing:
-                self._settler.execute(_SETTLE, _CLEARED | changed | {"held": held})
+                if happened is None:
+                    self._settler.execute(_SETTLE, _CLEARED | changed | {"held": held})
+                else:
+                    what, said = happened
+                    at = milliseconds(self._clock())
+                    with self._settler:
+                        # First, while those that are not pending any more can be told.
+                        told = {"held": held, "at": at, "what": what, "said": said}
+                        self._settler.execute(_HAPPENED, told)
+                        self._settler.execute(_SETTLE, _CLEARED | changed | {"held": held})
             if changed["state"] is not State.PENDING:
                 for entry in own:
                     del self._claims[entry.id]
@@ -285,7 +305,7 @@ class SqliteOutbox:
 
     def pace(self, change: Callable[[Pace, float], T]) -> T:
         """See `Outbox.pace`. It is kept in memory, as claims are; of it, others need the hold."""
-        with _translated(), self._pacing:
+        with translated(), self._pacing:
             result = change(self._pace, self._elapsed())
             if self._pace.hold != self._noted_hold:
                 with self._writing:
@@ -295,13 +315,13 @@ class SqliteOutbox:
 
     def hold(self) -> str | None:
         """See `Outbox.hold`."""
-        with _translated(), self._reading:
+        with translated(), self._reading:
             hold: str | None = self._reader.execute("SELECT hold FROM status").get
         return hold
 
     def counts(self) -> Counts:
         """See `Outbox.counts`."""
-        with _translated(), self._reading:
+        with translated(), self._reading:
             rows: list[Any] = self._reader.execute(_COUNT).fetchall()
             oldest = self._reader.execute(_OLDEST).get
         counted = dict(rows)
@@ -309,100 +329,80 @@ class SqliteOutbox:
             pending=counted.get(State.PENDING, 0),
             delivered=counted.get(State.DELIVERED, 0),
             dead=counted.get(State.DEAD, 0),
-            oldest_pending_at=None if oldest is None else _moment(oldest),
+            oldest_pending_at=None if oldest is None else moment(oldest),
         )
 
     def purge(self, before: datetime, limit: int) -> int:
         """See `Outbox.purge`."""
-        with _translated(), self._writing:
-            self._settler.execute(_PURGE, (_milliseconds(before), limit))
+        with translated(), self._writing:
+            self._settler.execute(_PURGE, (milliseconds(before), limit))
             return self._settler.changes()
 
     def check(self) -> None:
         """See `Outbox.check`."""
-        with _translated(), self._writing:
+        with translated(), self._writing:
             self._adder.execute("UPDATE status SET beat = beat + 1")
+
+    def pending_exceed(self, limit: int) -> bool:
+        """See `Outbox.pending_exceed`."""
+        with translated(), self._reading:
+            return bool(self._reader.execute(_PENDING_AFTER, (limit,)).get)
+
+    def free_bytes(self) -> int | None:
+        """See `Outbox.free_bytes`."""
+        try:
+            return shutil.disk_usage(self._path.parent).free
+        except OSError as error:
+            raise OutboxError(f"{self._path.parent}: {error.strerror}") from None
+
+    @property
+    def records(self) -> SqliteRecords:
+        """See `Outbox.records`."""
+        return self._records
 
     def close(self) -> None:
         """See `Outbox.close`."""
         self._checkpointer.stop()
-        with _translated(), self._claiming:
-            if self._sole_claimer is not None:
+        with translated(), self._claiming:
+            if Role.FORWARDER in self._roles:
                 self._note(self._claims)
-                self._sole_claimer.close()
-        with _translated(), self._writing, self._reading:
+            for lock in self._roles.values():
+                lock.close()
+        self._records.close()
+        with translated(), self._writing, self._reading:
             for connection in (self._reader, self._settler, self._adder):
                 connection.close()
 
 
-class _Checkpointer(threading.Thread):
-    """Moves committed pages from the WAL into the file, outside the committing threads.
-
-    Inside them, as SQLite would do it, these moments were the slowest answers by far.
-    """
-
-    def __init__(self, connection: apsw.Connection, writing: threading.Lock) -> None:
-        super().__init__(name="checkpointer", daemon=True)
-        self._connection = connection
-        self._writing = writing
-        self._due = threading.Event()
-        self._stopping = False
-        self._pages = 0
-
-    def committed(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
-        """SQLite calls this after each commit, with the WAL's length in pages."""
-        self._pages = pages
-        if pages >= _CHECKPOINT_PAGES:
-            self._due.set()
-        return apsw.SQLITE_OK
-
-    def run(self) -> None:
-        """Checkpoint whenever enough has been committed."""
-        while True:
-            self._due.wait()
-            if self._stopping:
-                return
-            self._due.clear()
-            with suppress(apsw.BusyError, OutboxError):  # the next commit asks again
-                self._checkpoint()
-
-    def _checkpoint(self) -> None:
-        with _translated():
-            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            if self._pages >= _TRUNCATE_PAGES:
-                with self._writing:
-                    self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-
-    def stop(self) -> None:
-        """End the thread; a checkpoint under way is finished first."""
-        self._stopping = True
-        self._due.set()
-        self.join()
-        self._connection.close()
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except apsw.Error as error:
-        raise OutboxError(f"SQLite: {type(error).__name__}: {error}") from error
-
-
 def _row(arrival: Arrival) -> tuple[str | int | bytes | None, ...]:
-    received_at, fault = _milliseconds(arrival.received_at), arrival.fault
+    received_at, fault = milliseconds(arrival.received_at), arrival.fault
     state, due_at = (State.DEAD, None) if fault else (State.PENDING, received_at)
     reason, detail = (fault.reason, fault.detail) if fault else (None, None)
-    known = (arrival.provider, arrival.message_id, state, received_at, due_at, reason, detail)
-    return (*known, arrival.body)
+    keys = arrival.keys
+    return (
+        arrival.provider,
+        arrival.message_id,
+        state,
+        arrival.collection,
+        received_at,
+        due_at,
+        reason,
+        detail,
+        keys.user,
+        keys.address,
+        keys.email,
+        arrival.body,
+    )
 
 
 @cache
 def _insertion(rows: int) -> str:
-    row = "(?, ?, ?, ?, ?, ?, ?, ?)"
+    row = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     return f"""
-        INSERT INTO entries
-            (provider, message_id, state, received_at, due_at, reason, detail, body)
+        INSERT INTO entries (
+            provider, message_id, state, collection, received_at, due_at, reason, detail,
+            user_key, address_key, email_key, body
+        )
         VALUES {", ".join([row] * rows)}
         ON CONFLICT (message_id) DO NOTHING
     """  # noqa: S608 (nothing but placeholders is put in)
@@ -410,14 +410,35 @@ def _insertion(rows: int) -> str:
 
 _INSERTED: Final = "SELECT message_id FROM entries WHERE :count > 0 AND id >= :first_id"
 
-_DUE: Final = """
-    SELECT id, provider, message_id, received_at, attempts, body FROM entries
+_CLAIMED: Final = "SELECT id, provider, message_id, received_at, attempts, deaths, body"
+
+_DUE: Final = f"""
+    {_CLAIMED} FROM entries
     WHERE state = 'pending' AND id NOT IN (SELECT value FROM json_each(:held))
+        AND deaths < {DEATHS_IN_COMPANY}
     ORDER BY due_at LIMIT :limit
-"""
+"""  # noqa: S608 (this and the next two: nothing but constants is put in)
+
+# Not the same one each time: one that is innocent must not be in hand at every death.
+_SUSPECT: Final = f"""
+    {_CLAIMED} FROM entries
+    WHERE state = 'pending' AND id NOT IN (SELECT value FROM json_each(:held))
+        AND deaths >= {DEATHS_IN_COMPANY}
+    ORDER BY random() LIMIT :limit
+"""  # noqa: S608
+
+_ANY_SUSPECT: Final = f"""
+    SELECT EXISTS (
+        SELECT 1 FROM entries WHERE state = 'pending' AND deaths >= {DEATHS_IN_COMPANY}
+    )
+"""  # noqa: S608
+
+_PENDING_AFTER: Final = (
+    "SELECT EXISTS (SELECT 1 FROM entries WHERE state = 'pending' LIMIT 1 OFFSET ?)"
+)
 
 _COUNT_UNSETTLED: Final = """
-    UPDATE entries SET attempts = claim.value ->> 1
+    UPDATE entries SET attempts = claim.value ->> 1, deaths = deaths + 1
     FROM status, json_each(status.claims) AS claim
     WHERE entries.id = claim.value ->> 0 AND entries.state = 'pending'
 """
@@ -425,9 +446,16 @@ _COUNT_UNSETTLED: Final = """
 _SETTLE: Final = """
     UPDATE entries
     SET state = :state, due_at = :due_at, delivered_at = :delivered_at,
-        reason = :reason, detail = :detail, attempts = held.value ->> 1
+        reason = :reason, detail = :detail, attempts = held.value ->> 1, deaths = 0
     FROM json_each(:held) AS held
     WHERE entries.id = held.value ->> 0 AND entries.state = 'pending'
+"""
+
+_HAPPENED: Final = """
+    INSERT INTO history (entry, at, what, said)
+    SELECT entries.id, :at, :what, :said
+    FROM json_each(:held) AS held JOIN entries ON entries.id = held.value ->> 0
+    WHERE entries.state = 'pending'
 """
 
 _PURGE: Final = """
@@ -457,11 +485,3 @@ def _at_most(most_bytes: int, rows: Iterable[Any]) -> list[Any]:
         if total >= most_bytes:
             break
     return taken
-
-
-def _milliseconds(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)
-
-
-def _moment(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)

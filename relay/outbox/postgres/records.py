@@ -1,0 +1,345 @@
+"""The entries of a PostgreSQL outbox as an operator sees them."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import psycopg
+from msgspec import structs
+from psycopg import sql
+
+from relay.outbox import Keys, State
+from relay.outbox.postgres.schema import as_text, translated
+from relay.outbox.records import Happening, Operation, Query, Reason, Record, Revival
+
+_Connection = psycopg.Connection[Any]
+
+_MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
+
+
+class PostgresRecords:
+    """See `relay.outbox.records.Records`."""
+
+    def __init__(
+        self,
+        connection: Callable[[], AbstractContextManager[_Connection]],
+        now: Callable[[], datetime | None],
+    ) -> None:
+        self._connection = connection
+        self._now = now
+
+    def find(
+        self,
+        query: Query,
+        limit: int,
+        *,
+        start: int | None = None,
+        newest_first: bool = True,
+        with_history: bool = False,
+    ) -> list[Record]:
+        """See `Records.find`."""
+        condition, values = _where(query, start=start, newest_first=newest_first)
+        direction = sql.SQL("DESC" if newest_first else "ASC")
+        statement = _FIND.format(condition=condition, direction=direction)
+        with translated(), self._connection() as connection:
+            rows = connection.execute(
+                statement, {**values, "limit": limit, "bytes": _MOST_BYTES}, binary=True
+            ).fetchall()
+            found = [_record(row) for row in rows]
+            if with_history and found:
+                histories = _histories(connection, [record.id for record in found])
+                found = [
+                    structs.replace(record, history=tuple(histories.get(record.id, ())))
+                    for record in found
+                ]
+        return found
+
+    def count(self, query: Query) -> int:
+        """See `Records.count`."""
+        condition, values = _where(query)
+        ((count,),) = self._run(_COUNT.format(condition=condition), values)
+        return int(count)
+
+    def reasons(self) -> list[Reason]:
+        """See `Records.reasons`."""
+        counted = self._run(_REASONS, {})
+        examples = self.find(Query(ids=tuple(newest for _, _, newest in counted)), len(counted))
+        by_id = {record.id: record for record in examples}
+        return [
+            Reason(reason, count, by_id[newest])
+            for reason, count, newest in counted
+            if newest in by_id  # it may have been replayed since
+        ]
+
+    def begin(self, kind: str, what: str) -> Operation:
+        """See `Records.begin`."""
+        (row,) = self._run(_BEGIN, {"kind": kind, "what": what, "now": self._now()})
+        return _operation(row)
+
+    def revive(self, revivals: Sequence[Revival], operation: Operation, cursor: int) -> int:
+        """See `Records.revive`."""
+        revived = {
+            "now": self._now(),
+            "ids": [revival.id for revival in revivals],
+            "collections": [revival.collection for revival in revivals],
+            "user_keys": [revival.keys.user for revival in revivals],
+            "address_keys": [revival.keys.address for revival in revivals],
+            "email_keys": [revival.keys.email for revival in revivals],
+        }
+        with translated(), self._connection() as connection, connection.transaction():
+            connection.execute(_TELL_REVIVED, revived)
+            changed = connection.execute(_REVIVE, revived).rowcount
+            connection.execute(_REVIVE_KEYS, revived)
+            connection.execute("SELECT pg_notify('relay', '')")
+            _advance(connection, operation, changed, cursor)
+        return changed
+
+    def erase(self, ids: Sequence[int], operation: Operation, cursor: int) -> int:
+        """See `Records.erase`. What was erased leaves the disk when the server vacuums."""
+        with translated(), self._connection() as connection, connection.transaction():
+            gone = {"ids": list(ids)}
+            connection.execute("DELETE FROM relay.keys WHERE entry = ANY (%(ids)s)", gone)
+            deletion = "DELETE FROM relay.entries WHERE id = ANY (%(ids)s)"
+            changed = connection.execute(deletion, gone).rowcount
+            _advance(connection, operation, changed, cursor)
+        return changed
+
+    def finish(self, operation: Operation) -> None:
+        """See `Records.finish`."""
+        self._run(_FINISH, {"id": operation.id, "now": self._now()})
+
+    def operations(self, limit: int) -> list[Operation]:
+        """See `Records.operations`."""
+        return [_operation(row) for row in self._run(_OPERATIONS, {"limit": limit})]
+
+    def restore(self, records: Sequence[Record]) -> int:
+        """See `Records.restore`."""
+        restored = 0
+        with translated(), self._connection() as connection, connection.transaction():
+            connection.execute("SET LOCAL synchronous_commit = on")
+            for record in records:
+                row = connection.execute(_RESTORE, _values(record)).fetchone()
+                if row is None:
+                    continue
+                restored += 1
+                for happening in record.history:
+                    connection.execute(
+                        "INSERT INTO relay.history (entry, at, what, said) VALUES (%s, %s, %s, %s)",
+                        (*row, happening.at, happening.what, as_text(happening.said)),
+                    )
+        return restored
+
+    def _run(self, statement: Any, values: dict[str, Any]) -> list[Any]:  # noqa: ANN401 (psycopg takes several kinds)
+        with translated(), self._connection() as connection:
+            cursor = connection.execute(statement, values, binary=True)
+            return cursor.fetchall() if cursor.description else []
+
+
+_FIND: Final = sql.SQL("""
+    SELECT
+        id, provider, message_id, state, collection, received_at, attempts, delivered_at,
+        reason, detail, user_key, address_key, email_key, body
+    FROM (
+        SELECT *, sum(octet_length(body)) OVER (ORDER BY id {direction}) AS total
+        FROM (
+            SELECT * FROM relay.entries LEFT JOIN relay.keys ON entry = id
+            WHERE {condition} ORDER BY id {direction} LIMIT %(limit)s
+        ) AS asked
+    ) AS summed
+    WHERE total - octet_length(body) < %(bytes)s
+    ORDER BY id {direction}
+""")
+
+_COUNT: Final = sql.SQL("""
+    SELECT count(*) FROM relay.entries LEFT JOIN relay.keys ON entry = id WHERE {condition}
+""")
+
+_IN_ANY_BLOCK: Final = sql.SQL("""
+    entry >> 12 = ANY (
+        ARRAY (SELECT generate_series(0, (SELECT max(id) FROM relay.entries) >> 12))
+    ) AND {key} = %(key)s
+""")
+
+_HISTORIES: Final = """
+    SELECT entry, at, what, said FROM relay.history WHERE entry = ANY (%s) ORDER BY id
+"""
+
+_REASONS: Final = """
+    SELECT reason, count(*), max(id) FROM relay.entries WHERE state = 'dead'
+    GROUP BY reason ORDER BY count(*) DESC, reason
+"""
+
+_BEGIN: Final = """
+    WITH unfinished AS (
+        SELECT * FROM relay.operations
+        WHERE kind = %(kind)s AND what = %(what)s AND finished_at IS NULL
+        ORDER BY id DESC LIMIT 1
+    ), begun AS (
+        INSERT INTO relay.operations (kind, what, started_at)
+        SELECT %(kind)s, %(what)s, coalesce(%(now)s::timestamptz, now())
+        WHERE NOT EXISTS (SELECT 1 FROM unfinished)
+        RETURNING *
+    )
+    SELECT id, kind, what, started_at, finished_at, entries, cursor
+    FROM (SELECT * FROM unfinished UNION ALL SELECT * FROM begun) AS operation
+"""
+
+_ADVANCE: Final = """
+    UPDATE relay.operations SET entries = entries + %s, cursor = %s WHERE id = %s
+"""
+
+_FINISH: Final = """
+    UPDATE relay.operations SET finished_at = coalesce(%(now)s::timestamptz, now())
+    WHERE id = %(id)s
+"""
+
+_OPERATIONS: Final = """
+    SELECT id, kind, what, started_at, finished_at, entries, cursor
+    FROM relay.operations ORDER BY id DESC LIMIT %(limit)s
+"""
+
+_TELL_REVIVED: Final = """
+    INSERT INTO relay.history (entry, at, what, said)
+    SELECT id, at, what, '' FROM (
+        SELECT id, delivered_at AS at, 'delivered' AS what FROM relay.entries
+        WHERE id = ANY (%(ids)s) AND state = 'delivered'
+        UNION ALL
+        SELECT id, coalesce(%(now)s::timestamptz, now()), 'replayed' FROM relay.entries
+        WHERE id = ANY (%(ids)s) AND state <> 'pending'
+    ) AS happened ORDER BY id, at
+"""
+
+_REVIVE: Final = """
+    UPDATE relay.entries AS entry
+    SET state = 'pending', due_at = coalesce(%(now)s::timestamptz, now()), delivered_at = NULL,
+        reason = NULL, detail = NULL, deaths = 0, collection = revived.collection
+    FROM unnest(%(ids)s::bigint[], %(collections)s::text[]) AS revived (id, collection)
+    WHERE entry.id = revived.id AND state <> 'pending'
+"""
+
+_REVIVE_KEYS: Final = """
+    INSERT INTO relay.keys (entry, user_key, address_key, email_key)
+    SELECT * FROM unnest(
+        %(ids)s::bigint[], %(user_keys)s::bigint[], %(address_keys)s::bigint[],
+        %(email_keys)s::bigint[]
+    )
+    ON CONFLICT (entry) DO UPDATE
+    SET user_key = excluded.user_key, address_key = excluded.address_key,
+        email_key = excluded.email_key
+"""
+
+_RESTORE: Final = """
+    WITH restored AS (
+        INSERT INTO relay.entries (
+            provider, message_id, state, collection, received_at, due_at, attempts, delivered_at,
+            reason, detail, claim, body
+        ) VALUES (
+            %(provider)s, %(message_id)s, %(state)s, %(collection)s, %(received_at)s, %(due_at)s,
+            %(attempts)s, %(delivered_at)s, %(reason)s, %(detail)s, 0, %(body)b
+        )
+        ON CONFLICT (message_id) DO NOTHING RETURNING id
+    ), keyed AS (
+        INSERT INTO relay.keys (entry, user_key, address_key, email_key)
+        SELECT id, %(user)s::bigint, %(address)s::bigint, %(email)s::bigint FROM restored
+    )
+    SELECT id FROM restored
+"""
+
+
+def _where(
+    query: Query, *, start: int | None = None, newest_first: bool = True
+) -> tuple[sql.Composable, dict[str, Any]]:
+    """The condition, and the values in it."""
+    conditions: list[sql.Composable] = [sql.SQL("TRUE")]
+    values: dict[str, Any] = {}
+    if query.ids:
+        conditions.append(sql.SQL("id = ANY (%(ids)s)"))
+        values["ids"] = list(query.ids)
+    if query.states:
+        # Written out, for the indexes of a single state to be used.
+        states = sql.SQL(", ").join(sql.Literal(state.value) for state in query.states)
+        conditions.append(sql.SQL("state IN ({})").format(states))
+    if query.key:
+        name, values["key"] = query.key
+        conditions.append(_IN_ANY_BLOCK.format(key=sql.Identifier(f"{name}_key")))
+    if query.keyless:
+        conditions.append(sql.SQL("coalesce(user_key, address_key, email_key) IS NULL"))
+    for column in ("provider", "collection", "reason", "message_id"):
+        if (value := getattr(query, column)) is not None:
+            conditions.append(
+                sql.SQL("{} = {}").format(sql.Identifier(column), sql.Placeholder(column))
+            )
+            values[column] = as_text(value)
+    if query.since:
+        conditions.append(sql.SQL("received_at >= %(since)s"))
+        values["since"] = query.since
+    if query.until:
+        conditions.append(sql.SQL("received_at < %(until)s"))
+        values["until"] = query.until
+    if start is not None:
+        conditions.append(sql.SQL("id < %(start)s" if newest_first else "id > %(start)s"))
+        values["start"] = start
+    return sql.SQL(" AND ").join(conditions), values
+
+
+def _histories(connection: _Connection, ids: Sequence[int]) -> dict[int, list[Happening]]:
+    histories: dict[int, list[Happening]] = {}
+    for entry, at, what, said in connection.execute(_HISTORIES, (list(ids),)):
+        histories.setdefault(entry, []).append(Happening(at.astimezone(UTC), what, said))
+    return histories
+
+
+def _advance(connection: _Connection, operation: Operation, changed: int, cursor: int) -> None:
+    connection.execute(_ADVANCE, (changed, cursor, operation.id))
+
+
+def _record(row: Sequence[Any]) -> Record:
+    (id_, provider, message_id, state, collection, received_at, attempts, delivered_at, *rest) = row
+    reason, detail, user, address, email, body = rest
+    return Record(
+        id=id_,
+        provider=provider,
+        message_id=message_id,
+        state=State(state),
+        collection=collection,
+        received_at=received_at.astimezone(UTC),
+        attempts=attempts,
+        delivered_at=None if delivered_at is None else delivered_at.astimezone(UTC),
+        reason=reason,
+        detail=detail,
+        keys=Keys(user, address, email),
+        body=body,
+    )
+
+
+def _values(record: Record) -> dict[str, Any]:
+    return {
+        "provider": record.provider,
+        "message_id": record.message_id,
+        "state": record.state.value,
+        "collection": record.collection,
+        "received_at": record.received_at,
+        "due_at": record.received_at if record.state is State.PENDING else None,
+        "attempts": record.attempts,
+        "delivered_at": record.delivered_at,
+        "reason": record.reason,
+        "detail": None if record.detail is None else as_text(record.detail),
+        "user": record.keys.user,
+        "address": record.keys.address,
+        "email": record.keys.email,
+        "body": record.body,
+    }
+
+
+def _operation(row: Sequence[Any]) -> Operation:
+    id_, kind, what, started_at, finished_at, entries, cursor = row
+    return Operation(
+        id=id_,
+        kind=kind,
+        what=what,
+        started_at=started_at.astimezone(UTC),
+        finished_at=None if finished_at is None else finished_at.astimezone(UTC),
+        entries=entries,
+        cursor=cursor,
+    )

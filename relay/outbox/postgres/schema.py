@@ -1,0 +1,192 @@
+"""The tables of a PostgreSQL outbox, how it is connected to, and what several modules need."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, LiteralString
+
+import psycopg
+import structlog
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import PoolTimeout
+
+from relay.errors import OutboxError
+
+PATIENCE_SECONDS: Final = 20
+"""How long a server that is not there yet is waited for at the start."""
+
+# One script a version, each run in a transaction; a schema at version n has had the first n.
+MIGRATIONS: Final[tuple[LiteralString, ...]] = (
+    """
+    CREATE TABLE relay.entries (
+        id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        provider     text NOT NULL,
+        message_id   text NOT NULL UNIQUE,
+        state        text NOT NULL CHECK (state IN ('pending', 'delivered', 'dead')),
+        collection   text,               -- of what could be read when it came
+        received_at  timestamptz NOT NULL,
+        due_at       timestamptz,        -- of pending entries only; claimed: the end of the lease
+        attempts     integer NOT NULL DEFAULT 0,
+        deaths       integer NOT NULL DEFAULT 0,  -- claims in a row, this one too, not given back
+        claim        bigint NOT NULL,    -- who claimed it last; at first, the group it came in
+        delivered_at timestamptz,
+        reason       text,               -- this and detail of dead entries only
+        detail       text,
+        body         bytea NOT NULL      -- text would refuse NUL
+    );
+    CREATE INDEX entries_due ON relay.entries (due_at) WHERE state = 'pending';
+    CREATE INDEX entries_suspect ON relay.entries (due_at)
+        WHERE state = 'pending' AND deaths >= 2;
+    CREATE INDEX entries_dead ON relay.entries (id) WHERE state = 'dead';
+    CREATE INDEX entries_reason ON relay.entries (reason, id) WHERE state = 'dead';
+    CREATE INDEX entries_delivered ON relay.entries (delivered_at) WHERE state = 'delivered';
+    -- What entries can be found by; apart, because an update of an entry updates all its indexes.
+    CREATE TABLE relay.keys (
+        entry       bigint PRIMARY KEY,
+        user_key    bigint,
+        address_key bigint,
+        email_key   bigint
+    );
+    -- By blocks of 4,096 entries, each block in a place of its own: one index over all of them
+    -- would put each new entry on a page of its own.
+    CREATE INDEX keys_user ON relay.keys ((entry >> 12), user_key) WHERE user_key IS NOT NULL;
+    CREATE INDEX keys_address ON relay.keys ((entry >> 12), address_key)
+        WHERE address_key IS NOT NULL;
+    CREATE INDEX keys_email ON relay.keys ((entry >> 12), email_key) WHERE email_key IS NOT NULL;
+    CREATE TABLE relay.history (
+        id    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        entry bigint NOT NULL REFERENCES relay.entries ON DELETE CASCADE,
+        at    timestamptz NOT NULL,
+        what  text NOT NULL,
+        said  text NOT NULL
+    );
+    CREATE INDEX history_entry ON relay.history (entry);
+    CREATE TABLE relay.operations (
+        id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        kind        text NOT NULL,
+        what        text NOT NULL,
+        started_at  timestamptz NOT NULL,
+        finished_at timestamptz,
+        entries     bigint NOT NULL DEFAULT 0,
+        cursor      bigint NOT NULL DEFAULT 0
+    );
+    -- Each entry is updated twice within seconds: wait for a number of dead rows, not a share.
+    ALTER TABLE relay.entries SET (
+        autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
+        autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000,
+        autovacuum_vacuum_cost_delay = 1
+    );
+    -- One row each; room for its versions on one page.
+    CREATE TABLE relay.status (beat bigint NOT NULL) WITH (fillfactor = 10);
+    INSERT INTO relay.status VALUES (0);
+    CREATE TABLE relay.pace (pace bytea NOT NULL) WITH (fillfactor = 10);
+    INSERT INTO relay.pace VALUES ('{}');
+    """,
+)
+_MIGRATION_LOCK: Final = 0x52_4C_41_59  # "RLAY", among the database's advisory locks
+
+_CONNECT_SECONDS: Final = 3
+# What waiting does not mend.
+_HOPELESS: Final = re.compile(
+    r"authentication failed|does not exist|pg_hba|certificate|support SSL"
+)
+
+
+_log = structlog.get_logger()
+
+
+def connection_parameters(url: str) -> dict[str, Any]:
+    """How to connect: as the URL says, and without waiting for ever."""
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:  # its text may hold the URL, and with it the password
+        raise OutboxError("PostgreSQL: its URL cannot be read") from None
+    defaults = {
+        "connect_timeout": _CONNECT_SECONDS,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+        "application_name": "relay",
+    }
+    # The server's own encoding may know fewer characters than the events hold.
+    fixed = {"autocommit": True, "prepare_threshold": None, "client_encoding": "utf8"}
+    return defaults | given | fixed
+
+
+def prepare(parameters: dict[str, Any]) -> None:
+    """Bring the schema up to date, once the server is there.
+
+    Raises:
+        OutboxError: it is not there in time, does not let us in, or is not durable.
+    """
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            with psycopg.connect(**parameters) as connection:
+                _check_durability(connection)
+                _migrate(connection)
+                return
+        except psycopg.OperationalError as error:
+            if _HOPELESS.search(str(error)) or time.monotonic() > give_up_at:
+                raise
+            _log.warning("outbox.awaited", error=_line(error))
+            time.sleep(1)
+
+
+def _check_durability(connection: psycopg.Connection[Any]) -> None:
+    row: Any = connection.execute("SHOW fsync").fetchone()
+    if row[0] != "on":
+        raise OutboxError("PostgreSQL runs with fsync=off: what it commits may be lost")
+
+
+def _migrate(connection: psycopg.Connection[Any]) -> None:
+    if _version(connection) == len(MIGRATIONS):
+        return
+    with connection.transaction():
+        # Until the transaction ends: processes that start together do it one after the other.
+        connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+        connection.execute("CREATE SCHEMA IF NOT EXISTS relay")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS relay.migrations (version integer PRIMARY KEY,"
+            " applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        version = _version(connection)
+        if version > len(MIGRATIONS):
+            raise OutboxError("the schema relay was written by a newer relay")
+        for number, migration in enumerate(MIGRATIONS[version:], version + 1):
+            connection.execute(migration)
+            connection.execute("INSERT INTO relay.migrations VALUES (%s)", (number,))
+
+
+def _version(connection: psycopg.Connection[Any]) -> int:
+    row: Any = connection.execute("SELECT to_regclass('relay.migrations') IS NULL").fetchone()
+    if row[0]:
+        return 0
+    row = connection.execute("SELECT coalesce(max(version), 0) FROM relay.migrations").fetchone()
+    version: int = row[0]
+    return version
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise psycopg's errors as relay's."""
+    try:
+        yield
+    except PoolTimeout as error:
+        raise OutboxError("PostgreSQL cannot be reached") from error
+    except psycopg.Error as error:
+        raise OutboxError(f"PostgreSQL: {_line(error)}") from error
+
+
+def _line(error: psycopg.Error) -> str:
+    """What it says, without the details, which may hold values."""
+    said = error.diag.message_primary or str(error)
+    return said.partition("\n")[0]
+
+
+def as_text(value: str) -> str:
+    """The text as PostgreSQL can hold it."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,0 +1,59 @@
+"""Checkpoints outside the threads that commit."""
+
+import threading
+from contextlib import suppress
+from typing import Final
+
+import apsw
+
+from relay.errors import OutboxError
+from relay.outbox.sqlite.schema import translated
+
+_CHECKPOINT_PAGES: Final = 1_000  # 4 MB of WAL, as SQLite's own default
+_TRUNCATE_PAGES: Final = 32_000  # 128 MB: under steady load a passive checkpoint never ends
+
+
+class Checkpointer(threading.Thread):
+    """Moves committed pages from the WAL into the file, outside the committing threads.
+
+    Inside them, as SQLite would do it, these moments were the slowest answers by far.
+    """
+
+    def __init__(self, connection: apsw.Connection, writing: threading.Lock) -> None:
+        super().__init__(name="checkpointer", daemon=True)
+        self._connection = connection
+        self._writing = writing
+        self._due = threading.Event()
+        self._stopping = False
+        self._pages = 0
+
+    def committed(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
+        """SQLite calls this after each commit, with the WAL's length in pages."""
+        self._pages = pages
+        if pages >= _CHECKPOINT_PAGES:
+            self._due.set()
+        return apsw.SQLITE_OK
+
+    def run(self) -> None:
+        """Checkpoint whenever enough has been committed."""
+        while True:
+            self._due.wait()
+            if self._stopping:
+                return
+            self._due.clear()
+            with suppress(apsw.BusyError, OutboxError):  # the next commit asks again
+                self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        with translated():
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if self._pages >= _TRUNCATE_PAGES:
+                with self._writing:
+                    self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+    def stop(self) -> None:
+        """End the thread; a checkpoint under way is finished first."""
+        self._stopping = True
+        self._due.set()
+        self.join()
+        self._connection.close()

@@ -1,0 +1,315 @@
+"""The entries of a SQLite outbox as an operator sees them."""
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import apsw
+from msgspec import json, structs
+
+from relay.outbox import Clock, Keys, State
+from relay.outbox.records import Happening, Operation, Query, Reason, Record, Revival
+from relay.outbox.sqlite.schema import BLOCK_BITS, milliseconds, moment, translated
+
+_MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
+
+
+class SqliteRecords:
+    """See `relay.outbox.records.Records`.
+
+    It has a connection of its own, and writes in small transactions, so that a relay at work in
+    this or another process waits for none of them long.
+    """
+
+    def __init__(self, connection: apsw.Connection, clock: Clock) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._using = threading.Lock()
+
+    def find(
+        self,
+        query: Query,
+        limit: int,
+        *,
+        start: int | None = None,
+        newest_first: bool = True,
+        with_history: bool = False,
+    ) -> list[Record]:
+        """See `Records.find`."""
+        source, condition, values = _where(query, start=start, newest_first=newest_first)
+        statement = f"""
+            SELECT {_COLUMNS} FROM {source} WHERE {condition}
+            ORDER BY entries.id {"DESC" if newest_first else "ASC"} LIMIT :limit
+        """  # noqa: S608 (values are bound)
+        found: list[Record] = []
+        size = 0
+        with translated(), self._using:
+            rows = self._connection.execute(statement, {**values, "limit": limit})
+            for row in rows:
+                found.append(_record(row))
+                size += len(found[-1].body)
+                if size >= _MOST_BYTES:
+                    break
+            histories = self._histories([record.id for record in found]) if with_history else {}
+        if with_history:
+            return [_with_history(record, histories.get(record.id, ())) for record in found]
+        return found
+
+    def _histories(self, ids: Sequence[int]) -> dict[int, list[Happening]]:
+        histories: dict[int, list[Happening]] = {}
+        statement = f"""
+            SELECT entry, at, what, said FROM history WHERE entry IN ({_IDS}) ORDER BY rowid
+        """  # noqa: S608 (nothing but a constant is put in)
+        for entry, at, what, said in self._connection.execute(statement, {"ids": _json(ids)}):
+            histories.setdefault(entry, []).append(Happening(moment(at), what, said))
+        return histories
+
+    def count(self, query: Query) -> int:
+        """See `Records.count`."""
+        source, condition, values = _where(query)
+        statement = f"SELECT count(*) FROM {source} WHERE {condition}"  # noqa: S608 (as above)
+        with translated(), self._using:
+            counted: int = self._connection.execute(statement, values).get
+        return counted
+
+    def reasons(self) -> list[Reason]:
+        """See `Records.reasons`."""
+        with translated(), self._using:
+            counted: list[Any] = self._connection.execute(_REASONS).fetchall()
+        examples = self.find(Query(ids=tuple(newest for _, _, newest in counted)), len(counted))
+        by_id = {record.id: record for record in examples}
+        return [
+            Reason(reason, count, by_id[newest])
+            for reason, count, newest in counted
+            if newest in by_id  # it may have been replayed since
+        ]
+
+    def begin(self, kind: str, what: str) -> Operation:
+        """See `Records.begin`."""
+        new = {"kind": kind, "what": what, "now": milliseconds(self._clock())}
+        with translated(), self._using, self._connection:
+            row: Any = self._connection.execute(_UNFINISHED, new).fetchone()
+            if row is None:
+                row = self._connection.execute(_BEGIN, new).fetchone()
+        return _operation(row)
+
+    def revive(self, revivals: Sequence[Revival], operation: Operation, cursor: int) -> int:
+        """See `Records.revive`."""
+        rows = [(revival.id, revival.collection, *_keys(revival.keys)) for revival in revivals]
+        revived = {"revived": _json(rows), "now": milliseconds(self._clock())}
+        with translated(), self._using, self._connection:
+            self._connection.execute(_TELL_REVIVED, revived)
+            self._connection.execute(_REVIVE, revived)
+            changed = self._connection.changes()
+            self._advance(operation, changed, cursor)
+        return changed
+
+    def erase(self, ids: Sequence[int], operation: Operation, cursor: int) -> int:
+        """See `Records.erase`."""
+        with translated(), self._using:
+            self._connection.pragma("secure_delete", "on")  # zeros in place of what was there
+            with self._connection:
+                self._connection.execute(
+                    f"DELETE FROM entries WHERE id IN ({_IDS})",  # noqa: S608 (as above)
+                    {"ids": _json(ids)},
+                )
+                changed = self._connection.changes()
+                self._advance(operation, changed, cursor)
+        return changed
+
+    def _advance(self, operation: Operation, changed: int, cursor: int) -> None:
+        self._connection.execute(_ADVANCE, (changed, cursor, operation.id))
+
+    def finish(self, operation: Operation) -> None:
+        """See `Records.finish`."""
+        with translated(), self._using:
+            now = milliseconds(self._clock())
+            self._connection.execute(_FINISH, (now, operation.id))
+            if operation.kind == "erase":
+                # The log of writes may hold what was erased; in vain while someone reads from it.
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+    def operations(self, limit: int) -> list[Operation]:
+        """See `Records.operations`."""
+        with translated(), self._using:
+            rows: list[Any] = self._connection.execute(_OPERATIONS, (limit,)).fetchall()
+        return [_operation(row) for row in rows]
+
+    def restore(self, records: Sequence[Record]) -> int:
+        """See `Records.restore`."""
+        restored = 0
+        with translated(), self._using, self._connection:
+            for record in records:
+                row: Any = self._connection.execute(_RESTORE, _row(record)).fetchone()
+                if row is not None:
+                    restored += 1
+                    self._connection.executemany(
+                        "INSERT INTO history VALUES (?, ?, ?, ?)",
+                        [(*row, milliseconds(h.at), h.what, h.said) for h in record.history],
+                    )
+        return restored
+
+    def close(self) -> None:
+        """Nothing else may be called afterwards."""
+        with translated(), self._using:
+            self._connection.close()
+
+
+_COLUMNS: Final = """
+    entries.id, provider, message_id, state, collection, received_at, attempts, delivered_at,
+    reason, detail, user_key, address_key, email_key, body
+"""
+
+_IDS: Final = "SELECT value FROM json_each(:ids)"
+
+_BLOCKS: Final = f"""
+    (
+        WITH RECURSIVE blocks (block) AS (
+            SELECT max(id) >> {BLOCK_BITS} FROM entries
+            UNION ALL SELECT block - 1 FROM blocks WHERE block > 0
+        )
+        SELECT block FROM blocks
+    ) CROSS JOIN entries
+"""  # noqa: S608 (nothing but a constant is put in)
+
+_REASONS: Final = """
+    SELECT reason, count(*) AS dead, max(id) FROM entries WHERE state = 'dead'
+    GROUP BY reason ORDER BY dead DESC, reason
+"""
+
+_OPERATION: Final = "id, kind, what, started_at, finished_at, entries, cursor"
+
+_UNFINISHED: Final = f"""
+    SELECT {_OPERATION} FROM operations
+    WHERE kind = :kind AND what = :what AND finished_at IS NULL ORDER BY id DESC LIMIT 1
+"""  # noqa: S608 (this and the next three: nothing but constants is put in)
+
+_BEGIN: Final = f"""
+    INSERT INTO operations (kind, what, started_at) VALUES (:kind, :what, :now)
+    RETURNING {_OPERATION}
+"""  # noqa: S608
+
+_ADVANCE: Final = "UPDATE operations SET entries = entries + ?, cursor = ? WHERE id = ?"
+
+_FINISH: Final = "UPDATE operations SET finished_at = ? WHERE id = ?"
+
+_OPERATIONS: Final = f"SELECT {_OPERATION} FROM operations ORDER BY id DESC LIMIT ?"  # noqa: S608
+
+_TELL_REVIVED: Final = """
+    INSERT INTO history (entry, at, what, said)
+    SELECT entries.id, delivered_at, 'delivered', ''
+    FROM json_each(:revived) AS revived JOIN entries ON entries.id = revived.value ->> 0
+    WHERE state = 'delivered'
+    UNION ALL
+    SELECT entries.id, :now, 'replayed', ''
+    FROM json_each(:revived) AS revived JOIN entries ON entries.id = revived.value ->> 0
+    WHERE state <> 'pending'
+"""
+
+_REVIVE: Final = """
+    UPDATE entries
+    SET state = 'pending', due_at = :now, delivered_at = NULL, reason = NULL, detail = NULL,
+        deaths = 0, collection = revived.value ->> 1, user_key = revived.value ->> 2,
+        address_key = revived.value ->> 3, email_key = revived.value ->> 4
+    FROM json_each(:revived) AS revived
+    WHERE entries.id = revived.value ->> 0 AND state <> 'pending'
+"""
+
+_RESTORE: Final = """
+    INSERT INTO entries (
+        provider, message_id, state, collection, received_at, due_at, attempts, delivered_at,
+        reason, detail, user_key, address_key, email_key, body
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (message_id) DO NOTHING RETURNING id
+"""
+
+
+def _where(
+    query: Query, *, start: int | None = None, newest_first: bool = True
+) -> tuple[str, str, dict[str, Any]]:
+    """What to select from, the condition, and the values in it."""
+    source = "entries"
+    conditions = ["TRUE"]
+    values: dict[str, Any] = {}
+    if query.ids:
+        conditions.append(f"entries.id IN ({_IDS})")
+        values["ids"] = _json(query.ids)
+    if query.states:
+        # Written out, for the indexes of a single state to be used.
+        states = ", ".join(f"'{State(state).value}'" for state in query.states)
+        conditions.append(f"state IN ({states})" if len(query.states) > 1 else f"state = {states}")
+    if query.key:
+        name, values["key"] = query.key
+        source = _BLOCKS
+        conditions += [f"id >> {BLOCK_BITS} = block", f"{name}_key = :key"]
+    if query.keyless:
+        conditions.append("user_key IS NULL AND address_key IS NULL AND email_key IS NULL")
+    for column in ("provider", "collection", "reason", "message_id"):
+        if (value := getattr(query, column)) is not None:
+            conditions.append(f"{column} = :{column}")
+            values[column] = value
+    if query.since:
+        conditions.append("received_at >= :since")
+        values["since"] = milliseconds(query.since)
+    if query.until:
+        conditions.append("received_at < :until")
+        values["until"] = milliseconds(query.until)
+    if start is not None:
+        conditions.append(f"entries.id {'<' if newest_first else '>'} :start")
+        values["start"] = start
+    return source, " AND ".join(conditions), values
+
+
+def _record(row: Sequence[Any]) -> Record:
+    (id_, provider, message_id, state, collection, received_at, attempts, delivered_at, *rest) = row
+    reason, detail, user, address, email, body = rest
+    return Record(
+        id=id_,
+        provider=provider,
+        message_id=message_id,
+        state=State(state),
+        collection=collection,
+        received_at=moment(received_at),
+        attempts=attempts,
+        delivered_at=None if delivered_at is None else moment(delivered_at),
+        reason=reason,
+        detail=detail,
+        keys=Keys(user, address, email),
+        body=body,
+    )
+
+
+def _row(record: Record) -> tuple[Any, ...]:
+    received_at = milliseconds(record.received_at)
+    return (
+        record.provider,
+        record.message_id,
+        record.state,
+        record.collection,
+        received_at,
+        received_at if record.state is State.PENDING else None,
+        record.attempts,
+        None if record.delivered_at is None else milliseconds(record.delivered_at),
+        record.reason,
+        record.detail,
+        *_keys(record.keys),
+        record.body,
+    )
+
+
+def _with_history(record: Record, history: Iterable[Happening]) -> Record:
+    return structs.replace(record, history=tuple(history))
+
+
+def _keys(keys: Keys) -> tuple[int | None, int | None, int | None]:
+    return keys.user, keys.address, keys.email
+
+
+def _operation(row: Sequence[Any]) -> Operation:
+    id_, kind, what, started_at, finished_at, entries, cursor = row
+    finished = None if finished_at is None else moment(finished_at)
+    return Operation(id_, kind, what, moment(started_at), finished, entries, cursor)
+
+
+def _json(value: object) -> str:
+    return json.encode(value).decode()
