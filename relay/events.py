@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from msgspec import Struct
 
@@ -38,6 +39,18 @@ class DeadReason(StrEnum):
     """Segment refused this very message."""
     POISON = "poison"
     """The webhook makes relay itself fail."""
+
+
+WHAT_TO_DO: Final[Mapping[DeadReason, str]] = {
+    DeadReason.UNREADABLE: "See what sent it: the provider, or someone who knows the secret.",
+    DeadReason.UNKNOWN_TYPE: "Replay it once a version of relay knows the type, or leave it.",
+    DeadReason.NO_RECIPIENT: "There is nobody to attribute it to: look at how the email was sent.",
+    DeadReason.OVERSIZED: "Shorten what the email puts into it; Segment takes no more.",
+    DeadReason.REJECTED: "Read Segment's words, mend what they name, and replay it.",
+    DeadReason.POISON: "A fault of relay's own: report it, and replay it with a version that has it"
+    " mended.",
+}
+"""What an operator can do about a dead letter, by its reason."""
 
 
 class EmailEvent(Struct, frozen=True):

@@ -21,17 +21,16 @@ from relay.errors import (
     SegmentRefusedError,
     SegmentUnavailableError,
 )
-from relay.events import DeadReason, EmailEvent, Unusable
+from relay.events import DeadReason, Unusable
+from relay.mapping import Mapping
 from relay.outbox import DEATHS_IN_COMPANY, Entry, Outbox
 from relay.pacing import Pace, Turn, full_jitter
 from relay.providers import Provider
 from relay.segment import (
-    MAX_MESSAGE_BYTES,
     MAX_MESSAGES,
     TIMEOUT_SECONDS,
     Segment,
     batches,
-    encode,
 )
 
 WORKERS: Final = 4
@@ -97,7 +96,7 @@ class Forwarder:
     ) -> None:
         self._outbox = outbox
         self._segment = segment
-        self._providers = {provider.name: provider for provider in providers}
+        self._mapping = Mapping(providers, segment)
         self._clock = clock
         self._stopping = threading.Event()
         self._sleep = sleep or self._stopping.wait
@@ -293,40 +292,17 @@ class Forwarder:
             self._outbox.release(unsettled)
 
     def _encoded(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes]]:
-        """The entries, each with its message.
-
-        Buried is what has none, and what Segment would drop in silence, behind a 200.
-        """
+        """The entries, each with its message; buried is what has none."""
         for entry in entries:
-            message = self._message(entry)
-            if isinstance(message, Unusable):
-                self._bury(entry, message)
-            elif len(message) > MAX_MESSAGE_BYTES:
-                detail = f"{len(message)} bytes; Segment takes {MAX_MESSAGE_BYTES}"
-                self._bury(entry, Unusable(DeadReason.OVERSIZED, detail))
+            if entry.deaths >= DEATHS_IN_COMPANY + DEATHS_ALONE:
+                detail = f"relay died {DEATHS_ALONE} times with nothing else in hand"
+                self._bury(entry, Unusable(DeadReason.POISON, detail))
+                continue
+            mapped = self._mapping.map(entry)
+            if isinstance(mapped, Unusable):
+                self._bury(entry, mapped)
             else:
-                yield entry, message
-
-    def _message(self, entry: Entry) -> bytes | Unusable:
-        """What Segment is to be sent, or why there is nothing to send."""
-        if entry.deaths >= DEATHS_IN_COMPANY + DEATHS_ALONE:
-            detail = f"relay died {DEATHS_ALONE} times with nothing else in hand"
-            return Unusable(DeadReason.POISON, detail)
-        try:
-            provider = self._providers[entry.provider]
-            event = provider.parse(entry.body, entry.received_at)
-            if isinstance(event, Unusable):
-                return event
-            if not isinstance(event, EmailEvent):
-                # Accepted once, so it is not dropped: the mapping or a setting has changed since.
-                return Unusable(DeadReason.UNKNOWN_TYPE, f"is ignored by now: {event.reason}")
-            return encode(
-                self._segment.track_call(
-                    event, entry.message_id, provider.name, provider.integrations
-                )
-            )
-        except Exception as error:  # noqa: BLE001 (one webhook must not stop the others)
-            return Unusable(DeadReason.POISON, f"the mapping failed: {type(error).__name__}")
+                yield entry, mapped.encoded
 
     def _post(self, batch: _Batch, turn: Turn) -> None:
         """Post one batch in this turn; tell the log how it went, and the pace if it failed."""

@@ -6,6 +6,7 @@ group, so groups grow exactly as fast as the disk is slow.
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from hashlib import sha256
@@ -13,6 +14,7 @@ from queue import SimpleQueue
 from typing import Final
 
 import structlog
+from msgspec import Struct
 
 from relay.errors import OutboxError
 from relay.events import DeadReason, Ignored, Reading, Unusable
@@ -24,6 +26,9 @@ LARGEST_GROUP: Final = 1_000
 MAX_WAITING_BYTES: Final = 64 * 2**20
 """Bodies waiting for their commit; beyond it the outbox is too far behind to take more."""
 
+WAIT_SECONDS: Final = 3.0
+"""How long a webhook waits for its commit; senders give up after some seconds themselves."""
+
 CLOSE_SECONDS: Final = 5
 """How long the outbox has for what waits at the end; it has not been answered 200."""
 
@@ -31,7 +36,23 @@ Fate = bool | OutboxError
 """An arrival is on disk, and was new or not; or why it is not stored."""
 Told = Callable[[Fate], None]
 
-_Waiting = tuple[Arrival, Told]
+_LOOK_SECONDS: Final = 0.5
+
+
+class _Waiting(Struct):
+    """An arrival, and whom to tell; nobody any more once it has waited too long."""
+
+    arrival: Arrival
+    told: Told
+
+
+class _Handed(Struct, frozen=True):
+    """What was handed over together: when, and how many had been by then, these included."""
+
+    at: float
+    count: int
+    waiting: list[_Waiting]
+
 
 _log = structlog.get_logger()
 
@@ -42,7 +63,7 @@ def arrival_of(
     body: bytes,
     received_at: datetime,
     *,
-    otherwise: Iterable[str] | None = None,
+    otherwise: Callable[[], Iterable[str]] | None = None,
 ) -> Arrival | Ignored:
     """What a webhook's body is to be stored as, if at all.
 
@@ -51,7 +72,7 @@ def arrival_of(
         segment: for which it is meant.
         body: whatever came.
         received_at: when.
-        otherwise: what identifies it if nothing in it does; by default it is one of its own.
+        otherwise: gives what identifies it if nothing in it does; by default it is one of its own.
     """
     reading = _parse(provider, body, received_at)
     if isinstance(reading, Ignored):
@@ -60,7 +81,7 @@ def arrival_of(
         # It has no identity but its bytes: the same ones are kept once.
         message_id = segment.message_id(provider.name, ("body", sha256(body).hexdigest()))
         return Arrival(provider.name, message_id, received_at, body, reading)
-    identity = reading.identity or otherwise
+    identity = reading.identity or (otherwise() if otherwise else None)
     return Arrival(
         provider.name,
         segment.message_id(provider.name, identity, reading.said_at),
@@ -89,18 +110,30 @@ class Intake:
         self._gathered: list[_Waiting] = []
         self._waiting: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
         self._waiting_bytes = 0
+        self._handed: deque[_Handed] = deque()
+        self._handed_count = 0
+        self._told_count = 0
+        self._closed: str | None = None
         self._thread = threading.Thread(target=self._commit_groups, name="intake", daemon=True)
 
     def start(self) -> None:
         """Begin to store what the running event loop brings."""
         self._loop = asyncio.get_running_loop()
+        self._give_up_on_the_slow()
         self._thread.start()
+
+    def refuse(self, reason: str | None) -> None:
+        """Store nothing for this reason from now on; None stores again."""
+        self._closed = reason
 
     def store(self, arrival: Arrival, told: Told) -> None:
         """Store one arrival; `told` is called in the event loop when that is done, or has failed.
 
         A callback and no future: it is called for every webhook, and costs a fifth.
         """
+        if self._closed:
+            told(OutboxError(self._closed))
+            return
         if self._waiting_bytes + len(arrival.body) > MAX_WAITING_BYTES:
             told(OutboxError("too many webhooks wait to be stored"))
             return
@@ -109,11 +142,27 @@ class Intake:
             # All that has come in by now is handled first, and handed over together: the thread
             # is woken once, and not for the first of them alone.
             self._loop.call_soon(self._hand_over)
-        self._gathered.append((arrival, told))
+        self._gathered.append(_Waiting(arrival, told))
 
     def _hand_over(self) -> None:
+        self._handed_count += len(self._gathered)
+        self._handed.append(_Handed(self._loop.time(), self._handed_count, self._gathered))
         self._waiting.put(self._gathered)
         self._gathered = []
+
+    def _give_up_on_the_slow(self) -> None:
+        """Tell what has waited too long that it may not be stored: the outbox does not answer.
+
+        Should it be stored after all, the sender's next try is answered as a duplicate.
+        """
+        late = OutboxError("the outbox does not answer in time")
+        for handed in self._handed:
+            if handed.at > self._loop.time() - WAIT_SECONDS:
+                break
+            for waiting in handed.waiting:
+                told, waiting.told = waiting.told, _nobody
+                told(late)
+        self._loop.call_later(_LOOK_SECONDS, self._give_up_on_the_slow)
 
     async def close(self) -> None:
         """Commit what waits, then end."""
@@ -134,7 +183,7 @@ class Intake:
                 self._commit(waiting[start : start + LARGEST_GROUP])
 
     def _commit(self, group: Sequence[_Waiting]) -> None:
-        arrivals = [arrival for arrival, _ in group]
+        arrivals = [waiting.arrival for waiting in group]
         try:
             new: Sequence[bool] | OutboxError = self._outbox.add(arrivals)
         except OutboxError as error:
@@ -146,9 +195,16 @@ class Intake:
         self._loop.call_soon_threadsafe(self._tell, group, new)
 
     def _tell(self, group: Sequence[_Waiting], new: Sequence[bool] | OutboxError) -> None:
-        for place, (arrival, told) in enumerate(group):
-            self._waiting_bytes -= len(arrival.body)
+        for place, waiting in enumerate(group):
+            self._waiting_bytes -= len(waiting.arrival.body)
             try:
-                told(new if isinstance(new, OutboxError) else new[place])
+                waiting.told(new if isinstance(new, OutboxError) else new[place])
             except Exception:  # noqa: BLE001 (the others must hear of theirs)
-                _log.exception("intake.not_told", message_id=arrival.message_id)
+                _log.exception("intake.not_told", message_id=waiting.arrival.message_id)
+        self._told_count += len(group)
+        while self._handed and self._handed[0].count <= self._told_count:
+            self._handed.popleft()
+
+
+def _nobody(_fate: Fate) -> None:
+    """Who waited has been told already."""

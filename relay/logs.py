@@ -21,7 +21,7 @@ def mask(text: str, secrets: Iterable[str] = ()) -> str:
     """The text with every address and each of the secrets replaced."""
     for secret in sorted(secrets, key=len, reverse=True):  # one may begin another
         text = text.replace(secret, _MASK)
-    return _ADDRESS.sub(_MASK, text)
+    return _ADDRESS.sub(_MASK, text) if "@" in text else text
 
 
 def _masked(value: object, secrets: Iterable[str]) -> object:

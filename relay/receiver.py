@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from relay.errors import OutboxError
 from relay.events import DeadReason, Ignored
 from relay.intake import Fate, Intake, arrival_of
+from relay.limits import CHECKED_EVERY, Limits
 from relay.metrics import WEBHOOKS
 from relay.outbox import Arrival, Clock, Outbox, utc_now
 from relay.providers import Provider, Webhook
@@ -258,6 +259,7 @@ def create_app(
     *,
     intake: Intake,
     outbox: Outbox,
+    limits: Limits,
     troubles: Callable[[], Iterable[str]] = tuple,
 ) -> ASGIApp:
     """The HTTP application: webhooks, health and metrics.
@@ -266,16 +268,22 @@ def create_app(
         webhooks: the endpoint of all providers.
         intake: started and closed with the application.
         outbox: asked whether it takes writes.
+        limits: beyond which nothing is taken.
         troubles: what else keeps relay from being ready, a sentence each.
     """
-    readiness = _Readiness(outbox, troubles)
+    gate = _Gate(intake, limits)
+    readiness = _Readiness(outbox, lambda: [*gate.troubles(), *troubles()])
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        await gate.look()
         intake.start()
-        watch = asyncio.create_task(webhooks.give_up_on_the_slow())
+        watches = [
+            asyncio.create_task(watch) for watch in (webhooks.give_up_on_the_slow(), gate.watch())
+        ]
         yield
-        watch.cancel()
+        for watch in watches:
+            watch.cancel()
         await intake.close()
 
     app = Starlette(
@@ -297,6 +305,35 @@ def create_app(
             await app(scope, receive, send)
 
     return routed
+
+
+class _Gate:
+    """Lets nothing in while a limit is exceeded."""
+
+    def __init__(self, intake: Intake, limits: Limits) -> None:
+        self._intake = intake
+        self._limits = limits
+        self._exceeded: str | None = None
+
+    async def look(self) -> None:
+        """See how full the outbox is."""
+        exceeded = await run_in_threadpool(self._limits.exceeded)
+        self._intake.refuse(exceeded)
+        if exceeded and not self._exceeded:
+            _log.error("intake.closed", reason=exceeded)
+        if self._exceeded and not exceeded:
+            _log.info("intake.open")
+        self._exceeded = exceeded
+
+    async def watch(self) -> None:
+        """Look again and again, until it is cancelled."""
+        while True:
+            await asyncio.sleep(CHECKED_EVERY.total_seconds())
+            await self.look()
+
+    def troubles(self) -> list[str]:
+        """The limit that is exceeded, if any."""
+        return [self._exceeded] if self._exceeded else []
 
 
 async def _alive(_request: Request) -> JSONResponse:

@@ -88,6 +88,18 @@ class Settings(BaseModel):
         description="For how long delivered events are kept, and a duplicate of one is recognised."
         " What is not delivered is kept until it is.",
     )
+    max_backlog: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most entries that may wait for Segment; beyond it webhooks are answered 503."
+        " Unset: any number that the disk holds.",
+    )
+    min_free_disk: int = Field(
+        default=256,
+        ge=0,
+        description="MiB that stay free on the disk of a SQLite outbox: with less, webhooks are"
+        " answered 503, and what is stored can still be forwarded.",
+    )
     anonymous_id: Annotated[Literal["email", "sha256"], _LowerCase] = Field(
         default="email",
         description="What identifies a recipient without a user id: the address (`email`) or the"

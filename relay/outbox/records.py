@@ -83,7 +83,6 @@ class Operation(Struct, frozen=True):
         kind: `replay` or `erase`.
         what: on which entries, without anything that tells who they are about.
         entries: how many it has changed so far.
-        cursor: the id of the last entry it has dealt with.
     """
 
     id: int
@@ -92,7 +91,6 @@ class Operation(Struct, frozen=True):
     started_at: datetime
     finished_at: datetime | None
     entries: int
-    cursor: int
 
 
 class Reason(Struct, frozen=True):
@@ -142,17 +140,17 @@ class Records(Protocol):
         """The same operation begun earlier and not finished, or a new one."""
         ...
 
-    def revive(self, revivals: Sequence[Revival], operation: Operation, cursor: int) -> int:
+    def revive(self, revivals: Sequence[Revival], operation: Operation) -> int:
         """Make those pending again that are delivered or dead; how many.
 
-        That it got as far as the cursor is noted with it, in one transaction.
+        They are counted with the operation, in one transaction.
         """
         ...
 
-    def erase(self, ids: Sequence[int], operation: Operation, cursor: int) -> int:
+    def erase(self, ids: Sequence[int], operation: Operation) -> int:
         """Forget entries whatever their state, their histories too; how many.
 
-        As far as the store can, nothing of them is left on disk. Noted as by `revive`.
+        As far as the store can, nothing of them is left on disk. Counted as by `revive`.
         """
         ...
 

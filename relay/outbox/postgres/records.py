@@ -77,7 +77,7 @@ class PostgresRecords:
         (row,) = self._run(_BEGIN, {"kind": kind, "what": what, "now": self._now()})
         return _operation(row)
 
-    def revive(self, revivals: Sequence[Revival], operation: Operation, cursor: int) -> int:
+    def revive(self, revivals: Sequence[Revival], operation: Operation) -> int:
         """See `Records.revive`."""
         revived = {
             "now": self._now(),
@@ -92,17 +92,17 @@ class PostgresRecords:
             changed = connection.execute(_REVIVE, revived).rowcount
             connection.execute(_REVIVE_KEYS, revived)
             connection.execute("SELECT pg_notify('relay', '')")
-            _advance(connection, operation, changed, cursor)
+            _advance(connection, operation, changed)
         return changed
 
-    def erase(self, ids: Sequence[int], operation: Operation, cursor: int) -> int:
+    def erase(self, ids: Sequence[int], operation: Operation) -> int:
         """See `Records.erase`. What was erased leaves the disk when the server vacuums."""
         with translated(), self._connection() as connection, connection.transaction():
             gone = {"ids": list(ids)}
             connection.execute("DELETE FROM relay.keys WHERE entry = ANY (%(ids)s)", gone)
             deletion = "DELETE FROM relay.entries WHERE id = ANY (%(ids)s)"
             changed = connection.execute(deletion, gone).rowcount
-            _advance(connection, operation, changed, cursor)
+            _advance(connection, operation, changed)
         return changed
 
     def finish(self, operation: Operation) -> None:
@@ -181,12 +181,12 @@ _BEGIN: Final = """
         WHERE NOT EXISTS (SELECT 1 FROM unfinished)
         RETURNING *
     )
-    SELECT id, kind, what, started_at, finished_at, entries, cursor
+    SELECT id, kind, what, started_at, finished_at, entries
     FROM (SELECT * FROM unfinished UNION ALL SELECT * FROM begun) AS operation
 """
 
 _ADVANCE: Final = """
-    UPDATE relay.operations SET entries = entries + %s, cursor = %s WHERE id = %s
+    UPDATE relay.operations SET entries = entries + %s WHERE id = %s
 """
 
 _FINISH: Final = """
@@ -195,7 +195,7 @@ _FINISH: Final = """
 """
 
 _OPERATIONS: Final = """
-    SELECT id, kind, what, started_at, finished_at, entries, cursor
+    SELECT id, kind, what, started_at, finished_at, entries
     FROM relay.operations ORDER BY id DESC LIMIT %(limit)s
 """
 
@@ -290,8 +290,8 @@ def _histories(connection: _Connection, ids: Sequence[int]) -> dict[int, list[Ha
     return histories
 
 
-def _advance(connection: _Connection, operation: Operation, changed: int, cursor: int) -> None:
-    connection.execute(_ADVANCE, (changed, cursor, operation.id))
+def _advance(connection: _Connection, operation: Operation, changed: int) -> None:
+    connection.execute(_ADVANCE, (changed, operation.id))
 
 
 def _record(row: Sequence[Any]) -> Record:
@@ -333,7 +333,7 @@ def _values(record: Record) -> dict[str, Any]:
 
 
 def _operation(row: Sequence[Any]) -> Operation:
-    id_, kind, what, started_at, finished_at, entries, cursor = row
+    id_, kind, what, started_at, finished_at, entries = row
     return Operation(
         id=id_,
         kind=kind,
@@ -341,5 +341,4 @@ def _operation(row: Sequence[Any]) -> Operation:
         started_at=started_at.astimezone(UTC),
         finished_at=None if finished_at is None else finished_at.astimezone(UTC),
         entries=entries,
-        cursor=cursor,
     )

@@ -68,8 +68,7 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
         what        text NOT NULL,
         started_at  timestamptz NOT NULL,
         finished_at timestamptz,
-        entries     bigint NOT NULL DEFAULT 0,
-        cursor      bigint NOT NULL DEFAULT 0
+        entries     bigint NOT NULL DEFAULT 0
     );
     -- Each entry is updated twice within seconds: wait for a number of dead rows, not a share.
     ALTER TABLE relay.entries SET (

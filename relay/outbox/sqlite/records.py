@@ -93,7 +93,7 @@ class SqliteRecords:
                 row = self._connection.execute(_BEGIN, new).fetchone()
         return _operation(row)
 
-    def revive(self, revivals: Sequence[Revival], operation: Operation, cursor: int) -> int:
+    def revive(self, revivals: Sequence[Revival], operation: Operation) -> int:
         """See `Records.revive`."""
         rows = [(revival.id, revival.collection, *_keys(revival.keys)) for revival in revivals]
         revived = {"revived": _json(rows), "now": milliseconds(self._clock())}
@@ -101,10 +101,10 @@ class SqliteRecords:
             self._connection.execute(_TELL_REVIVED, revived)
             self._connection.execute(_REVIVE, revived)
             changed = self._connection.changes()
-            self._advance(operation, changed, cursor)
+            self._advance(operation, changed)
         return changed
 
-    def erase(self, ids: Sequence[int], operation: Operation, cursor: int) -> int:
+    def erase(self, ids: Sequence[int], operation: Operation) -> int:
         """See `Records.erase`."""
         with translated(), self._using:
             self._connection.pragma("secure_delete", "on")  # zeros in place of what was there
@@ -114,11 +114,11 @@ class SqliteRecords:
                     {"ids": _json(ids)},
                 )
                 changed = self._connection.changes()
-                self._advance(operation, changed, cursor)
+                self._advance(operation, changed)
         return changed
 
-    def _advance(self, operation: Operation, changed: int, cursor: int) -> None:
-        self._connection.execute(_ADVANCE, (changed, cursor, operation.id))
+    def _advance(self, operation: Operation, changed: int) -> None:
+        self._connection.execute(_ADVANCE, (changed, operation.id))
 
     def finish(self, operation: Operation) -> None:
         """See `Records.finish`."""
@@ -177,7 +177,7 @@ _REASONS: Final = """
     GROUP BY reason ORDER BY dead DESC, reason
 """
 
-_OPERATION: Final = "id, kind, what, started_at, finished_at, entries, cursor"
+_OPERATION: Final = "id, kind, what, started_at, finished_at, entries"
 
 _UNFINISHED: Final = f"""
     SELECT {_OPERATION} FROM operations
@@ -189,7 +189,7 @@ _BEGIN: Final = f"""
     RETURNING {_OPERATION}
 """  # noqa: S608
 
-_ADVANCE: Final = "UPDATE operations SET entries = entries + ?, cursor = ? WHERE id = ?"
+_ADVANCE: Final = "UPDATE operations SET entries = entries + ? WHERE id = ?"
 
 _FINISH: Final = "UPDATE operations SET finished_at = ? WHERE id = ?"
 
@@ -306,9 +306,9 @@ def _keys(keys: Keys) -> tuple[int | None, int | None, int | None]:
 
 
 def _operation(row: Sequence[Any]) -> Operation:
-    id_, kind, what, started_at, finished_at, entries, cursor = row
+    id_, kind, what, started_at, finished_at, entries = row
     finished = None if finished_at is None else moment(finished_at)
-    return Operation(id_, kind, what, moment(started_at), finished, entries, cursor)
+    return Operation(id_, kind, what, moment(started_at), finished, entries)
 
 
 def _json(value: object) -> str:

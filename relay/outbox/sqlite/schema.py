@@ -68,8 +68,7 @@ MIGRATIONS: Final = (
         what        TEXT NOT NULL,
         started_at  INTEGER NOT NULL,
         finished_at INTEGER,
-        entries     INTEGER NOT NULL DEFAULT 0,
-        cursor      INTEGER NOT NULL DEFAULT 0
+        entries     INTEGER NOT NULL DEFAULT 0
     ) STRICT;
     CREATE TABLE status (
         beat   INTEGER NOT NULL,  -- counts checks of whether a write reaches the disk

@@ -1,4 +1,4 @@
-"""The commands: they join the parts and decide nothing."""
+"""The commands that run relay and look whether it can run."""
 
 import gc
 import os
@@ -6,8 +6,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from random import Random
@@ -17,19 +16,27 @@ from typing import Final
 
 import click
 import structlog
-from pydantic import BaseModel
 
-from relay import __version__, logs
+from relay import __version__
+from relay.cli.app import (
+    configure_logs,
+    configured,
+    limits_of,
+    main,
+    opened,
+    reported,
+    segment_of,
+    settings_models,
+)
 from relay.companion import Companion
 from relay.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, playing
-from relay.errors import OutboxError, SegmentError, SettingsError
+from relay.errors import OutboxError, SegmentError
 from relay.forwarder import Forwarder
 from relay.intake import Intake
-from relay.outbox import Outbox, open_outbox
-from relay.providers import Provider, provider_classes
+from relay.outbox import Outbox, Role
+from relay.providers import Provider
 from relay.receiver import BODY_SECONDS, Webhooks, create_app
 from relay.retention import Retention
-from relay.segment import Segment
 from relay.server import base_url, listen, serve_http
 from relay.settings import Settings, variables
 
@@ -37,16 +44,6 @@ _POSTS_SECONDS: Final = 8
 """How long posts under way have to be answered at the end, while requests have theirs."""
 
 _log = structlog.get_logger()
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
-def main() -> None:
-    """Receive Vero's email webhooks, store each durably, forward them to Segment.
-
-    A webhook answered 200 is on disk; what is on disk reaches Segment, or waits where you can see
-    why. Settings are environment variables: `relay settings` lists them.
-    """
 
 
 _host = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -63,10 +60,12 @@ _port = click.option(
 )
 def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
-    settings, providers = _configured(os.environ)
-    _configure_logs(settings)
+    settings, providers = configured()
+    configure_logs(settings)
     listener = _listen(host, settings.port if port is None else port)
-    with _opened(settings) as outbox:
+    with opened(settings) as outbox:
+        with reported():
+            outbox.become_sole(Role.RECEIVER)
         _run(settings, providers, outbox, listener, None if no_forward else os.environ)
 
 
@@ -77,15 +76,18 @@ def forward(*, until_stdin_closes: bool) -> None:
 
     `relay serve` does so by itself. With PostgreSQL any number of these may run beside it.
     """
-    settings, providers = _configured(os.environ)
-    _configure_logs(settings)
+    settings, providers = configured()
+    configure_logs(settings)
     leave = _LeaveOnce()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
     if until_stdin_closes:
         threading.Thread(target=_leave_with_stdin, daemon=True).start()
-    with _opened(settings) as outbox:
-        forwarder = Forwarder(outbox, _segment(settings), providers)
+    with opened(settings) as outbox, reported():
+        # That of a relay that was killed ends by itself, when it has posted what it had in hand.
+        patience = _POSTS_SECONDS + 2 if until_stdin_closes else 0
+        outbox.become_sole(Role.FORWARDER, patience=timedelta(seconds=patience))
+        forwarder = Forwarder(outbox, segment_of(settings), providers)
         retention = Retention(outbox, timedelta(days=settings.retention_days))
         try:
             forwarder.start()
@@ -102,9 +104,9 @@ def forward(*, until_stdin_closes: bool) -> None:
 @main.command()
 def migrate() -> None:
     """Bring the outbox up to date with this version, and end; `relay serve` does so by itself."""
-    settings, _ = _configured(os.environ)
-    _configure_logs(settings)
-    with _opened(settings):
+    settings, _ = configured()
+    configure_logs(settings)
+    with opened(settings):
         click.echo(f"outbox ok: {settings.outbox_shown} is up to date")
 
 
@@ -150,14 +152,14 @@ def demo(host: str, port: int | None) -> None:
             "no_proxy": "*",
         }
         environ |= {name: os.environ[name] for name in ("PATH", "PORT") if name in os.environ}
-        settings, providers = _configured(environ)
-        _configure_logs(settings)
+        settings, providers = configured(environ)
+        configure_logs(settings)
         listener = _listen(host, settings.port if port is None else port)
         click.echo(introduction(base_url(listener)))
         ledger.headings()
         host, port = listener.getsockname()[:2]
         traffic = Traffic(host, port, ledger, Random())  # noqa: S311 (it makes up names)
-        with _opened(settings) as outbox:
+        with opened(settings) as outbox:
             with playing(traffic.run, partial(outages, segment, ledger)):
                 _run(settings, providers, outbox, listener, environ)
             click.echo("\n" + ledger.summary(outbox.counts().pending))
@@ -166,9 +168,9 @@ def demo(host: str, port: int | None) -> None:
 @main.command()
 def check() -> None:
     """Check the settings, the outbox and the way to Segment; print the URL to paste into Vero."""
-    settings, providers = _configured(os.environ)
+    settings, providers = configured()
     click.echo("settings  ok")
-    with _opened(settings) as outbox:
+    with opened(settings) as outbox:
         try:
             outbox.check()
             counts = outbox.counts()
@@ -179,14 +181,14 @@ def check() -> None:
         f" {counts.pending} pending, {counts.delivered} delivered, {counts.dead} dead"
     )
     try:
-        _segment(settings).connect()
+        segment_of(settings).connect()
     except SegmentError as error:
         raise click.ClickException(f"segment: {settings.segment_url}: {error}") from None
     click.echo(f"segment   ok: {settings.segment_url} can be reached")
-    configured = [provider for provider in providers if provider.configured]
-    for provider in configured:
+    receiving = [provider for provider in providers if provider.configured]
+    for provider in receiving:
         click.echo(f"webhook   https://<where relay is reached>/webhooks/{provider.name}/<secret>")
-    if not configured:
+    if not receiving:
         raise click.ClickException("no provider has a secret: relay would receive nothing")
 
 
@@ -194,49 +196,8 @@ def check() -> None:
 def settings_table() -> None:
     """Print the table of all settings."""
     click.echo("| variable | default | meaning |\n|---|---|---|")
-    for variable in variables(_settings_models()):
+    for variable in variables(settings_models()):
         click.echo(f"| `{variable.name}` | {variable.default} | {variable.description} |")
-
-
-def _settings_models() -> dict[str, type[BaseModel]]:
-    return {name: provider.settings_model for name, provider in provider_classes().items()}
-
-
-def _configured(environ: Mapping[str, str]) -> tuple[Settings, list[Provider]]:
-    """The settings and every provider; or the end, with a line for each fault."""
-    try:
-        settings = Settings.from_env(environ, _settings_models())
-    except SettingsError as error:
-        for fault in error.faults:
-            click.echo(fault, err=True)
-        sys.exit(2)
-    providers = [cls(settings.provider(name)) for name, cls in provider_classes().items()]
-    return settings, providers
-
-
-def _configure_logs(settings: Settings) -> None:
-    style = settings.log_format or ("console" if sys.stderr.isatty() else "json")
-    logs.configure(level=settings.log_level, style=style, secrets=settings.secrets())
-
-
-@contextmanager
-def _opened(settings: Settings) -> Iterator[Outbox]:
-    try:
-        outbox = open_outbox(settings.outbox, allow_ephemeral=settings.allow_ephemeral)
-    except OutboxError as error:
-        raise click.ClickException(f"outbox: {error}") from None
-    try:
-        yield outbox
-    finally:
-        outbox.close()
-
-
-def _segment(settings: Settings) -> Segment:
-    return Segment(
-        settings.segment_write_key.get_secret_value(),
-        settings.segment_url,
-        hash_anonymous_id=settings.anonymous_id == "sha256",
-    )
 
 
 def _run(
@@ -257,11 +218,12 @@ def _run(
         if forwarder:
             forwarder.stop_soon()
 
-    webhooks = Webhooks(providers, _segment(settings), intake)
+    webhooks = Webhooks(providers, segment_of(settings), intake)
     app = create_app(
         webhooks,
         intake=intake,
         outbox=outbox,
+        limits=limits_of(settings, outbox),
         troubles=troubles,
     )
     if forwarder:

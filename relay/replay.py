@@ -1,0 +1,95 @@
+"""Replay: today's mapping over stored bodies, sent again under the `messageId` each has."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Final
+
+from msgspec import Struct, field
+
+from relay.events import Unusable
+from relay.mapping import Mapped, Mapping
+from relay.outbox import State, keys_of
+from relay.outbox.records import Operation, Record, Records, Revival
+
+DEDUPLICATION: Final = timedelta(hours=24)
+"""For how long Segment recognises a `messageId` (segment-docs, guides/duplicate-data.md)."""
+STEP: Final = 500
+"""Entries made pending at a time: nothing else waits long for so few."""
+
+
+class Plan(Struct):
+    """What a replay would do.
+
+    Attributes:
+        to_send: of these, how many will be sent.
+        again: of those, how many Segment has had before.
+        too_late: of those, how many it no longer recognises, and will count twice.
+        pending: already on their way.
+        unusable: nothing can be sent for these, by today's reason.
+        examples: some of what will be sent.
+    """
+
+    to_send: int = 0
+    again: int = 0
+    too_late: int = 0
+    pending: int = 0
+    unusable: Counter[str] = field(default_factory=Counter)
+    examples: list[tuple[Record, Mapped]] = []
+
+    @property
+    def found(self) -> int:
+        """How many were looked at."""
+        return self.to_send + self.pending + sum(self.unusable.values())
+
+
+def plan(records: Iterable[Record], mapping: Mapping, *, now: datetime, examples: int = 3) -> Plan:
+    """What a replay of the records would do; nothing is changed."""
+    planned = Plan()
+    for record in records:
+        if record.state is State.PENDING:
+            planned.pending += 1
+            continue
+        mapped = mapping.map(record)
+        if isinstance(mapped, Unusable):
+            planned.unusable[mapped.reason] += 1
+            continue
+        planned.to_send += 1
+        if record.delivered_at is not None:
+            planned.again += 1
+            planned.too_late += now - record.delivered_at > DEDUPLICATION
+        if len(planned.examples) < examples:
+            planned.examples.append((record, mapped))
+    return planned
+
+
+def replay(
+    outbox: Records, records: Iterable[Record], mapping: Mapping, operation: Operation
+) -> Iterator[tuple[int, int]]:
+    """Make the records pending again that something can be sent for.
+
+    Begun again after an interruption, with the same operation, it leaves alone what it has
+    replayed already. The records come with their histories.
+
+    Yields:
+        After each step: how many records were looked at, and how many of them made pending.
+    """
+    looked_at = 0
+    step: list[Revival] = []
+    for record in records:
+        looked_at += 1
+        mapped = None if _is_done(record, operation) else mapping.map(record)
+        if isinstance(mapped, Mapped):
+            event = mapped.event
+            step.append(Revival(record.id, event.collection, keys_of(event)))
+        if looked_at == STEP:
+            yield looked_at, outbox.revive(step, operation)
+            looked_at, step = 0, []
+    yield looked_at, outbox.revive(step, operation) if step else 0
+
+
+def _is_done(record: Record, operation: Operation) -> bool:
+    return record.state is State.PENDING or any(
+        happening.what == "replayed" and happening.at >= operation.started_at
+        for happening in record.history
+    )
