@@ -117,6 +117,7 @@ class SqliteOutbox:
         self._claiming = threading.Lock()
         self._claims: dict[int, _Claim] = {}
         self._roles: dict[Role, BinaryIO] = {}
+        self._counted = False
         self._pacing = threading.Lock()
         self._pace = Pace()
         self._noted_hold: str | None = "whatever an earlier process noted"
@@ -188,6 +189,8 @@ class SqliteOutbox:
     def _claim(self, which: str, limit: int, lease: timedelta) -> list[Entry]:
         self.become_sole(Role.FORWARDER)
         with translated(), self._claiming:
+            if not self._counted:
+                self._count_unsettled()
             now = self._elapsed()
             held = [id_ for id_, claim in self._claims.items() if claim.until > now]
             due = {"held": _json(held), "limit": limit}
@@ -230,8 +233,6 @@ class SqliteOutbox:
                 except OSError as error:
                     raise OutboxError(f"{self._path} cannot be locked: {error.strerror}") from None
                 else:
-                    if role is Role.FORWARDER:
-                        self._count_unsettled()
                     self._roles[role] = lock
             held.pop_all()
 
@@ -240,6 +241,7 @@ class SqliteOutbox:
         with self._writing, self._settler:
             self._settler.execute(_COUNT_UNSETTLED)
             self._settler.execute("UPDATE status SET claims = '[]'")
+        self._counted = True
 
     def _note(self, claims: Mapping[int, _Claim]) -> None:
         noted = _json([(i, c.attempts) for i, c in claims.items() if c.until != _ENDED])
@@ -364,7 +366,7 @@ class SqliteOutbox:
         """See `Outbox.close`."""
         self._checkpointer.stop()
         with translated(), self._claiming:
-            if Role.FORWARDER in self._roles:
+            if self._counted:
                 self._note(self._claims)
             for lock in self._roles.values():
                 lock.close()
