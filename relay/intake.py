@@ -37,6 +37,7 @@ Fate = bool | OutboxError
 Told = Callable[[Fate], None]
 
 _LOOK_SECONDS: Final = 0.5
+_FAILURE_SECONDS: Final = 10
 
 
 class _Waiting(Struct):
@@ -114,6 +115,7 @@ class Intake:
         self._handed_count = 0
         self._told_count = 0
         self._closed: str | None = None
+        self._failure: tuple[float, OutboxError] | None = None
         self._thread = threading.Thread(target=self._commit_groups, name="intake", daemon=True)
 
     def start(self) -> None:
@@ -125,6 +127,15 @@ class Intake:
     def refuse(self, reason: str | None) -> None:
         """Store nothing for this reason from now on; None stores again."""
         self._closed = reason
+
+    def trouble(self) -> str | None:
+        """Why the latest webhooks were not stored; None if they were, or came long ago.
+
+        A passing trouble must not keep senders away for ever who alone would show that it passed.
+        """
+        if self._failure and self._loop.time() - self._failure[0] < _FAILURE_SECONDS:
+            return f"webhooks are not stored: {self._failure[1]}"
+        return None
 
     def store(self, arrival: Arrival, told: Told) -> None:
         """Store one arrival; `told` is called in the event loop when that is done, or has failed.
@@ -195,6 +206,7 @@ class Intake:
         self._loop.call_soon_threadsafe(self._tell, group, new)
 
     def _tell(self, group: Sequence[_Waiting], new: Sequence[bool] | OutboxError) -> None:
+        self._failure = (self._loop.time(), new) if isinstance(new, OutboxError) else None
         for place, waiting in enumerate(group):
             self._waiting_bytes -= len(waiting.arrival.body)
             try:

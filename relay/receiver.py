@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from relay.errors import OutboxError
 from relay.events import DeadReason, Ignored
-from relay.intake import Fate, Intake, arrival_of
+from relay.intake import WAIT_SECONDS, Fate, Intake, arrival_of
 from relay.limits import CHECKED_EVERY, Limits
 from relay.metrics import WEBHOOKS
 from relay.outbox import Arrival, Clock, Outbox, utc_now
@@ -33,6 +33,7 @@ BODY_SECONDS: Final = 10
 RETRY_AFTER_SECONDS: Final = 5
 
 _READINESS_SECONDS: Final = 1.0
+_NO_ANSWER: Final = "the outbox does not answer"
 
 _log: Final = structlog.get_logger()
 _counter: Final = cache(WEBHOOKS.labels)
@@ -332,8 +333,8 @@ class _Gate:
             await self.look()
 
     def troubles(self) -> list[str]:
-        """The limit that is exceeded, if any."""
-        return [self._exceeded] if self._exceeded else []
+        """The limit that is exceeded, and why the latest webhooks were not stored."""
+        return [reason for reason in (self._exceeded, self._intake.trouble()) if reason]
 
 
 async def _alive(_request: Request) -> JSONResponse:
@@ -348,16 +349,18 @@ class _Readiness:
         self._outbox = outbox
         self._troubles = troubles
         self._checked_at = -_READINESS_SECONDS
-        self._outbox_trouble: list[str] = []
-        self._checking = asyncio.Lock()
+        self._checking: asyncio.Task[list[str]] | None = None
 
     async def answer(self, _request: Request) -> JSONResponse:
-        async with self._checking:
-            # Anyone may ask, and each check is a write: it is not made for each asker.
-            if time.monotonic() - self._checked_at >= _READINESS_SECONDS:
-                self._outbox_trouble = await run_in_threadpool(self._check_outbox)
-                self._checked_at = time.monotonic()
-        reasons = [*self._outbox_trouble, *self._troubles()]
+        # Anyone may ask, and each check is a write: it is not made for each asker.
+        if self._checking is None or (
+            self._checking.done() and time.monotonic() - self._checked_at >= _READINESS_SECONDS
+        ):
+            self._checked_at = time.monotonic()
+            self._checking = asyncio.create_task(run_in_threadpool(self._check_outbox))
+        await asyncio.wait([self._checking], timeout=WAIT_SECONDS)
+        trouble = self._checking.result() if self._checking.done() else [_NO_ANSWER]
+        reasons = [*trouble, *self._troubles()]
         if reasons:
             return JSONResponse({"status": "unready", "reasons": reasons}, status_code=503)
         return JSONResponse({"status": "ready"})

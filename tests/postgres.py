@@ -5,6 +5,7 @@ import pwd
 import random
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -145,6 +146,41 @@ class PostgresServer:
         """Stop and start."""
         self.stop(mode)
         self.start()
+
+    def processes(self) -> list[int]:
+        """The server's process and those of its sessions and background work."""
+        (postmaster, *_) = (self._data / "postmaster.pid").read_text().splitlines()
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
+        return [int(postmaster), *map(int, children.split())]
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Meanwhile nobody gets an answer, and no connection breaks."""
+        stopped: list[int] = []
+        try:
+            # The postmaster first: it starts no others meanwhile.
+            for pid in self.processes():
+                os.kill(pid, signal.SIGSTOP)
+                stopped.append(pid)
+            yield
+        finally:
+            for pid in reversed(stopped):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    @contextmanager
+    def sized(self, most_bytes: int) -> Iterator[None]:
+        """Meanwhile no file of the server's grows beyond that."""
+        try:
+            self._limit_files(str(most_bytes))
+            yield
+        finally:
+            self._limit_files("unlimited")
+
+    def _limit_files(self, most_bytes: str) -> None:
+        for pid in self.processes():  # the first hands it on to those to come
+            if Path(f"/proc/{pid}").exists():
+                self._run("prlimit", f"--pid={pid}", f"--fsize={most_bytes}:unlimited")
 
     def _control(self, command: str, *options: object) -> None:
         wait = ("-w", "-t", _START_SECONDS)

@@ -1,0 +1,90 @@
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from relay.intake import arrival_of
+from relay.outbox import Arrival, open_outbox
+from relay.providers.vero import Vero, VeroSettings
+from relay.segment import Segment
+from tests.fakes import Answer, SegmentServer
+from tests.faults.dying import STEPS
+from tests.oracle import Ledger, Message, well
+from tests.processes import WRITE_KEY, ForwarderProcess, Reply, Store, pending, within
+
+_ROOT = Path(__file__).parents[2]
+_EVENTS = 250
+_KILLS = 2
+"""Of one step: who has been in hand at more of them is tried alone, which is tested elsewhere."""
+
+
+def accept(store: Store, ledger: Ledger, count: int) -> None:
+    """Store webhooks as a receiver does, and note what it answers."""
+    vero, segment = Vero(VeroSettings()), Segment(WRITE_KEY, "http://127.0.0.1:1")
+    with closing(open_outbox(store.url, allow_ephemeral=True)) as outbox:
+        for _ in range(count):
+            webhook = ledger.next()
+            arrival = arrival_of(vero, segment, webhook.body, datetime.now(UTC))
+            if not isinstance(arrival, Arrival) or arrival.fault:
+                continue
+            (new,) = outbox.add([arrival])
+            status = "accepted" if new else "duplicate"
+            said = {"status": status, "message_id": arrival.message_id}
+            ledger.answered(webhook, Reply(200, {}, said))
+
+
+def die_forwarding(step: str, store: Store, server: SegmentServer) -> int:
+    """Run a forwarder until it is killed at the step; its exit code."""
+    command = [sys.executable, "-m", "tests.faults.dying", step, store.url, server.url]
+    with subprocess.Popen(  # noqa: S603 (its own Python and its own module)
+        command, cwd=_ROOT, env={"PATH": os.environ["PATH"]}
+    ) as process:
+
+        def judge(batch: list[Message]) -> Answer:
+            if step == "posted":
+                process.send_signal(signal.SIGKILL)
+            return well(batch)
+
+        server.judge = judge
+        return process.wait(60)
+
+
+def end_leases(store: Store, kind: str) -> None:
+    """Let the minute pass that claims of the dead last in PostgreSQL."""
+    if kind == "postgres":
+        store.run_sql("UPDATE entries SET due_at = now() WHERE state = 'pending'")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_forwarder_killed_at_any_step_loses_nothing(
+    step: str, store: Store, kind: str, times: Callable[[int, int], int]
+) -> None:
+    ledger = Ledger(Random(step))  # noqa: S311 (no secret hangs on it)
+    rounds = times(1, 10)
+    with SegmentServer() as server:
+        for _ in range(rounds):
+            accept(store, ledger, _EVENTS)
+            codes = []
+            for _ in range(_KILLS):
+                codes.append(die_forwarding(step, store, server))
+                end_leases(store, kind)
+            server.judge = well
+            with ForwarderProcess(store, server.url):
+                drained = within(60, lambda: not pending(store))
+
+            assert codes == [-signal.SIGKILL] * _KILLS
+            assert drained
+    copies = Counter(message["messageId"] for message in server.accepted)
+    again = sum(count - 1 for count in copies.values())
+
+    assert not ledger.broken_promises(store, server)
+    assert again <= rounds * _KILLS * 4 * 100  # four posts of a hundred, at each kill
