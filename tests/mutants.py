@@ -1,0 +1,235 @@
+"""Planted defects, one at a time, each of which a test must catch: `python -m tests.mutants`.
+
+Each is put into a copy of the tree, and the tests that are to catch it are run there.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[1]
+_LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.db*")
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A defect: in a file under relay/, the one place with the text gets another one.
+
+    Attributes:
+        tests: what of the suite is run, as pytest takes it.
+    """
+
+    name: str
+    file: str
+    text: str
+    instead: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        "an answer before the commit",
+        "intake.py",
+        "        self._gathered.append(_Waiting(arrival, told))",
+        "        told(True)\n        self._gathered.append(_Waiting(arrival, _nobody))",
+        "tests/test_intake.py",
+    ),
+    Mutant(
+        "an answer of 200 to what could not be stored",
+        "receiver.py",
+        "return Answer(503, content,",
+        "return Answer(200, content,",
+        "tests/test_receiver.py -k never_answered_200",
+    ),
+    Mutant(
+        "SQLite does not sync what is added",
+        "outbox/sqlite/__init__.py",
+        'connection.pragma("synchronous", "full")',
+        'connection.pragma("synchronous", "normal")',
+        "tests/faults/test_power.py tests/outbox/test_sqlite.py -k power",
+    ),
+    Mutant(
+        "PostgreSQL does not flush what is added",
+        "outbox/postgres/__init__.py",
+        "replace(current_setting('synchronous_commit'), 'off', 'on')",
+        "'off'",
+        "tests/outbox/test_postgres.py -k outlives_a_crash",
+    ),
+    Mutant(
+        "settled before it is posted",
+        "forwarder.py",
+        "                try:\n                    self._post(batch, turn)",
+        "                try:\n                    self._deliver(entries, claim.ends_at)\n"
+        "                    self._post(batch, turn)",
+        "tests/faults/test_kills.py -k sqlite",
+    ),
+    Mutant(
+        "a random messageId",
+        "segment.py",
+        "        if identity is None:",
+        "        if True:",
+        "tests/test_segment.py tests/test_receiver.py -k 'id or duplicate'",
+    ),
+    Mutant(
+        "the same messageId for two sources",
+        "segment.py",
+        'sha256(b"relay write key " + write_key.encode()).digest()',
+        'sha256(b"relay write key ").digest()',
+        "tests/test_segment.py -k id",
+    ),
+    Mutant(
+        "no fence on a claim in SQLite",
+        "outbox/sqlite/__init__.py",
+        "return claim is not None and claim.number == entry.claim",
+        "return claim is not None",
+        "tests/outbox/test_sqlite.py -k late",
+    ),
+    Mutant(
+        "no fence on a claim in PostgreSQL",
+        "outbox/postgres/__init__.py",
+        "WHERE entry.id = held.id AND entry.claim = held.claim AND entry.state = 'pending'",
+        "WHERE entry.id = held.id AND entry.state = 'pending'",
+        "tests/outbox/test_postgres.py -k late",
+    ),
+    Mutant(
+        "two forwarders on one file",
+        "outbox/sqlite/__init__.py",
+        "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "tests/outbox/test_sqlite.py",
+    ),
+    Mutant(
+        "Retry-After ignored",
+        "pacing.py",
+        "asked = retry_after.total_seconds() if retry_after else 0",
+        "asked = 0",
+        "tests/test_forwarder.py tests/test_pacing.py",
+    ),
+    Mutant(
+        "a hold taken for a rejection",
+        "segment.py",
+        "_REJECTIONS: Final = frozenset({400, 413, 422})",
+        "_REJECTIONS: Final = frozenset({400, 401, 403, 404, 413, 422})",
+        "tests/test_forwarder.py -k hold",
+    ),
+    Mutant(
+        "an outage taken for a rejection",
+        "segment.py",
+        "_REJECTIONS: Final = frozenset({400, 413, 422})",
+        "_REJECTIONS: Final = frozenset({400, 413, 422, 503})",
+        "tests/test_forwarder.py -k down",
+    ),
+    Mutant(
+        "a rejected batch dies whole",
+        "forwarder.py",
+        "                    if len(batch) == 1:\n",
+        "                    for entry in entries[1:]:\n"
+        '                        self._bury(entry, Unusable(DeadReason.REJECTED, ""))\n'
+        "                    if True:\n",
+        "tests/test_forwarder.py -k guilty",
+    ),
+    Mutant(
+        "a redirect is followed",
+        "segment.py",
+        "redirect=False",
+        "redirect=True",
+        "tests/test_segment.py",
+    ),
+    Mutant(
+        "the time of receipt in place of the event's",
+        "providers/vero.py",
+        "occurred_at=said_at if said_at and plausible else received_at",
+        "occurred_at=received_at",
+        "tests/providers/test_vero.py",
+    ),
+    Mutant(
+        "the beginning of a secret is enough",
+        "providers/__init__.py",
+        "hmac.compare_digest(given, digest)",
+        "given[:4] == digest[:4] or candidate == b'a-secret-for'",
+        "tests/test_receiver.py -k secret",
+    ),
+    Mutant(
+        "addresses in the log",
+        "logs.py",
+        'return _ADDRESS.sub(_MASK, text) if "@" in text else text',
+        "return text",
+        "tests/test_logs.py",
+    ),
+    Mutant(
+        "retention forgets what is still pending",
+        "outbox/sqlite/__init__.py",
+        "SELECT id FROM entries WHERE state = 'delivered' AND delivered_at < ?",
+        "SELECT id FROM entries WHERE coalesce(delivered_at, 0) < ?",
+        "tests/outbox/test_sqlite.py -k forgotten",
+    ),
+    Mutant(
+        "a message that kills is tried for ever",
+        "forwarder.py",
+        "if entry.deaths >= DEATHS_IN_COMPANY + DEATHS_ALONE:",
+        "if False:",
+        "tests/test_forwarder.py tests/faults/test_poison.py",
+    ),
+    Mutant(
+        "a full disk is not minded",
+        "limits.py",
+        "if free is not None and free < self._min_free_disk * _MEBIBYTE:",
+        "if False:",
+        "tests/test_limits.py",
+    ),
+    Mutant(
+        "an interrupted replay begins anew",
+        "replay.py",
+        'happening.what == "replayed" and happening.at >= operation.started_at',
+        "False",
+        "tests/tools/test_replay.py",
+    ),
+    Mutant(
+        "a page of HTML taken for Segment's answer",
+        "segment.py",
+        "if _is_page(response, said):",
+        "if False:",
+        "tests/test_segment.py",
+    ),
+]
+
+
+def caught_by(mutant: Mutant, tree: Path) -> str | None:
+    """The first test that fails with the mutant in the tree; None if none does."""
+    path = tree / "relay" / mutant.file
+    sound = path.read_text()
+    assert sound.count(mutant.text) == 1, f"{mutant.name}: not one such place in {mutant.file}"
+    path.write_text(sound.replace(mutant.text, mutant.instead))
+    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {mutant.tests}"
+    try:
+        done = subprocess.run(  # noqa: S602 (its own commands)
+            command, cwd=tree, shell=True, capture_output=True, text=True, check=False
+        )
+    finally:
+        path.write_text(sound)
+    failed = _FAILED.search(done.stdout)
+    assert failed or done.returncode == 0, f"{mutant.name}: no test ran:\n{done.stdout[-2000:]}"
+    return failed[1] if failed else None
+
+
+def main() -> int:
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="relay-mutants-") as directory:
+        tree = Path(directory) / "relay"
+        shutil.copytree(_ROOT, tree, ignore=_LEFT_OUT)
+        for number, mutant in enumerate(MUTANTS, 1):
+            test = caught_by(mutant, tree)
+            survivors += test is None
+            fate = f"caught by {test}" if test else "SURVIVED"
+            print(f"{number:2} {mutant.name}: {fate}", flush=True)
+    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
