@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from random import Random
@@ -25,21 +25,7 @@ from tests.processes import (
 
 CONNECTIONS = 16
 # A killed process's claims outlast it by a minute in PostgreSQL: it cannot know of the death.
-ROUNDS = {"sqlite": 20, "postgres": 10}
-
-
-@pytest.fixture(params=ROUNDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    """Which of the stores."""
-    kind: str = request.param
-    return kind
-
-
-@pytest.fixture
-def store(kind: str, request: pytest.FixtureRequest) -> Store:
-    """An outbox that nobody has opened yet."""
-    store: Store = request.getfixturevalue(f"{kind}_store")
-    return store
+ROUNDS = {"sqlite": (20, 200), "postgres": (10, 60)}
 
 
 def send(port: int, ledger: Ledger) -> None:
@@ -66,14 +52,17 @@ def crowd(port: int, ledger: Ledger) -> Iterator[None]:
         sender.join()
 
 
-@pytest.mark.timeout(300)
-def test_whenever_relay_is_killed_no_accepted_webhook_is_lost(store: Store, kind: str) -> None:
+@pytest.mark.timeout(1_800)
+def test_whenever_relay_is_killed_no_accepted_webhook_is_lost(
+    store: Store, kind: str, times: Callable[[int, int], int]
+) -> None:
+    rounds = times(*ROUNDS[kind])
     seed = time.time_ns()
     rng = Random(seed)  # noqa: S311 (no secret hangs on it)
     ledger = Ledger(rng)
     with SegmentServer() as server, ExitStack() as processes:
         server.judge = misbehaving(Random(seed))  # noqa: S311 (as above)
-        for _ in range(ROUNDS[kind]):
+        for _ in range(rounds):
             relay = processes.enter_context(RelayProcess(store, server.url))
             with crowd(relay.port, ledger):
                 ledger.await_answers(rng.randrange(1_500))
@@ -89,7 +78,7 @@ def test_whenever_relay_is_killed_no_accepted_webhook_is_lost(store: Store, kind
     broken = ledger.broken_promises(store, server)
     done = (
         f"seed {seed}: {ledger.answers} answers to {len(ledger.webhooks)} webhooks,"
-        f" {ROUNDS[kind]} kills, {len(server.received)} requests to Segment"
+        f" {rounds} kills, {len(server.received)} requests to Segment"
     )
 
     assert drained, done
@@ -97,8 +86,11 @@ def test_whenever_relay_is_killed_no_accepted_webhook_is_lost(store: Store, kind
     assert exit_code == 0
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("segment", ["well", "down", "silent"])
-def test_sigterm_ends_well_under_load(store: Store, segment: str) -> None:
+def test_sigterm_ends_well_under_load(
+    store: Store, segment: str, times: Callable[[int, int], int]
+) -> None:
     asked, over = threading.Event(), threading.Event()
 
     def judge(batch: list[Message]) -> Answer:
@@ -110,7 +102,7 @@ def test_sigterm_ends_well_under_load(store: Store, segment: str) -> None:
     ledger = Ledger(Random(segment))  # noqa: S311 (no secret hangs on it)
     with SegmentServer() as server:
         server.judge = judge
-        for _ in range(1 if segment == "silent" else 3):
+        for _ in range(1 if segment == "silent" else times(4, 20)):
             asked.clear()
             with RelayProcess(store, server.url) as relay, crowd(relay.port, ledger):
                 assert asked.wait(30)
