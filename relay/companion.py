@@ -4,10 +4,11 @@ In one process both would share Python's global lock, and a webhook would wait f
 compression and settlement of those before it.
 """
 
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -21,9 +22,21 @@ class Companion:
     """`relay <arguments>` beside this process: started again when it dies, ended with this one.
 
     Its standard input is a pipe from here, so that it notices however this process ends.
+
+    Args:
+        arguments: of the command.
+        environ: its environment.
+        broken: called when it ends with `EX_IOERR`: starting it alone again would not help.
     """
 
-    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environ: Mapping[str, str],
+        *,
+        broken: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._broken = broken
         self._command = [sys.executable, "-m", "relay", *arguments]
         self._environ = dict(environ)
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,4 +80,6 @@ class Companion:
                 code = self._process.wait()
             if not self._stopping.is_set():
                 _log.error("companion.died", command=self._command[2:], code=code)
+                if code == os.EX_IOERR:
+                    self._broken()
                 self._stopping.wait(RESTART_SECONDS)

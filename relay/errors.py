@@ -3,6 +3,7 @@
     RelayError
     ├── SettingsError              the environment cannot be used; names every fault
     ├── OutboxError                the outbox could not do it; nothing was promised
+    │   └── OutboxBrokenError          nor will it, in this process: its disk has failed
     ├── UnreadableError            a body that is not a usable JSON object
     └── SegmentError               a batch was not accepted
         ├── SegmentUnavailableError    not now; the same batch may pass later
@@ -35,6 +36,10 @@ class SettingsError(RelayError):
 
 class OutboxError(RelayError):
     """The outbox could not do what it was asked; nothing that was asked has happened."""
+
+
+class OutboxBrokenError(OutboxError):
+    """The outbox does nothing more in this process, which had better end and start again."""
 
 
 class UnreadableError(RelayError):

@@ -17,6 +17,7 @@ from msgspec import Struct, field
 
 from relay.errors import (
     BatchRejectedError,
+    OutboxBrokenError,
     OutboxError,
     SegmentRefusedError,
     SegmentUnavailableError,
@@ -82,6 +83,9 @@ class Forwarder:
         clock: seconds, monotonic.
         sleep: waits for so many seconds; by default cut short by `stop`.
         jitter: how long to wait, of so many seconds at the most.
+
+    Attributes:
+        broken: set once the outbox does nothing more in this process.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Forwarder:
         self._stopping = threading.Event()
         self._sleep = sleep or self._stopping.wait
         self._jitter = jitter
+        self.broken = threading.Event()
         self._more_is_due = True
         self._suspects_looked_for_at = float("-inf")
         self._untold: deque[Callable[[Pace, float], None]] = deque()
@@ -165,6 +170,8 @@ class Forwarder:
                     self._forward(claim)
             except OutboxError as error:
                 _log.error("forward.outbox_failed", error=str(error))
+                if isinstance(error, OutboxBrokenError):
+                    self.broken.set()
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
             except Exception:  # noqa: BLE001 (a fault of relay's own must not end the worker)
                 _log.exception("forward.failed")

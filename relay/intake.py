@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 from msgspec import Struct
 
-from relay.errors import OutboxError
+from relay.errors import OutboxBrokenError, OutboxError
 from relay.events import DeadReason, Ignored, Reading, Unusable
 from relay.outbox import Arrival, Outbox, keys_of
 from relay.providers import Provider
@@ -104,10 +104,16 @@ def _parse(provider: Provider, body: bytes, received_at: datetime) -> Reading:
 
 
 class Intake:
-    """Stores arrivals in the outbox, from one event loop, through one committing thread."""
+    """Stores arrivals in the outbox, from one event loop, through one committing thread.
 
-    def __init__(self, outbox: Outbox) -> None:
+    Args:
+        outbox: where they are stored.
+        broken: called when the outbox will do nothing more in this process.
+    """
+
+    def __init__(self, outbox: Outbox, *, broken: Callable[[], object] = lambda: None) -> None:
         self._outbox = outbox
+        self._broken = broken
         self._gathered: list[_Waiting] = []
         self._waiting: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
         self._waiting_bytes = 0
@@ -199,6 +205,8 @@ class Intake:
             new: Sequence[bool] | OutboxError = self._outbox.add(arrivals)
         except OutboxError as error:
             new = error
+            if isinstance(error, OutboxBrokenError):
+                self._broken()
         except Exception as error:  # noqa: BLE001 (this thread must not end while webhooks wait)
             _log.exception("intake.failed")
             new = OutboxError(f"relay failed: {type(error).__name__}")

@@ -8,7 +8,8 @@ import logging
 import re
 import sys
 from collections.abc import Iterable
-from typing import Final, Literal
+from contextlib import suppress
+from typing import Final, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -32,6 +33,21 @@ def _masked(value: object, secrets: Iterable[str]) -> object:
     if isinstance(value, list | tuple):
         return [_masked(item, secrets) for item in value]
     return mask(value.decode(errors="replace") if isinstance(value, bytes) else str(value), secrets)
+
+
+class _Unfailing:
+    """A stream whose failing fails nobody who logs: its disk may be full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def configure(
@@ -62,7 +78,7 @@ def configure(
     structlog.configure(
         processors=[*shared, masked, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_Unfailing(sys.stderr)),  # type: ignore[arg-type]  # it writes
         cache_logger_on_first_use=True,
     )
     formatter = structlog.stdlib.ProcessorFormatter(

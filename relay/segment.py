@@ -136,7 +136,8 @@ class Segment:
 
         Raises:
             SegmentUnavailableError: not now (network, timeout, overload).
-            SegmentRefusedError: the key, the host or the request is refused, or a redirect.
+            SegmentRefusedError: the key, the host or the request is refused, a redirect, or a page
+                of HTML, which is not Segment's answer.
             BatchRejectedError: something in the batch is.
         """
         # Set at each post: Segment corrects every event's time by how far it is off (`sentAt`).
@@ -163,6 +164,10 @@ class Segment:
         said = _read(response)
         if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
             raise _meaning(response, said)
+        if _is_page(response, said):
+            raise SegmentRefusedError(
+                f"{_answer(response)} with a page of HTML: not Segment's answer"
+            )
 
     def connect(self) -> None:
         """Open a connection to the host, over TLS for https, and close it again.
@@ -228,10 +233,20 @@ def _read(response: urllib3.BaseHTTPResponse) -> str:
     return said.decode(errors="replace")
 
 
+def _is_page(response: urllib3.BaseHTTPResponse, said: str) -> bool:
+    """Whether it is for people: a captive portal's or a gateway's, which took no event."""
+    if said.lstrip("\ufeff \t\r\n").startswith("<"):
+        return True
+    return bool(said) and response.headers.get("Content-Type", "").lower().startswith("text/html")
+
+
+def _answer(response: urllib3.BaseHTTPResponse) -> str:
+    return f"{response.status} {responses.get(response.status, '')}".rstrip()
+
+
 def _meaning(response: urllib3.BaseHTTPResponse, said: str) -> SegmentError:
     """What an answer other than 2xx means for the batch."""
-    status = response.status
-    answer = f"{status} {responses.get(status, '')}".rstrip()
+    status, answer = response.status, _answer(response)
     if status in _REJECTIONS:
         return BatchRejectedError(answer, said=said[:_QUOTED])
     if status in _PASSING or (status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in _FINAL):

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import json
 import select
@@ -229,6 +230,43 @@ def test_any_2xx_is_acceptance(segment: Segment, server: SegmentServer, status: 
     segment.post([MESSAGE])
 
     assert len(server.accepted) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b'{"success":true}'),
+        ("text/plain", b"OK"),  # RudderStack's
+        ("text/html", b""),
+    ],
+)
+def test_what_a_2xx_says_is_no_matter(
+    segment: Segment, server: SegmentServer, kind: str, body: bytes
+) -> None:
+    server.answers.append(Answer(headers={"Content-Type": kind}, body=body))
+    segment.post([MESSAGE])
+
+    assert len(server.accepted) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Content-Type": "text/html"}, b"<html>Log in"),
+        ({"Content-Type": "Text/HTML; charset=utf-8"}, b"Log in to go on"),
+        ({"Content-Type": "application/json"}, b"\xef\xbb\xbf\r\n <!DOCTYPE html>"),
+        ({}, b"<" * 100_000),
+        ({"Content-Encoding": "gzip"}, gzip.compress(b"<html>Log in")),
+    ],
+)
+def test_a_page_of_html_is_not_segments_answer(
+    segment: Segment, server: SegmentServer, headers: dict[str, str], body: bytes
+) -> None:
+    """A captive portal answers whatever is asked of anyone with its own page, and with 200."""
+    server.answers.append(Answer(headers=headers, body=body))
+
+    with pytest.raises(SegmentRefusedError, match=r"^200 OK with a page of HTML"):
+        segment.post([MESSAGE])
 
 
 @pytest.mark.parametrize(

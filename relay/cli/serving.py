@@ -95,10 +95,11 @@ def forward(*, until_stdin_closes: bool) -> None:
             if not until_stdin_closes:
                 _log.info("forward.started", version=__version__, **settings.shown())
             _spare_the_collector()
-            threading.Event().wait()
+            forwarder.broken.wait()
         finally:
             forwarder.stop(_POSTS_SECONDS)
             retention.stop()
+    sys.exit(os.EX_IOERR)
 
 
 @main.command()
@@ -108,6 +109,18 @@ def migrate() -> None:
     configure_logs(settings)
     with opened(settings):
         click.echo(f"outbox ok: {settings.outbox_shown} is up to date")
+
+
+class _Broken:
+    """Ends the process, for whatever runs it to start it again."""
+
+    told = False
+
+    def __call__(self) -> None:
+        if not self.told:
+            self.told = True
+            _log.critical("serve.outbox_broken")
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _LeaveOnce:
@@ -208,8 +221,10 @@ def _run(
     environ: Mapping[str, str] | None,
 ) -> None:
     """Receive here until told to stop, and forward in a process with the environment, if any."""
-    intake = Intake(outbox)
-    forwarder = Companion(["forward", "--until-stdin-closes"], environ) if environ else None
+    broken = _Broken()
+    intake = Intake(outbox, broken=broken)
+    arguments = ["forward", "--until-stdin-closes"]
+    forwarder = Companion(arguments, environ, broken=broken) if environ else None
 
     def troubles() -> list[str]:
         return [] if forwarder is None or forwarder.running else ["the forwarder is not running"]
@@ -247,6 +262,8 @@ def _run(
     finally:
         if forwarder:
             forwarder.stop(_POSTS_SECONDS + 1)
+    if broken.told:
+        sys.exit(os.EX_IOERR)
     _log.info("serve.stopped")
 
 

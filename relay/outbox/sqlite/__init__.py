@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 import apsw
 from msgspec import Struct, json
 
-from relay.errors import OutboxError
+from relay.errors import OutboxBrokenError, OutboxError
 from relay.events import Unusable
 from relay.outbox import (
     DEATHS_IN_COMPANY,
@@ -30,7 +30,7 @@ from relay.outbox import (
 )
 from relay.outbox.sqlite.checkpointer import Checkpointer
 from relay.outbox.sqlite.records import SqliteRecords
-from relay.outbox.sqlite.schema import migrate, milliseconds, moment, translated
+from relay.outbox.sqlite.schema import Disk, migrate, milliseconds, moment, translated
 from relay.pacing import Pace
 
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
@@ -121,18 +121,20 @@ class SqliteOutbox:
         self._pacing = threading.Lock()
         self._pace = Pace()
         self._noted_hold: str | None = "whatever an earlier process noted"
-        with translated():
+        self._disk = Disk()
+        with self._disk.used():
             self._adder = self._connect()
             migrate(self._adder, path)
             self._settler = self._connect()
             self._settler.pragma("synchronous", "normal")
             self._reader = self._connect()
             self._reader.pragma("query_only", "on")
-            self._checkpointer = Checkpointer(self._connect(), self._writing)
+            self._checkpointer = Checkpointer(self._connect(), self._writing, self._disk)
             operators = self._connect()
-            self._records = SqliteRecords(operators, clock)
+            self._records = SqliteRecords(operators, clock, self._disk)
         for connection in (self._adder, self._settler, operators):
             connection.set_wal_hook(self._checkpointer.committed)
+        self._checkpointer.write_log_anew()
         self._checkpointer.start()
 
     def _connect(self) -> apsw.Connection:
@@ -150,7 +152,7 @@ class SqliteOutbox:
     def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
         """See `Outbox.add`."""
         new: list[bool] = []
-        with translated(), self._writing:
+        with self._disk.used(), self._writing:
             for start in range(0, len(arrivals), _MOST_ROWS):
                 new += self._insert(arrivals[start : start + _MOST_ROWS])
         return new
@@ -173,7 +175,7 @@ class SqliteOutbox:
 
     def changed(self) -> bool:
         """See `Outbox.changed`."""
-        with translated(), self._reading:
+        with self._disk.used(), self._reading:
             version: int = self._reader.pragma("data_version")
         changed, self._seen_version = version != self._seen_version, version
         return changed
@@ -188,7 +190,7 @@ class SqliteOutbox:
 
     def _claim(self, which: str, limit: int, lease: timedelta) -> list[Entry]:
         self.become_sole(Role.FORWARDER)
-        with translated(), self._claiming:
+        with self._disk.used(), self._claiming:
             if not self._counted:
                 self._count_unsettled()
             now = self._elapsed()
@@ -213,7 +215,7 @@ class SqliteOutbox:
 
     def has_suspects(self) -> bool:
         """See `Outbox.has_suspects`."""
-        with translated(), self._reading:
+        with self._disk.used(), self._reading:
             return bool(self._reader.execute(_ANY_SUSPECT).get)
 
     def become_sole(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
@@ -221,7 +223,7 @@ class SqliteOutbox:
         if role in self._roles:
             return
         give_up_at = self._elapsed() + patience.total_seconds()
-        with translated(), self._claiming, ExitStack() as held:
+        with self._disk.used(), self._claiming, ExitStack() as held:
             while role not in self._roles:
                 try:
                     lock = held.enter_context(Path(f"{self._path}-{role}").open("ab"))
@@ -278,7 +280,7 @@ class SqliteOutbox:
         happened: tuple[str, str] | None = None,
         **changed: str | int,
     ) -> None:
-        with translated(), self._claiming:
+        with self._disk.used(), self._claiming:
             own = [entry for entry in entries if self._holds(entry)]
             held = _json([(entry.id, entry.attempts) for entry in own])
             if changed["state"] is State.PENDING:
@@ -307,7 +309,7 @@ class SqliteOutbox:
 
     def pace(self, change: Callable[[Pace, float], T]) -> T:
         """See `Outbox.pace`. It is kept in memory, as claims are; of it, others need the hold."""
-        with translated(), self._pacing:
+        with self._disk.used(), self._pacing:
             result = change(self._pace, self._elapsed())
             if self._pace.hold != self._noted_hold:
                 with self._writing:
@@ -317,13 +319,13 @@ class SqliteOutbox:
 
     def hold(self) -> str | None:
         """See `Outbox.hold`."""
-        with translated(), self._reading:
+        with self._disk.used(), self._reading:
             hold: str | None = self._reader.execute("SELECT hold FROM status").get
         return hold
 
     def counts(self) -> Counts:
         """See `Outbox.counts`."""
-        with translated(), self._reading:
+        with self._disk.used(), self._reading:
             rows: list[Any] = self._reader.execute(_COUNT).fetchall()
             oldest = self._reader.execute(_OLDEST).get
         counted = dict(rows)
@@ -336,18 +338,18 @@ class SqliteOutbox:
 
     def purge(self, before: datetime, limit: int) -> int:
         """See `Outbox.purge`."""
-        with translated(), self._writing:
+        with self._disk.used(), self._writing:
             self._settler.execute(_PURGE, (milliseconds(before), limit))
             return self._settler.changes()
 
     def check(self) -> None:
         """See `Outbox.check`."""
-        with translated(), self._writing:
+        with self._disk.used(), self._writing:
             self._adder.execute("UPDATE status SET beat = beat + 1")
 
     def pending_exceed(self, limit: int) -> bool:
         """See `Outbox.pending_exceed`."""
-        with translated(), self._reading:
+        with self._disk.used(), self._reading:
             return bool(self._reader.execute(_PENDING_AFTER, (limit,)).get)
 
     def free_bytes(self) -> int | None:
@@ -365,15 +367,15 @@ class SqliteOutbox:
     def close(self) -> None:
         """See `Outbox.close`."""
         self._checkpointer.stop()
-        with translated(), self._claiming:
+        with suppress(OutboxBrokenError), self._disk.used(), self._claiming:
             if self._counted:
                 self._note(self._claims)
-            for lock in self._roles.values():
-                lock.close()
+        for lock in self._roles.values():
+            lock.close()
         self._records.close()
         with translated(), self._writing, self._reading:
             for connection in (self._reader, self._settler, self._adder):
-                connection.close()
+                self._disk.leave(connection)
 
 
 def _row(arrival: Arrival) -> tuple[str | int | bytes | None, ...]:

@@ -6,8 +6,8 @@ from typing import Final
 
 import apsw
 
-from relay.errors import OutboxError
-from relay.outbox.sqlite.schema import translated
+from relay.errors import OutboxBrokenError, OutboxError
+from relay.outbox.sqlite.schema import Disk
 
 _CHECKPOINT_PAGES: Final = 1_000  # 4 MB of WAL, as SQLite's own default
 _TRUNCATE_PAGES: Final = 32_000  # 128 MB: under steady load a passive checkpoint never ends
@@ -19,10 +19,11 @@ class Checkpointer(threading.Thread):
     Inside them, as SQLite would do it, these moments were the slowest answers by far.
     """
 
-    def __init__(self, connection: apsw.Connection, writing: threading.Lock) -> None:
+    def __init__(self, connection: apsw.Connection, writing: threading.Lock, disk: Disk) -> None:
         super().__init__(name="checkpointer", daemon=True)
         self._connection = connection
         self._writing = writing
+        self._disk = disk
         self._due = threading.Event()
         self._stopping = False
         self._pages = 0
@@ -45,15 +46,28 @@ class Checkpointer(threading.Thread):
                 self._checkpoint()
 
     def _checkpoint(self) -> None:
-        with translated():
+        with self._disk.used():
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             if self._pages >= _TRUNCATE_PAGES:
                 with self._writing:
                     self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+    def write_log_anew(self) -> None:
+        """Copy what an earlier process left in the log, which may not be on the disk.
+
+        Raises:
+            OutboxBrokenError: that is not on the disk either.
+        """
+        try:
+            self._checkpoint()
+        except OutboxBrokenError:
+            raise
+        except OutboxError:
+            pass  # someone else uses the file, or the disk is full
 
     def stop(self) -> None:
         """End the thread; a checkpoint under way is finished first."""
         self._stopping = True
         self._due.set()
         self.join()
-        self._connection.close()
+        self._disk.leave(self._connection)

@@ -9,7 +9,7 @@ from msgspec import json, structs
 
 from relay.outbox import Clock, Keys, State
 from relay.outbox.records import Happening, Operation, Query, Reason, Record, Revival
-from relay.outbox.sqlite.schema import BLOCK_BITS, milliseconds, moment, translated
+from relay.outbox.sqlite.schema import BLOCK_BITS, Disk, milliseconds, moment, translated
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 
@@ -21,8 +21,9 @@ class SqliteRecords:
     this or another process waits for none of them long.
     """
 
-    def __init__(self, connection: apsw.Connection, clock: Clock) -> None:
+    def __init__(self, connection: apsw.Connection, clock: Clock, disk: Disk) -> None:
         self._connection = connection
+        self._disk = disk
         self._clock = clock
         self._using = threading.Lock()
 
@@ -43,7 +44,7 @@ class SqliteRecords:
         """  # noqa: S608 (values are bound)
         found: list[Record] = []
         size = 0
-        with translated(), self._using:
+        with self._disk.used(), self._using:
             rows = self._connection.execute(statement, {**values, "limit": limit})
             for row in rows:
                 found.append(_record(row))
@@ -68,13 +69,13 @@ class SqliteRecords:
         """See `Records.count`."""
         source, condition, values = _where(query)
         statement = f"SELECT count(*) FROM {source} WHERE {condition}"  # noqa: S608 (as above)
-        with translated(), self._using:
+        with self._disk.used(), self._using:
             counted: int = self._connection.execute(statement, values).get
         return counted
 
     def reasons(self) -> list[Reason]:
         """See `Records.reasons`."""
-        with translated(), self._using:
+        with self._disk.used(), self._using:
             counted: list[Any] = self._connection.execute(_REASONS).fetchall()
         examples = self.find(Query(ids=tuple(newest for _, _, newest in counted)), len(counted))
         by_id = {record.id: record for record in examples}
@@ -87,7 +88,7 @@ class SqliteRecords:
     def begin(self, kind: str, what: str) -> Operation:
         """See `Records.begin`."""
         new = {"kind": kind, "what": what, "now": milliseconds(self._clock())}
-        with translated(), self._using, self._connection:
+        with self._disk.used(), self._using, self._connection:
             row: Any = self._connection.execute(_UNFINISHED, new).fetchone()
             if row is None:
                 row = self._connection.execute(_BEGIN, new).fetchone()
@@ -97,7 +98,7 @@ class SqliteRecords:
         """See `Records.revive`."""
         rows = [(revival.id, revival.collection, *_keys(revival.keys)) for revival in revivals]
         revived = {"revived": _json(rows), "now": milliseconds(self._clock())}
-        with translated(), self._using, self._connection:
+        with self._disk.used(), self._using, self._connection:
             self._connection.execute(_TELL_REVIVED, revived)
             self._connection.execute(_REVIVE, revived)
             changed = self._connection.changes()
@@ -106,7 +107,7 @@ class SqliteRecords:
 
     def erase(self, ids: Sequence[int], operation: Operation) -> int:
         """See `Records.erase`."""
-        with translated(), self._using:
+        with self._disk.used(), self._using:
             self._connection.pragma("secure_delete", "on")  # zeros in place of what was there
             with self._connection:
                 self._connection.execute(
@@ -122,7 +123,7 @@ class SqliteRecords:
 
     def finish(self, operation: Operation) -> None:
         """See `Records.finish`."""
-        with translated(), self._using:
+        with self._disk.used(), self._using:
             now = milliseconds(self._clock())
             self._connection.execute(_FINISH, (now, operation.id))
             if operation.kind == "erase":
@@ -131,14 +132,14 @@ class SqliteRecords:
 
     def operations(self, limit: int) -> list[Operation]:
         """See `Records.operations`."""
-        with translated(), self._using:
+        with self._disk.used(), self._using:
             rows: list[Any] = self._connection.execute(_OPERATIONS, (limit,)).fetchall()
         return [_operation(row) for row in rows]
 
     def restore(self, records: Sequence[Record]) -> int:
         """See `Records.restore`."""
         restored = 0
-        with translated(), self._using, self._connection:
+        with self._disk.used(), self._using, self._connection:
             for record in records:
                 row: Any = self._connection.execute(_RESTORE, _row(record)).fetchone()
                 if row is not None:
@@ -152,7 +153,7 @@ class SqliteRecords:
     def close(self) -> None:
         """Nothing else may be called afterwards."""
         with translated(), self._using:
-            self._connection.close()
+            self._disk.leave(self._connection)
 
 
 _COLUMNS: Final = """

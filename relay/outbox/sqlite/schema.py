@@ -8,7 +8,7 @@ from typing import Final
 
 import apsw
 
-from relay.errors import OutboxError
+from relay.errors import OutboxBrokenError, OutboxError
 
 MARK: Final = 0x52_4C_41_59
 """The file's application_id: "RLAY"."""
@@ -87,6 +87,41 @@ def translated() -> Iterator[None]:
         yield
     except apsw.Error as error:
         raise OutboxError(f"SQLite: {type(error).__name__}: {error}") from error
+
+
+class Disk:
+    """What a process knows of the disk that its outbox is on.
+
+    When a sync fails, Linux gives up the pages that it was for: they are read as if they had been
+    written, and a later sync says that all is well. So nothing is built on them: until the process
+    ends, nothing more is done. The next one's first checkpoint writes all of the log anew.
+    """
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Raise SQLite's errors as relay's; refuse once a sync has failed."""
+        if self.failure:
+            raise OutboxBrokenError(self.failure)
+        try:
+            with translated():
+                yield
+        except OutboxError as error:
+            if getattr(error.__cause__, "extendedresult", None) in _SYNC_FAILED:
+                self.failure = "the disk has failed to sync; relay must be started again"
+                raise OutboxBrokenError(self.failure) from error.__cause__
+            raise
+
+    def leave(self, connection: apsw.Connection) -> None:
+        """Close the connection; what may not be on the disk stays in the log."""
+        if self.failure:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.close()
+
+
+_SYNC_FAILED: Final = frozenset({apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC})
 
 
 def migrate(connection: apsw.Connection, path: Path) -> None:

@@ -1,0 +1,309 @@
+"""A relay under a clock that a test moves, and a way to Segment on which things go wrong."""
+
+import json
+import re
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from datetime import datetime
+from itertools import pairwise
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+from relay.events import EmailEvent
+from relay.forwarder import Forwarder
+from relay.outbox import Arrival, Outbox
+from relay.outbox.postgres import PostgresOutbox
+from relay.outbox.sqlite import SqliteOutbox
+from relay.providers.vero import Vero, VeroSettings
+from relay.segment import Segment
+from tests.fakes import Clock, SegmentServer
+from tests.oracle import Message
+from tests.processes import SqliteStore, Store, closed_port
+
+Fault = Callable[[socket.socket], None]
+
+_LENGTH = re.compile(rb"content-length: (\d+)\r\n.*?\r\n\r\n", re.IGNORECASE | re.DOTALL)
+
+
+class Relay:
+    """An outbox of either kind, and a forwarder that lets the clock pass where it would wait.
+
+    Attributes:
+        happened: when each event happened, by its email id.
+        every: how many seconds there are from one event to the next; 0: none arrive.
+    """
+
+    happened: dict[str, datetime]
+
+    def __init__(self, store: Store, host: str) -> None:
+        self.store = store
+        self.clock = Clock()
+        self.outbox = self._open()
+        self.happened = {}
+        self.every = 0.0
+        self._arrived_at = 0.0
+        self._vero = Vero(VeroSettings())
+        self.point_at(host)
+
+    def _open(self) -> Outbox:
+        if isinstance(self.store, SqliteStore):
+            clock = self.clock
+            return SqliteOutbox(self.store.path, clock=clock.now, elapsed=clock.monotonic)
+        return PostgresOutbox(self.store.url, clock=self.clock.now)
+
+    def point_at(
+        self, host: str, *, jitter: Callable[[float], float] = lambda bound: bound
+    ) -> None:
+        """Forward to this host from now on, as after a restart with other settings."""
+        self._segment = Segment("a-write-key", host)
+        self._forwarder = Forwarder(
+            self.outbox,
+            self._segment,
+            [self._vero],
+            clock=self.clock.monotonic,
+            sleep=self.pass_time,
+            jitter=jitter,
+        )
+
+    def add(self, count: int, **campaign: str) -> list[str]:
+        """Store so many events that happen now, as the receiver does; their email ids."""
+        now = self.clock.now().replace(microsecond=0)
+        first = len(self.happened)
+        added = {f"mail-{number}": now for number in range(first, first + count)}
+        self.happened |= added
+        arrivals = []
+        for name in added:
+            webhook = {
+                "type": "opened",
+                "opened_at": now.timestamp(),
+                "user": {"email": "ann@example.com"},
+                "message_id": name,
+                "campaign": campaign,
+            }
+            body = json.dumps(webhook).encode()
+            event = self._vero.parse(body, now)
+            assert isinstance(event, EmailEvent)
+            message_id = self._segment.message_id("vero", event.identity, event.said_at)
+            arrivals.append(Arrival("vero", message_id, now, body))
+        assert all(self.outbox.add(arrivals))
+        return [*added]
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the time pass at once, and events arrive meanwhile."""
+        until = self.clock.monotonic() + seconds
+        while self.every and self._arrived_at + self.every <= until:
+            self._arrived_at += self.every
+            self.clock.sleep(self._arrived_at - self.clock.monotonic())
+            self.add(1)
+        self.clock.sleep(until - self.clock.monotonic())
+
+    def step(self) -> float:
+        """Forward one claim when its turn comes; the time when it came."""
+        assert self._forwarder.step()
+        return self.clock.monotonic()
+
+    def waits(self, steps: int) -> list[int]:
+        """The seconds between so many steps."""
+        times = [self.step() for _ in range(steps)]
+        return [round(later - earlier) for earlier, later in pairwise(times)]
+
+    def forward(self) -> None:
+        """Step until nothing is due."""
+        assert any(not self._forwarder.step() for _ in range(300)), "it goes on for ever"
+
+    def fates(self) -> Counter[str]:
+        """How many entries are `pending` or `delivered`, or dead for which reason."""
+        return Counter(entry.reason or entry.state for entry in self.store.stored())
+
+    def broken_promises(
+        self,
+        server: SegmentServer,
+        *,
+        rejected: Collection[str] = (),
+        doubted: Mapping[str, int] = MappingProxyType({}),
+    ) -> list[str]:
+        """In what the store and Segment differ from: all of it arrived, once, as it happened.
+
+        Args:
+            server: what stands in for Segment.
+            rejected: which email ids it refuses.
+            doubted: how many more copies of each it may have.
+        """
+        broken = []
+        arrived = defaultdict(list)
+        for message in server.accepted:
+            arrived[email_id(message)].append((message["messageId"], message["timestamp"]))
+        entries = {json.loads(entry.body)["message_id"]: entry for entry in self.store.stored()}
+        for name, moment in self.happened.items():
+            entry, came = entries[name], arrived.pop(name, [])
+            fate = "rejected" if name in rejected else "delivered"
+            most = 1 + doubted.get(name, 0)
+            if (entry.reason or entry.state) != fate:
+                broken.append(f"{name} ended as {entry}")
+            if not came if fate == "delivered" else came:
+                broken.append(f"{name} was {fate} and arrived {len(came)} times")
+            if len(came) > most:
+                broken.append(f"{name} arrived {len(came)} times, not {most} at the most")
+            if {*came} - {(entry.message_id, moment.isoformat(timespec="milliseconds"))}:
+                broken.append(f"{name} of {moment} arrived as {came}")
+        return broken + [f"arrived out of nowhere: {name}" for name in arrived]
+
+
+def email_id(message: Message) -> str:
+    """Which event the message tells of."""
+    name: str = message["properties"]["email_id"]
+    return name
+
+
+class Road:
+    """The way to a stand-in for Segment: a port of its own, at which things go wrong.
+
+    Attributes:
+        fault: what is done to each connection instead of passing it on, if anything.
+        tls: what TLS is spoken with, if it is spoken.
+        lost: the ports by which the stand-in knows the connections whose answers were cut off.
+    """
+
+    tls: ssl.SSLContext | None = None
+
+    def __init__(self, server: SegmentServer) -> None:
+        self.fault: Fault | None = None
+        self.lost: set[int] = set()
+        at = urlsplit(server.url)
+        self._server_at = (at.hostname, at.port)
+        self._port = closed_port()
+        self._listener: _Listener | None = None
+        self.open()
+
+    def host(self, scheme: str = "http") -> str:
+        """What `SEGMENT_HOST` is set to."""
+        return f"{scheme}://127.0.0.1:{self._port}"
+
+    def open(self) -> None:
+        """Listen at its port."""
+        if self._listener is None:
+            self._listener = _Listener(self._port, self)
+            serve = threading.Thread(target=self._listener.serve_forever, args=(0.01,), daemon=True)
+            serve.start()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        if self._listener is not None:
+            self._listener.shutdown()
+            self._listener.server_close()
+            self._listener = None
+
+    def carry(self, connection: socket.socket) -> None:
+        """Do to the connection what is to be done to it."""
+        with suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.tls:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            with connection:
+                (self.fault or self.pass_on)(connection)
+
+    def pass_on(self, connection: socket.socket) -> None:
+        """Let the two talk until one of them has enough."""
+        with self._reach() as server:
+            peer = {connection: server, server: connection}
+            while True:
+                readable, _, _ = select.select([*peer], [], [])
+                for source in readable:
+                    said = source.recv(2**16)
+                    if not said:
+                        return
+                    peer[source].sendall(said)
+
+    def pass_on_and_lose_the_answer(self, connection: socket.socket) -> None:
+        """Segment takes the request, and nobody hears of it."""
+        self._answer_of_server(connection)
+        reset(connection)
+
+    def pass_on_and_reset(self, connection: socket.socket) -> None:
+        """Segment takes the request and says so, which may or may not be heard."""
+        connection.sendall(self._answer_of_server(connection))
+        reset(connection)
+
+    def _answer_of_server(self, connection: socket.socket) -> bytes:
+        with self._reach() as server:
+            self.lost.add(server.getsockname()[1])
+            server.sendall(read_request(connection))
+            return b"".join(iter(lambda: server.recv(2**16), b""))
+
+    def _reach(self) -> socket.socket:
+        server = socket.create_connection(self._server_at)
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return server
+
+
+class _Listener(ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, port: int, road: Road) -> None:
+        class Handler(BaseRequestHandler):
+            request: Any
+
+            def handle(self) -> None:
+                road.carry(self.request)
+
+        super().__init__(("127.0.0.1", port), Handler)
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """All of it."""
+    said = b""
+    while not (found := _LENGTH.search(said)) or len(said) < found.end() + int(found[1]):
+        more = connection.recv(2**16)
+        if not more:
+            raise ConnectionResetError
+        said += more
+    return said
+
+
+def reset(connection: socket.socket) -> None:
+    """Cut the connection off."""
+    # Lingering for no time makes close() send a reset.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def reset_while_reading(connection: socket.socket) -> None:
+    """Cut the connection off in the middle of the request."""
+    connection.recv(100)
+    reset(connection)
+
+
+def reset_after_reading(connection: socket.socket) -> None:
+    """Cut the connection off instead of answering."""
+    read_request(connection)
+    reset(connection)
+
+
+def silent(connection: socket.socket) -> None:
+    """Never answer."""
+    read_request(connection)
+    connection.recv(1)
+
+
+def says(head: bytes, drops: bytes = b"", *, seconds: float = 0) -> Fault:
+    """Answer with the head, then a byte every so many seconds, and close."""
+
+    def answer(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(head)
+        for drop in drops:
+            time.sleep(seconds)
+            connection.sendall(bytes([drop]))
+
+    return answer
