@@ -7,7 +7,9 @@ from hypothesis import settings
 from tests.postgres import PostgresServer
 from tests.processes import PostgresStore, SqliteStore
 
-pytest.register_assert_rewrite("tests.contracts")
+pytest.register_assert_rewrite(
+    "tests.contracts", "tests.records_contract", "tests.changes_contract", "tests.suspects_contract"
+)
 # A machine shared with others stalls now and then: how long an example takes says nothing.
 settings.register_profile("relay", deadline=None)
 settings.load_profile("relay")

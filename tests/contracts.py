@@ -250,9 +250,11 @@ class OutboxContract:
 
     Attributes:
         claimers: how many openings of one store may claim at a time.
+        lives: how many stores are made, to be compared with a model of theirs.
     """
 
     claimers: ClassVar[int] = 2
+    lives: ClassVar[int] = 60
 
     @pytest.fixture
     def clock(self) -> Clock:
@@ -517,7 +519,7 @@ class OutboxContract:
         numbers = count()
         run_state_machine_as_test(
             lambda: _Life(open_store, f"life{next(numbers)}"),  # type: ignore[arg-type]  # a factory will do
-            settings=settings(_law, max_examples=60, stateful_step_count=40),
+            settings=settings(_law, max_examples=self.lives, stateful_step_count=40),
         )
 
 

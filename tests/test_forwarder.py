@@ -1,7 +1,8 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from datetime import datetime, timedelta
 from itertools import pairwise
 from math import ceil, log2
@@ -15,7 +16,7 @@ from relay import __version__
 from relay.errors import OutboxError
 from relay.events import EmailEvent, Reading
 from relay.forwarder import Forwarder
-from relay.outbox import Arrival, T
+from relay.outbox import Arrival, Entry, T
 from relay.outbox.sqlite import SqliteOutbox
 from relay.pacing import Pace
 from relay.providers.vero import Vero, VeroSettings
@@ -404,6 +405,62 @@ def test_whoever_holds_an_older_claim_settles_nothing(relay: Relay) -> None:
 
     assert left_alone == (1, 0, 0)
     assert relay.counts() == (0, 1, 0)
+
+
+class MortalOutbox(SqliteOutbox):
+    """A real outbox of a process that can die: from then on it settles nothing."""
+
+    dead = False
+
+    def deliver(self, entries: Sequence[Entry]) -> None:
+        """See `Outbox.deliver`."""
+        if self.dead:
+            raise OutboxError("dead")
+        super().deliver(entries)
+
+    def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
+        """See `Outbox.release`."""
+        if self.dead:
+            raise OutboxError("dead")
+        super().release(entries, answer)
+
+
+def test_what_relay_dies_over_alone_is_a_dead_letter_and_the_others_go_through(
+    tmp_path: Path, server: SegmentServer
+) -> None:
+    lives: list[Relay] = []
+    died_over: list[int] = []
+
+    def judge(batch: list[dict[str, Any]]) -> Answer:
+        if "deadly" not in email_ids(batch):
+            return Answer()
+        died_over.append(len(batch))
+        outbox = lives[-1].outbox
+        assert isinstance(outbox, MortalOutbox)
+        outbox.dead = True
+        return Answer(0)
+
+    def live() -> bool:
+        """Whether it lives until nothing is due."""
+        lives.append(Relay(tmp_path / "relay.db", server, MortalOutbox))
+        with closing(lives[-1].outbox):
+            if len(lives) == 1:
+                lives[-1].add(*mails(150), clicked("deadly"), clicked("mail-150"))
+            with suppress(OutboxError):
+                lives[-1].forward()
+                return True
+        return False
+
+    server.judge = judge
+    survived = [live() for _ in range(6)]
+    entries = lives[-1].entries()
+
+    assert survived == [False] * 5 + [True]
+    assert died_over == [52, 52, 1, 1, 1]
+    assert lives[-1].dead() == {"deadly": "poison"}
+    assert entries["deadly"].detail == "relay died 3 times with nothing else in hand"
+    assert Counter(entry.state for entry in entries.values()) == {"delivered": 151, "dead": 1}
+    assert Counter(email_ids(server.accepted)).most_common(1)[0][1] == 1
 
 
 @pytest.fixture

@@ -104,8 +104,8 @@ class Reason(Struct, frozen=True):
 class Records(Protocol):
     """Safe to use while receivers and forwarders are at work on the same outbox.
 
-    tests/contracts.py holds every store to these words. Every method raises OutboxError when the
-    store cannot do it.
+    tests/records_contract.py and tests/changes_contract.py hold every store to these words. Every
+    method raises OutboxError when the store cannot do it.
     """
 
     def find(

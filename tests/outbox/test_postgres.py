@@ -1,3 +1,4 @@
+import re
 import signal
 import subprocess
 import sys
@@ -7,20 +8,28 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Barrier
 
 import psycopg
 import pytest
+from msgspec import structs
 
 from relay.errors import OutboxError
 from relay.events import DeadReason, Unusable
-from relay.outbox import Outbox
+from relay.outbox import Arrival, Keys, Outbox, Role, State
 from relay.outbox.postgres import PostgresOutbox
+from relay.outbox.records import Query
+from relay.outbox.sqlite import SqliteOutbox
 from relay.pacing import Pace
-from tests.contracts import FAULT, MINUTE, OpenStore, OutboxContract, arrival, states
+from tests.changes_contract import ChangesContract, RunSql
+from tests.contracts import FAULT, MINUTE, NOON, OpenStore, OutboxContract, arrival, states
 from tests.fakes import Clock
 from tests.postgres import PASSWORD, PostgresServer, StopMode, database_of, query
 from tests.processes import within
+from tests.records import by_name, erase, everything, filled, revival, revive, without_ids
+from tests.records_contract import RecordsContract
+from tests.suspects_contract import SuspectsContract
 
 # Each needs the server, and all but the last write to it.
 OPERATIONS: dict[str, Callable[[Outbox], object]] = {
@@ -55,22 +64,32 @@ def outbox(url: str) -> Iterator[Outbox]:
         yield outbox
 
 
-class TestPostgresOutbox(OutboxContract):
+class TestPostgresOutbox(OutboxContract, RecordsContract, ChangesContract, SuspectsContract):
+    lives = 15  # each is a database
     claimers = 2
 
     @pytest.fixture
-    def open_store(self, postgres: PostgresServer, migrated: str) -> Iterator[OpenStore]:
+    def urls(self, postgres: PostgresServer) -> Iterator[dict[str, str]]:
         """One database a name."""
         urls: dict[str, str] = {}
+        yield urls
+        for url in urls.values():
+            postgres.drop_database(url)
 
+    @pytest.fixture
+    def open_store(
+        self, postgres: PostgresServer, migrated: str, urls: dict[str, str]
+    ) -> OpenStore:
         def open_store(name: str, clock: Clock) -> PostgresOutbox:
             if name not in urls:
                 urls[name] = postgres.create_database(migrated)
             return PostgresOutbox(urls[name], clock=clock.now)
 
-        yield open_store
-        for url in urls.values():
-            postgres.drop_database(url)
+        return open_store
+
+    @pytest.fixture
+    def run_sql(self, urls: dict[str, str]) -> RunSql:
+        return lambda statement: query(urls["relay"], statement, search_path="relay")
 
 
 def fails(outbox: Outbox, operation: str) -> bool:
@@ -114,6 +133,82 @@ def test_what_is_added_outlives_a_crash_whatever_the_default_is(
     assert left.add([arrival("a"), arrival("b"), arrival("c")]) == [False, False, True]
     assert states(left) == Counter(pending=2, dead=1)
     left.close()
+
+
+def test_what_operators_do_outlives_a_crash_whatever_the_default_is(
+    postgres: PostgresServer, url: str
+) -> None:
+    query(url, f"ALTER DATABASE {database_of(url)} SET synchronous_commit = off")
+    with closing(PostgresOutbox(url)) as outbox:
+        outbox.add([arrival(name, fault=FAULT) for name in ("erased", "replayed")])
+        erased, replayed = by_name(outbox.records).values()
+        operations = [outbox.records.begin(kind, "it") for kind in ("replay", "erase")]
+        outbox.records.restore([structs.replace(erased, message_id="restored")])
+        # Each is flushed by itself: what comes later would flush it, too.
+        changes: list[Callable[[], object]] = [
+            lambda: outbox.records.revive([revival(replayed)], operations[0]),
+            lambda: outbox.records.erase([erased.id], operations[1]),
+        ]
+        found = [states_after_crash(postgres, url)]
+        for change in changes:
+            assert within(10, lambda: not fails(outbox, "counts"))
+            change()
+            found.append(states_after_crash(postgres, url))
+
+    assert found == [
+        {"replayed": "dead", "erased": "dead", "restored": "dead"},
+        {"replayed": "pending", "erased": "dead", "restored": "dead"},
+        {"replayed": "pending", "restored": "dead"},
+    ]
+
+
+def states_after_crash(postgres: PostgresServer, url: str) -> dict[str, str]:
+    """What of the entries is on disk."""
+    postgres.restart("immediate")
+    return dict(query(url, "SELECT message_id, state FROM relay.entries"))
+
+
+def test_what_is_gone_leaves_no_keys(url: str, outbox: Outbox) -> None:
+    keys = Keys(1, 2, 3)
+    arrivals = [Arrival("vero", name, NOON, b"{}", None, "Email Sent", keys) for name in "abc"]
+    outbox.add(arrivals)
+    records = by_name(outbox.records)
+    outbox.deliver([entry for entry in outbox.claim(9, lease=MINUTE) if entry.message_id == "a"])
+    forgotten = outbox.purge(datetime.now(UTC) + MINUTE, 9)
+    erase(outbox.records, records["b"])
+    revive(outbox.records, *records.values())
+
+    assert forgotten == 1
+    assert query(url, "SELECT entry FROM relay.keys") == [(records["c"].id,)]
+
+
+@pytest.mark.parametrize("source", ["sqlite", "postgres"])
+def test_records_are_the_same_in_a_store_of_the_other_kind(
+    url: str, tmp_path: Path, source: str
+) -> None:
+    clock = Clock()
+    with (
+        closing(SqliteOutbox(tmp_path / "relay.db", clock=clock.now)) as sqlite,
+        closing(PostgresOutbox(url, clock=clock.now)) as postgres,
+    ):
+        stores: list[Outbox] = [sqlite, postgres] if source == "sqlite" else [postgres, sqlite]
+        model = filled(stores[0], clock)
+        restored = stores[1].records.restore(everything(stores[0].records))
+
+        assert restored == len(model)
+        assert without_ids(everything(stores[1].records)) == without_ids(model)
+
+
+def test_there_is_room_for_any_number_of_processes(url: str) -> None:
+    with closing(PostgresOutbox(url)) as one, closing(PostgresOutbox(url)) as other:
+        for outbox in (one, other):
+            for role in Role:
+                outbox.become_sole(role)
+            outbox.add([arrival("a"), arrival("b")])
+        held = [outbox.claim(1, lease=MINUTE)[0].message_id for outbox in (one, other)]
+
+        assert sorted(held) == ["a", "b"]
+        assert one.free_bytes() is None
 
 
 def test_a_server_that_does_not_sync_is_refused(postgres: PostgresServer, url: str) -> None:
@@ -271,6 +366,8 @@ def test_an_error_holds_nothing_of_the_password(url: str, change: tuple[str, str
     assert PASSWORD not in str(raised.value)
 
 
+DEAD = Query(states=(State.DEAD,))
+
 _FILL = """
     INSERT INTO relay.entries
         (provider, message_id, state, received_at, due_at, attempts, claim, delivered_at, reason,
@@ -288,12 +385,19 @@ _FILL = """
 """
 
 
+_FILL_KEYS = """
+    INSERT INTO relay.keys (entry, user_key, address_key, email_key)
+    SELECT id, id % 20_000, id % 20_000, id FROM relay.entries WHERE id % 5 > 0
+"""
+
+
 @pytest.fixture(scope="module")
 def million(postgres: PostgresServer, migrated: str) -> Iterator[str]:
     """A database with a million entries, which tells its log how it comes at them."""
     url = postgres.create_database(migrated)
     query(url, _FILL)
-    query(url, "ANALYZE relay.entries")
+    query(url, _FILL_KEYS)
+    query(url, "ANALYZE relay.entries, relay.keys")
     name = database_of(url)
     postgres.administer(f"ALTER DATABASE {name} SET session_preload_libraries = 'auto_explain'")
     postgres.administer(f"ALTER DATABASE {name} SET auto_explain.log_min_duration = 0")
@@ -309,6 +413,21 @@ def million(postgres: PostgresServer, migrated: str) -> Iterator[str]:
         ("entries_pkey", lambda outbox: outbox.deliver(outbox.claim(100, lease=MINUTE))),
         ("entries_message_id_key", lambda outbox: outbox.add([arrival("a"), arrival("a")])),
         ("entries_delivered", lambda outbox: outbox.purge(datetime.now(UTC), 500)),
+        ("entries_due", lambda outbox: outbox.pending_exceed(1_000)),
+        ("entries_suspect", lambda outbox: outbox.has_suspects()),
+        ("entries_suspect", lambda outbox: outbox.claim_suspect(lease=MINUTE)),
+        ("entries_pkey", lambda outbox: outbox.records.find(Query(), 50)),
+        ("entries_pkey", lambda outbox: outbox.records.find(Query(), 50, start=500_000)),
+        ("history_entry", lambda outbox: outbox.records.find(Query(), 50, with_history=True)),
+        ("entries_dead", lambda outbox: outbox.records.find(DEAD, 50)),
+        ("entries_reason", lambda outbox: outbox.records.find(Query(reason="rejected"), 50)),
+        ("entries_dead", lambda outbox: outbox.records.reasons()),
+        ("entries_message_id_key", lambda outbox: outbox.records.find(Query(message_id="a"), 50)),
+        ("keys_user", lambda outbox: outbox.records.find(Query(key=("user", 7)), 50)),
+        ("keys_address", lambda outbox: outbox.records.count(Query(key=("address", 7)))),
+        ("keys_email", lambda outbox: outbox.records.find(Query(key=("email", 7)), 500)),
+        ("entries_pkey", lambda outbox: revive(outbox.records, *outbox.records.find(DEAD, 500))),
+        ("entries_pkey", lambda outbox: erase(outbox.records, *outbox.records.find(DEAD, 500))),
     ],
 )
 def test_a_million_entries_are_come_at_by_an_index(
@@ -321,7 +440,7 @@ def test_a_million_entries_are_come_at_by_an_index(
     plans = postgres.log.read_bytes()[length:].decode()
 
     assert index in plans
-    assert "Seq Scan on entries" not in plans
+    assert not re.search("Seq Scan on (entries|keys|history)", plans)
 
 
 def test_who_is_stopped_in_the_middle_of_the_pace_stops_nobody_else(

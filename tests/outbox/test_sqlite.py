@@ -3,23 +3,29 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import apsw
 import pytest
 
 from relay.errors import OutboxError
-from relay.outbox import Outbox, open_outbox
+from relay.outbox import Outbox, Role, open_outbox
 from relay.outbox.sqlite import SqliteOutbox
+from tests.changes_contract import ChangesContract, RunSql
 from tests.contracts import FAULT, MINUTE, NOON, OpenStore, OutboxContract, arrival, ids, states
 from tests.fakes import Clock
+from tests.processes import run_sql
+from tests.records_contract import RecordsContract
+from tests.suspects_contract import SuspectsContract
 
 
-class TestSqliteOutbox(OutboxContract):
+class TestSqliteOutbox(OutboxContract, RecordsContract, ChangesContract, SuspectsContract):
     claimers = 1
 
     @pytest.fixture
@@ -28,6 +34,10 @@ class TestSqliteOutbox(OutboxContract):
         return lambda name, clock: SqliteOutbox(
             tmp_path / f"{name}.db", clock=clock.now, elapsed=clock.monotonic
         )
+
+    @pytest.fixture
+    def run_sql(self, path: Path) -> RunSql:
+        return partial(run_sql, path)
 
 
 class _Disk(apsw.VFS):
@@ -252,9 +262,52 @@ def test_what_a_killed_process_had_claimed_is_due_at_once(path: Path) -> None:
             with pytest.raises(OutboxError, match="another process forwards"):
                 outbox.claim(9, lease=MINUTE)
             process.kill()
-        attempts = {e.message_id: e.attempts for e in outbox.claim(9, lease=MINUTE)}
+        claimed = outbox.claim(9, lease=MINUTE)
 
-    assert attempts == {"a": 3, "b": 3}
+    assert {entry.message_id: entry.attempts for entry in claimed} == {"a": 3, "b": 3}
+    assert sorted(entry.deaths for entry in claimed) == [0, 1]  # one had been given back
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_role_is_of_one_process_only(path: Path, role: Role) -> None:
+    with closing(SqliteOutbox(path)) as second:
+        with closing(SqliteOutbox(path)) as first:
+            first.become_sole(role)
+            first.become_sole(role)
+            with pytest.raises(OutboxError, match=f"another process .* {path}: one can; Postgr"):
+                second.become_sole(role)
+            for other in set(Role) - {role}:
+                second.become_sole(other)
+        second.become_sole(role)
+        with closing(SqliteOutbox(path)) as third, pytest.raises(OutboxError):
+            third.become_sole(role)
+
+
+def test_who_is_about_to_end_is_waited_for(path: Path) -> None:
+    with closing(SqliteOutbox(path)) as second:
+        first = SqliteOutbox(path)
+        first.become_sole(Role.FORWARDER)
+        started, ended = time.monotonic(), threading.Timer(0.5, first.close)
+        ended.start()
+        with pytest.raises(OutboxError):
+            second.become_sole(Role.FORWARDER, patience=timedelta(seconds=0.2))
+        second.become_sole(Role.FORWARDER, patience=timedelta(seconds=30))
+        ended.join()
+
+        assert time.monotonic() - started < 30
+
+
+def test_the_room_on_its_disk_is_known(path: Path) -> None:
+    place = path.parent / "elsewhere"
+    place.mkdir()
+    with closing(SqliteOutbox(place / path.name)) as outbox:
+        free = outbox.free_bytes()
+        shutil.rmtree(place)
+        with pytest.raises(OutboxError, match="elsewhere"):
+            outbox.free_bytes()
+
+    assert free is not None
+    assert abs(free - shutil.disk_usage(path.parent).free) < 2**30  # others write meanwhile
 
 
 def _refusal(path: Path) -> str:

@@ -1,7 +1,8 @@
 """The entries of a PostgreSQL outbox as an operator sees them."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -81,27 +82,27 @@ class PostgresRecords:
         """See `Records.revive`."""
         revived = {
             "now": self._now(),
+            "claim": secrets.randbits(62),
             "ids": [revival.id for revival in revivals],
             "collections": [revival.collection for revival in revivals],
             "user_keys": [revival.keys.user for revival in revivals],
             "address_keys": [revival.keys.address for revival in revivals],
             "email_keys": [revival.keys.email for revival in revivals],
         }
-        with translated(), self._connection() as connection, connection.transaction():
-            connection.execute(_TELL_REVIVED, revived)
+        with self._flushed() as connection:
             changed = connection.execute(_REVIVE, revived).rowcount
-            connection.execute(_REVIVE_KEYS, revived)
-            connection.execute("SELECT pg_notify('relay', '')")
+            connection.execute(_RING)
             _advance(connection, operation, changed)
         return changed
 
     def erase(self, ids: Sequence[int], operation: Operation) -> int:
         """See `Records.erase`. What was erased leaves the disk when the server vacuums."""
-        with translated(), self._connection() as connection, connection.transaction():
-            gone = {"ids": list(ids)}
-            connection.execute("DELETE FROM relay.keys WHERE entry = ANY (%(ids)s)", gone)
+        gone = {"ids": list(ids)}
+        with self._flushed() as connection:
+            # Entries before their keys, as everyone does, so that nobody waits for each other.
             deletion = "DELETE FROM relay.entries WHERE id = ANY (%(ids)s)"
             changed = connection.execute(deletion, gone).rowcount
+            connection.execute("DELETE FROM relay.keys WHERE entry = ANY (%(ids)s)", gone)
             _advance(connection, operation, changed)
         return changed
 
@@ -116,10 +117,11 @@ class PostgresRecords:
     def restore(self, records: Sequence[Record]) -> int:
         """See `Records.restore`."""
         restored = 0
-        with translated(), self._connection() as connection, connection.transaction():
-            connection.execute("SET LOCAL synchronous_commit = on")
+        with self._flushed() as connection:
             for record in records:
-                row = connection.execute(_RESTORE, _values(record)).fetchone()
+                row = connection.execute(
+                    _RESTORE, _values(record) | {"now": self._now()}
+                ).fetchone()
                 if row is None:
                     continue
                 restored += 1
@@ -128,13 +130,29 @@ class PostgresRecords:
                         "INSERT INTO relay.history (entry, at, what, said) VALUES (%s, %s, %s, %s)",
                         (*row, happening.at, happening.what, as_text(happening.said)),
                     )
+            connection.execute(_RING)
         return restored
+
+    @contextmanager
+    def _flushed(self) -> Iterator[_Connection]:
+        """A transaction that is on disk when it has ended, whatever the server's default is."""
+        with translated(), self._connection() as connection, connection.transaction():
+            connection.execute(_FLUSH)
+            yield connection
 
     def _run(self, statement: Any, values: dict[str, Any]) -> list[Any]:  # noqa: ANN401 (psycopg takes several kinds)
         with translated(), self._connection() as connection:
             cursor = connection.execute(statement, values, binary=True)
             return cursor.fetchall() if cursor.description else []
 
+
+_FLUSH: Final = """
+    SELECT set_config(
+        'synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true
+    )
+"""
+
+_RING: Final = "SELECT pg_notify('relay', '')"
 
 _FIND: Final = sql.SQL("""
     SELECT
@@ -199,34 +217,39 @@ _OPERATIONS: Final = """
     FROM relay.operations ORDER BY id DESC LIMIT %(limit)s
 """
 
-_TELL_REVIVED: Final = """
-    INSERT INTO relay.history (entry, at, what, said)
-    SELECT id, at, what, '' FROM (
-        SELECT id, delivered_at AS at, 'delivered' AS what FROM relay.entries
-        WHERE id = ANY (%(ids)s) AND state = 'delivered'
-        UNION ALL
-        SELECT id, coalesce(%(now)s::timestamptz, now()), 'replayed' FROM relay.entries
-        WHERE id = ANY (%(ids)s) AND state <> 'pending'
-    ) AS happened ORDER BY id, at
-"""
-
+# One statement, so that what it tells of and what it changes is the same. With a claim of its own:
+# whoever has held the entry before settles nothing any more. What was dead when it came has never
+# been claimed, and nobody has told of it.
 _REVIVE: Final = """
+    WITH revived AS MATERIALIZED (
+        SELECT revival.*, state, attempts, received_at, delivered_at, reason
+        FROM relay.entries JOIN unnest(
+            %(ids)s::bigint[], %(collections)s::text[],
+            %(user_keys)s::bigint[], %(address_keys)s::bigint[], %(email_keys)s::bigint[]
+        ) AS revival (id, collection, user_key, address_key, email_key) USING (id)
+        WHERE state <> 'pending' ORDER BY id FOR UPDATE OF entries
+    ), told AS (
+        INSERT INTO relay.history (entry, at, what, said)
+        SELECT id, at, what, said FROM (
+            SELECT id, received_at AS at, 'dead' AS what, coalesce(reason, '') AS said
+            FROM revived WHERE state = 'dead' AND attempts = 0
+            UNION ALL
+            SELECT id, delivered_at, 'delivered', '' FROM revived WHERE state = 'delivered'
+            UNION ALL
+            SELECT id, coalesce(%(now)s::timestamptz, now()), 'replayed', '' FROM revived
+        ) AS happened ORDER BY id, what
+    ), keyed AS (
+        INSERT INTO relay.keys (entry, user_key, address_key, email_key)
+        SELECT id, user_key, address_key, email_key FROM revived
+        ON CONFLICT (entry) DO UPDATE
+        SET user_key = excluded.user_key, address_key = excluded.address_key,
+            email_key = excluded.email_key
+    )
     UPDATE relay.entries AS entry
     SET state = 'pending', due_at = coalesce(%(now)s::timestamptz, now()), delivered_at = NULL,
-        reason = NULL, detail = NULL, deaths = 0, collection = revived.collection
-    FROM unnest(%(ids)s::bigint[], %(collections)s::text[]) AS revived (id, collection)
-    WHERE entry.id = revived.id AND state <> 'pending'
-"""
-
-_REVIVE_KEYS: Final = """
-    INSERT INTO relay.keys (entry, user_key, address_key, email_key)
-    SELECT * FROM unnest(
-        %(ids)s::bigint[], %(user_keys)s::bigint[], %(address_keys)s::bigint[],
-        %(email_keys)s::bigint[]
-    )
-    ON CONFLICT (entry) DO UPDATE
-    SET user_key = excluded.user_key, address_key = excluded.address_key,
-        email_key = excluded.email_key
+        reason = NULL, detail = NULL, deaths = 0, claim = %(claim)s,
+        collection = revived.collection
+    FROM revived WHERE entry.id = revived.id
 """
 
 _RESTORE: Final = """
@@ -235,7 +258,10 @@ _RESTORE: Final = """
             provider, message_id, state, collection, received_at, due_at, attempts, delivered_at,
             reason, detail, claim, body
         ) VALUES (
-            %(provider)s, %(message_id)s, %(state)s, %(collection)s, %(received_at)s, %(due_at)s,
+            %(provider)s, %(message_id)s, %(state)s, %(collection)s, %(received_at)s,
+            CASE WHEN %(state)s = 'pending' THEN
+                least(%(received_at)s, coalesce(%(now)s::timestamptz, now()))
+            END,
             %(attempts)s, %(delivered_at)s, %(reason)s, %(detail)s, 0, %(body)b
         )
         ON CONFLICT (message_id) DO NOTHING RETURNING id
@@ -245,6 +271,15 @@ _RESTORE: Final = """
     )
     SELECT id FROM restored
 """
+
+
+_EQUALS: Final = {
+    "provider": sql.SQL("provider = %(provider)s"),
+    "collection": sql.SQL("collection = %(collection)s"),
+    # No other has one: its index is of these.
+    "reason": sql.SQL("reason = %(reason)s AND state = 'dead'"),
+    "message_id": sql.SQL("message_id = %(message_id)s"),
+}
 
 
 def _where(
@@ -265,11 +300,9 @@ def _where(
         conditions.append(_IN_ANY_BLOCK.format(key=sql.Identifier(f"{name}_key")))
     if query.keyless:
         conditions.append(sql.SQL("coalesce(user_key, address_key, email_key) IS NULL"))
-    for column in ("provider", "collection", "reason", "message_id"):
+    for column, condition in _EQUALS.items():
         if (value := getattr(query, column)) is not None:
-            conditions.append(
-                sql.SQL("{} = {}").format(sql.Identifier(column), sql.Placeholder(column))
-            )
+            conditions.append(condition)
             values[column] = as_text(value)
     if query.since:
         conditions.append(sql.SQL("received_at >= %(since)s"))
@@ -320,7 +353,6 @@ def _values(record: Record) -> dict[str, Any]:
         "state": record.state.value,
         "collection": record.collection,
         "received_at": record.received_at,
-        "due_at": record.received_at if record.state is State.PENDING else None,
         "attempts": record.attempts,
         "delivered_at": record.delivered_at,
         "reason": record.reason,

@@ -147,6 +147,9 @@ class SqliteOutbox:
         connection.pragma("synchronous", "full")
         # The hook on commits, which checkpoints elsewhere, replaces the automatic checkpoint.
         connection.pragma("wal_autocheckpoint", 0)
+        # Zeros in place of what was there: an update, too, may move a row, and what is erased later
+        # must not have left a copy.
+        connection.pragma("secure_delete", "on")
         return connection
 
     def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
@@ -194,8 +197,7 @@ class SqliteOutbox:
             if not self._counted:
                 self._count_unsettled()
             now = self._elapsed()
-            held = [id_ for id_, claim in self._claims.items() if claim.until > now]
-            due = {"held": _json(held), "limit": limit}
+            due = {"held": self._held(), "limit": limit}
             with self._reading:
                 rows = _at_most(_MOST_BYTES, self._reader.execute(which, due))
             claim = secrets.randbits(62)
@@ -215,8 +217,12 @@ class SqliteOutbox:
 
     def has_suspects(self) -> bool:
         """See `Outbox.has_suspects`."""
-        with self._disk.used(), self._reading:
-            return bool(self._reader.execute(_ANY_SUSPECT).get)
+        with self._disk.used(), self._claiming, self._reading:
+            return bool(self._reader.execute(_ANY_SUSPECT, {"held": self._held()}).get)
+
+    def _held(self) -> str:
+        now = self._elapsed()
+        return _json([id_ for id_, claim in self._claims.items() if claim.until > now])
 
     def become_sole(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
         """See `Outbox.become_sole`. A file beside the outbox's is locked, until this is closed."""
@@ -224,9 +230,10 @@ class SqliteOutbox:
             return
         give_up_at = self._elapsed() + patience.total_seconds()
         with self._disk.used(), self._claiming, ExitStack() as held:
+            lock = None
             while role not in self._roles:
                 try:
-                    lock = held.enter_context(Path(f"{self._path}-{role}").open("ab"))
+                    lock = lock or held.enter_context(Path(f"{self._path}-{role}").open("ab"))
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if self._elapsed() >= give_up_at:
@@ -241,7 +248,8 @@ class SqliteOutbox:
     def _count_unsettled(self) -> None:
         """Count what the last one to forward died over; it is due again now."""
         with self._writing, self._settler:
-            self._settler.execute(_COUNT_UNSETTLED)
+            claims: str = self._settler.execute("SELECT claims FROM status").get
+            self._settler.execute(_COUNT_UNSETTLED, {"claims": claims})
             self._settler.execute("UPDATE status SET claims = '[]'")
         self._counted = True
 
@@ -282,7 +290,7 @@ class SqliteOutbox:
     ) -> None:
         with self._disk.used(), self._claiming:
             own = [entry for entry in entries if self._holds(entry)]
-            held = _json([(entry.id, entry.attempts) for entry in own])
+            held = _json([(entry.id, entry.attempts, entry.message_id) for entry in own])
             if changed["state"] is State.PENDING:
                 # Even if that cannot be written. Whoever held an entry may still learn that it was
                 # delivered after all, so the claim is kept.
@@ -433,7 +441,9 @@ _SUSPECT: Final = f"""
 
 _ANY_SUSPECT: Final = f"""
     SELECT EXISTS (
-        SELECT 1 FROM entries WHERE state = 'pending' AND deaths >= {DEATHS_IN_COMPANY}
+        SELECT 1 FROM entries
+        WHERE state = 'pending' AND id NOT IN (SELECT value FROM json_each(:held))
+            AND deaths >= {DEATHS_IN_COMPANY}
     )
 """  # noqa: S608
 
@@ -441,25 +451,29 @@ _PENDING_AFTER: Final = (
     "SELECT EXISTS (SELECT 1 FROM entries WHERE state = 'pending' LIMIT 1 OFFSET ?)"
 )
 
+# What has been given back, or settled and replayed, has its attempts in its row by then.
 _COUNT_UNSETTLED: Final = """
     UPDATE entries SET attempts = claim.value ->> 1, deaths = deaths + 1
-    FROM status, json_each(status.claims) AS claim
+    FROM json_each(:claims) AS claim
     WHERE entries.id = claim.value ->> 0 AND entries.state = 'pending'
+        AND entries.attempts < claim.value ->> 1
 """
 
+# By the message id, too: SQLite gives the id of the latest entry, once erased, to the next one.
 _SETTLE: Final = """
     UPDATE entries
     SET state = :state, due_at = :due_at, delivered_at = :delivered_at,
         reason = :reason, detail = :detail, attempts = held.value ->> 1, deaths = 0
     FROM json_each(:held) AS held
-    WHERE entries.id = held.value ->> 0 AND entries.state = 'pending'
+    WHERE entries.id = held.value ->> 0 AND entries.message_id = held.value ->> 2
+        AND entries.state = 'pending'
 """
 
 _HAPPENED: Final = """
     INSERT INTO history (entry, at, what, said)
     SELECT entries.id, :at, :what, :said
     FROM json_each(:held) AS held JOIN entries ON entries.id = held.value ->> 0
-    WHERE entries.state = 'pending'
+    WHERE entries.message_id = held.value ->> 2 AND entries.state = 'pending'
 """
 
 _PURGE: Final = """

@@ -1,17 +1,21 @@
 """The entries of a SQLite outbox as an operator sees them."""
 
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import apsw
 from msgspec import json, structs
 
+from relay.errors import OutboxError
 from relay.outbox import Clock, Keys, State
 from relay.outbox.records import Happening, Operation, Query, Reason, Record, Revival
 from relay.outbox.sqlite.schema import BLOCK_BITS, Disk, milliseconds, moment, translated
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
+_EMPTYING_SECONDS: Final = 10
+_READERS_MILLISECONDS: Final = 200  # that readers are waited for, while nobody else can write
 
 
 class SqliteRecords:
@@ -107,15 +111,13 @@ class SqliteRecords:
 
     def erase(self, ids: Sequence[int], operation: Operation) -> int:
         """See `Records.erase`."""
-        with self._disk.used(), self._using:
-            self._connection.pragma("secure_delete", "on")  # zeros in place of what was there
-            with self._connection:
-                self._connection.execute(
-                    f"DELETE FROM entries WHERE id IN ({_IDS})",  # noqa: S608 (as above)
-                    {"ids": _json(ids)},
-                )
-                changed = self._connection.changes()
-                self._advance(operation, changed)
+        with self._disk.used(), self._using, self._connection:
+            self._connection.execute(
+                f"DELETE FROM entries WHERE id IN ({_IDS})",  # noqa: S608 (as above)
+                {"ids": _json(ids)},
+            )
+            changed = self._connection.changes()
+            self._advance(operation, changed)
         return changed
 
     def _advance(self, operation: Operation, changed: int) -> None:
@@ -124,11 +126,32 @@ class SqliteRecords:
     def finish(self, operation: Operation) -> None:
         """See `Records.finish`."""
         with self._disk.used(), self._using:
+            if operation.kind == "erase":
+                self._empty_log()
             now = milliseconds(self._clock())
             self._connection.execute(_FINISH, (now, operation.id))
-            if operation.kind == "erase":
-                # The log of writes may hold what was erased; in vain while someone reads from it.
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+    def _empty_log(self) -> None:
+        """Empty the log of writes, which may hold what was erased, once nobody reads from it."""
+        give_up_at = time.monotonic() + _EMPTYING_SECONDS
+        while not self._log_emptied():
+            if time.monotonic() >= give_up_at:
+                raise OutboxError(
+                    f"{self._connection.filename_wal} may still hold what was erased, because"
+                    " someone reads from it; erase again when they are done"
+                )
+            time.sleep(_READERS_MILLISECONDS / 1000)
+
+    def _log_emptied(self) -> bool:
+        patience = self._connection.pragma("busy_timeout")
+        self._connection.set_busy_timeout(_READERS_MILLISECONDS)
+        try:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.BusyError:
+            return False
+        finally:
+            self._connection.set_busy_timeout(patience)
+        return True
 
     def operations(self, limit: int) -> list[Operation]:
         """See `Records.operations`."""
@@ -196,8 +219,13 @@ _FINISH: Final = "UPDATE operations SET finished_at = ? WHERE id = ?"
 
 _OPERATIONS: Final = f"SELECT {_OPERATION} FROM operations ORDER BY id DESC LIMIT ?"  # noqa: S608
 
+# What was dead when it came has never been claimed, and nobody has told of it.
 _TELL_REVIVED: Final = """
     INSERT INTO history (entry, at, what, said)
+    SELECT entries.id, received_at, 'dead', coalesce(reason, '')
+    FROM json_each(:revived) AS revived JOIN entries ON entries.id = revived.value ->> 0
+    WHERE state = 'dead' AND attempts = 0
+    UNION ALL
     SELECT entries.id, delivered_at, 'delivered', ''
     FROM json_each(:revived) AS revived JOIN entries ON entries.id = revived.value ->> 0
     WHERE state = 'delivered'
@@ -225,6 +253,14 @@ _RESTORE: Final = """
 """
 
 
+_EQUALS: Final = {
+    "provider": "provider = :provider",
+    "collection": "collection = :collection",
+    "reason": "reason = :reason AND state = 'dead'",  # no other has one: its index is of these
+    "message_id": "message_id = :message_id",
+}
+
+
 def _where(
     query: Query, *, start: int | None = None, newest_first: bool = True
 ) -> tuple[str, str, dict[str, Any]]:
@@ -245,9 +281,9 @@ def _where(
         conditions += [f"id >> {BLOCK_BITS} = block", f"{name}_key = :key"]
     if query.keyless:
         conditions.append("user_key IS NULL AND address_key IS NULL AND email_key IS NULL")
-    for column in ("provider", "collection", "reason", "message_id"):
+    for column, condition in _EQUALS.items():
         if (value := getattr(query, column)) is not None:
-            conditions.append(f"{column} = :{column}")
+            conditions.append(condition)
             values[column] = value
     if query.since:
         conditions.append("received_at >= :since")

@@ -1,0 +1,65 @@
+import time
+from random import Random
+
+import pytest
+
+from tests.fakes import Answer, SegmentServer
+from tests.oracle import Ledger, Message, Webhook, well
+from tests.processes import RelayProcess, Store, pending, within
+
+_BEFORE = 250
+_DEATHS = 5  # two in company, three alone
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """An empty one."""
+    if request.param == "postgres" and not request.config.getoption("--long"):
+        pytest.skip("each death costs a lease of a minute")
+    store: Store = request.getfixturevalue(f"{request.param}_store")
+    return store
+
+
+def test_a_webhook_that_kills_each_forwarder_is_set_apart_and_all_others_arrive(
+    store: Store,
+) -> None:
+    ledger = Ledger(Random(5))  # noqa: S311 (no secret hangs on it)
+    deadly = next(w for w in iter(ledger.next, None) if w.fate == "delivered" and w.unique)
+    deadly.fate = "poison"
+    name = deadly.message["properties"]["campaign_name"]
+    deaths: list[int] = []
+    with SegmentServer() as server, RelayProcess(store, server.url) as relay:
+
+        def judge(batch: list[Message]) -> Answer:
+            if any(message["properties"]["campaign_name"] == name for message in batch):
+                deaths.append(len(batch))
+                relay.kill_forwarder()
+                return Answer(0)
+            return well(batch)
+
+        def post(webhook: Webhook) -> None:
+            ledger.answered(webhook, relay.post(webhook.body))
+
+        def is_over() -> bool:
+            post(ledger.next())
+            time.sleep(0.1)  # a forwarder that starts needs a core for itself
+            return dict(store.run_sql(_REASONS)).get("poison") == 1
+
+        server.judge = judge
+        for _ in range(_BEFORE):
+            post(ledger.next())
+        post(deadly)
+        ended = within(60 * (_DEATHS + 5), is_over)
+        settled = within(60, lambda: pending(store) == 0)
+        ready = within(30, lambda: relay.ask("GET", "/readyz").status == 200)
+        broken = ledger.broken_promises(store, server)
+
+    assert ended
+    assert settled
+    assert ready
+    assert broken == []
+    assert len(deaths) == _DEATHS
+    assert deaths[2:] == [1, 1, 1]
+
+
+_REASONS = "SELECT reason, count(*) FROM entries WHERE state = 'dead' GROUP BY reason"
