@@ -112,6 +112,9 @@ class _Protocol(HttpToolsProtocol):
 
     uvicorn waits for a request's head as long as its sender likes, and keeps as much of it as he
     sends; here it has `HEAD_SECONDS` and `MAX_HEAD_BYTES`.
+
+    `Upgrade`, which Java's client sends along, is ignored, as RFC 9110 (7.8) lets a server; the
+    parser would take the body for another protocol.
     """
 
     def __init__(self, *args: Any, take_whole: TakeWhole, **kwargs: Any) -> None:  # noqa: ANN401 (uvicorn's own)
@@ -133,7 +136,13 @@ class _Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         in_head = self._noting
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+            return
         if not self._noting or self.transport.is_closing():
             return
         if self._head_complete:
@@ -145,6 +154,32 @@ class _Protocol(HttpToolsProtocol):
             self.send_400_response(f"A request's head has {MAX_HEAD_BYTES} bytes at the most.")
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _parse(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._upgrades():
+                    return  # CONNECT, and no request can follow it
+                (head_end,) = upgrade.args
+                rest = rest[head_end:]
+                head = self._head_without_upgrade()
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
+                self.parser.feed_data(head)
+            else:
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _upgrades(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     def _give_up(self) -> None:
         self._head_timer = None
@@ -172,6 +207,8 @@ class _Protocol(HttpToolsProtocol):
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self._upgrades():
+            return  # it comes again, without
         self._head_complete = True
         self._head_done()
         if not (
@@ -189,6 +226,8 @@ class _Protocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._upgrades():
+            return
         if self._noting:
             self._noting = False
             cycle = _ShortCycle(self)

@@ -28,6 +28,7 @@ from tests.processes import (
     RelayProcess,
     Reply,
     WholeConnection,
+    ask,
     closed_port,
     read_reply,
     run_sql,
@@ -568,3 +569,19 @@ def test_errors_of_the_other_pages_are_json_too(
     reply = emptied.ask(method, path)
 
     assert (reply.status, reply.content["status"]) == (status, "refused")
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_a_wish_to_upgrade_is_passed_over(relay: RelayProcess, protocol: str) -> None:
+    """Java's client has it in every request over plain HTTP."""
+    upgrade = {
+        "Connection": "Upgrade, HTTP2-Settings",
+        "Upgrade": protocol,
+        "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+    }
+    with closing(relay.connection("127.0.0.1", relay.port, timeout=30)) as connection:
+        replies = [ask(connection, "POST", PATH, opened(), upgrade) for _ in range(3)]
+    (entry,) = stored(relay.outbox)
+
+    assert [reply.content["status"] for reply in replies] == ["accepted"] + ["duplicate"] * 2
+    assert (entry.state, entry.body) == ("pending", opened())

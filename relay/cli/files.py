@@ -10,6 +10,7 @@ from typing import BinaryIO, Final
 
 import click
 
+from relay import salvaging
 from relay.backfill import Backfill, BadLine, lines
 from relay.cli.app import (
     configure_logs,
@@ -26,6 +27,7 @@ from relay.outbox import Outbox, open_outbox
 from relay.outbox.records import Query
 
 _BAD_LINES_SHOWN: Final = 20
+_PARTS: Final = 1_000  # of a salvage, as its progress is told
 
 
 @main.command("import")
@@ -144,3 +146,31 @@ def _copy(source: Outbox, target: Outbox, label: str) -> int:
             tick(len(page))
             start = page[-1].id
     return copied
+
+
+@main.command()
+@click.argument("damaged", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+def salvage(damaged: Path, new: Path) -> None:
+    """Put what can be read of a DAMAGED SQLite outbox into a NEW one.
+
+    Stop relay first. The damaged file is left as it is. What cannot be told to have been delivered
+    is pending in the new one, and is forwarded again under the same messageId. Histories are not
+    recovered.
+    """
+    told = 0
+
+    def tell(done: float) -> None:
+        nonlocal told
+        tick(round(done * _PARTS) - told)
+        told = round(done * _PARTS)
+
+    with reported(), progress("reading", _PARTS) as tick:
+        salvaged = salvaging.salvage(damaged, new, tell)
+    counts = salvaged.counts
+    click.echo(
+        f"recovered  {counts.pending} pending, {counts.delivered} delivered, {counts.dead} dead\n"
+        f"missing    {salvaged.broken} that were found and could not be read;"
+        f" {salvaged.torn} damaged pages may have held others\n"
+        f"next       start relay on {new}"
+    )

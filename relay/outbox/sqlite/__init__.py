@@ -30,13 +30,21 @@ from relay.outbox import (
 )
 from relay.outbox.sqlite.checkpointer import Checkpointer
 from relay.outbox.sqlite.records import SqliteRecords
-from relay.outbox.sqlite.schema import Disk, migrate, milliseconds, moment, translated
+from relay.outbox.sqlite.schema import (
+    Disk,
+    connect,
+    is_in_use,
+    migrate,
+    milliseconds,
+    moment,
+    refuse_damage,
+    translated,
+)
 from relay.pacing import Pace
 
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _MOST_ROWS: Final = 2_000  # a statement; SQLite takes 32,766 variables
-_BUSY_MILLISECONDS: Final = 5_000
 _LOCK_LOOK_SECONDS: Final = 0.1
 
 
@@ -123,6 +131,8 @@ class SqliteOutbox:
         self._noted_hold: str | None = "whatever an earlier process noted"
         self._disk = Disk()
         with self._disk.used():
+            if not is_in_use(path):  # who uses it has looked
+                refuse_damage(path)
             self._adder = self._connect()
             migrate(self._adder, path)
             self._settler = self._connect()
@@ -138,12 +148,8 @@ class SqliteOutbox:
         self._checkpointer.start()
 
     def _connect(self) -> apsw.Connection:
-        try:
-            connection = apsw.Connection(str(self._path))
-        except apsw.CantOpenError:
-            raise OutboxError(f"{self._path} cannot be opened") from None
+        connection = connect(self._path)
         connection.transaction_mode = "IMMEDIATE"
-        connection.set_busy_timeout(_BUSY_MILLISECONDS)
         connection.pragma("synchronous", "full")
         # The hook on commits, which checkpoints elsewhere, replaces the automatic checkpoint.
         connection.pragma("wal_autocheckpoint", 0)

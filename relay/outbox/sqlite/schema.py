@@ -1,7 +1,9 @@
 """The tables of a SQLite outbox, and what several of its modules need."""
 
+import fcntl
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -9,6 +11,8 @@ from typing import Final
 import apsw
 
 from relay.errors import OutboxBrokenError, OutboxError
+from relay.outbox import Role
+from relay.outbox.sqlite.fileformat import log_fault, size_on_disk
 
 MARK: Final = 0x52_4C_41_59
 """The file's application_id: "RLAY"."""
@@ -19,6 +23,10 @@ BLOCK_BITS: Final = 12
 One index over all of them would put each new entry on a page of its own: three such indexes took
 18 µs an entry, these take 3 and are searched at 1 µs a block.
 """
+
+_BUSY_MILLISECONDS: Final = 5_000
+_CHECK_SECONDS: Final = 1.0
+_CHECK_STEPS: Final = 100  # between looks at the time; about as many pages
 
 # One script a version; a file at version n has had the first n.
 MIGRATIONS: Final = (
@@ -85,8 +93,65 @@ def translated() -> Iterator[None]:
     """Raise SQLite's errors as relay's."""
     try:
         yield
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise _damage(str(error)) from error
     except apsw.Error as error:
         raise OutboxError(f"SQLite: {type(error).__name__}: {error}") from error
+
+
+def _damage(said: str, path: Path | None = None) -> OutboxError:
+    return OutboxError(
+        f"{path or 'the outbox'} is damaged ({said}); stop relay, run `relay salvage"
+        f" {path or 'DAMAGED'} NEW`, and start it on the new file; the damaged one is left as it is"
+    )
+
+
+def connect(path: Path) -> apsw.Connection:
+    """Open the file, or make it."""
+    try:
+        connection = apsw.Connection(str(path))
+    except apsw.CantOpenError:
+        raise OutboxError(f"{path} cannot be opened") from None
+    connection.set_busy_timeout(_BUSY_MILLISECONDS)
+    return connection
+
+
+def refuse_damage(path: Path) -> None:
+    """Have SQLite look the file over for about a second, which is enough for a small one.
+
+    Of a large one, where the oldest entries are looked at first, the rest is found when it is used.
+
+    Raises:
+        OutboxError: it is damaged; nothing has been written to it.
+    """
+    if fault := log_fault(path):
+        raise _damage(fault, path)
+    if not size_on_disk(path):
+        return
+    give_up_at = time.monotonic() + _CHECK_SECONDS
+    with closing(connect(path)) as connection:
+        # Whoever closes a file last moves the log into it.
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.set_progress_handler(lambda: time.monotonic() > give_up_at, _CHECK_STEPS)
+        try:
+            said = connection.execute("PRAGMA quick_check(1)").get
+        except apsw.InterruptError:
+            return
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            raise _damage(str(error), path) from error
+    if said != "ok":
+        raise _damage(said.splitlines()[-1], path)
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a relay receives into the file or forwards from it; see `Outbox.become_sole`."""
+    for role in Role:
+        with suppress(OSError), Path(f"{path}-{role}").open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
 
 
 class Disk:

@@ -1,0 +1,182 @@
+"""What must hold of any webhook body at all, and a search for one of which it does not.
+
+`python -m tests.faults.fuzz --seconds 600` searches, guided by coverage; it needs atheris, which
+has wheels for Linux on x86-64.
+"""
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from multiprocessing import Process
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, Final
+
+from relay import providers, segment
+from relay.events import Collection, EmailEvent, Ignored, Unusable
+from relay.providers import vero
+from tests.oracle import make_webhook
+
+DOCUMENT: Final[dict[str, Any]] = {
+    "type": "bounced",
+    "action": "bounced",
+    "bounced_at": 1_772_366_400,
+    "message_id": "mail-1",
+    "user_agent": "Thunderbird",
+    "bounce_type": "hard",
+    "bounce_code": 550,
+    "bounce_message": "no such mailbox",
+    "event": {"name": "left basket", "data": {"token": "private"}},
+    "user": {"id": 7, "email": "reader@example.com"},
+    "campaign": {
+        "id": 88,
+        "name": "Basket reminder",
+        "campaign_title": "Basket reminder",
+        "subject": "Still thinking?",
+        "email_subject": "Still thinking?",
+        "type": "transactional",
+        "group": "baskets",
+        "series_title": "Baskets",
+        "trigger-event": "left basket",
+        "variation": "A",
+        "variation_name": "A",
+        "template": "plain",
+        "locale": "en",
+        "tags": ["basket", "reminder"],
+        "channel": "email",
+        "message_id": "mail-1",
+        "sent_to": "reader@example.com",
+    },
+}
+"""A webhook with something in every field that is read, and in one that is not."""
+
+_NOON: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
+_VERO: Final = vero.Vero(vero.VeroSettings.model_validate({"secret": "a-secret-for-the-tests"}))
+_SEGMENT: Final = segment.Segment("write-key", "https://example.com")
+_RECIPE: Final = b"\0"
+"""Begins what is not a body, but tells how one is composed."""
+
+
+def check(body: bytes) -> None:
+    """What relay makes of the body is lawful, and the same whenever it comes."""
+    reading = _VERO.parse(body, _NOON)
+    again = _VERO.parse(body, _NOON + timedelta(days=400))
+
+    assert isinstance(reading, EmailEvent | Ignored | Unusable)
+    assert type(again) is type(reading)
+    if not (isinstance(reading, EmailEvent) and isinstance(again, EmailEvent)):
+        assert again == reading
+        return
+    message_id = _message_id(reading)
+    call = _SEGMENT.track_call(reading, message_id, _VERO.name, _VERO.integrations)
+    message = json.loads(segment.encode(call), parse_constant=_not_finite)
+
+    assert reading.identity is None or _message_id(again) == message_id
+    assert message["messageId"] == message_id
+    assert len(message_id) <= 100
+    assert message["event"] in {*Collection}
+    assert message["userId"] or message["anonymousId"]
+    assert all(text and text == text.strip() for text in _texts(message))
+    assert all(type(value) is str for value in message["properties"].values())
+
+
+def _message_id(event: EmailEvent) -> str:
+    return _SEGMENT.message_id(_VERO.name, event.identity, event.said_at)
+
+
+def _not_finite(constant: str) -> None:
+    raise AssertionError(constant)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, member in value.items():
+            yield key
+            yield from _texts(member)
+
+
+def _search(seconds: int, directory: Path) -> None:
+    atheris = import_module("atheris")
+    for module in (providers, vero, segment):
+        for function in _functions(module):
+            atheris.instrument_func(function)
+    rng = Random(1)  # noqa: S311 (no secret hangs on it)
+    webhooks = [make_webhook(rng, number).body for number in range(200)]
+    recipes = [_RECIPE + rng.randbytes(300) for _ in range(100)]
+    for number, seed in enumerate([json.dumps(DOCUMENT).encode(), *webhooks, *recipes]):
+        (directory / str(number)).write_bytes(seed)
+
+    def tried(data: bytes) -> None:
+        body = data
+        if data.startswith(_RECIPE):
+            said = atheris.FuzzedDataProvider(data.removeprefix(_RECIPE))
+            body = json.dumps(_composed(DOCUMENT, said)).encode()
+        try:
+            check(body)
+        except BaseException:
+            print(f"it breaks on {body!r}")  # noqa: T201 (it is what the search is for)
+            raise
+
+    options = [f"-max_total_time={seconds}", "-max_len=4096", f"-artifact_prefix={directory}/"]
+    atheris.Setup([sys.argv[0], *options, str(directory)], tried)
+    atheris.Fuzz()
+
+
+def _functions(module: ModuleType) -> Iterator[Any]:
+    for owner in (module, *(member for _, member in inspect.getmembers(module, inspect.isclass))):
+        for _, function in inspect.getmembers(owner, inspect.isfunction):
+            if function.__module__ == module.__name__:
+                yield function
+
+
+def _composed(document: dict[str, Any], said: Any) -> dict[str, Any]:  # noqa: ANN401 (of atheris)
+    """The document, changed as is said: of bytes that were changed hardly any are JSON."""
+    composed: dict[str, Any] = {}
+    for key, value in document.items():
+        choice = said.ConsumeIntInRange(0, 9)
+        if choice < 3:
+            composed[key] = _anything(said)
+        elif choice < 9:
+            composed[key] = _composed(value, said) if isinstance(value, dict) else value
+    return composed
+
+
+def _anything(said: Any) -> object:  # noqa: ANN401 (of atheris)
+    kinds: list[Callable[[], object]] = [
+        lambda: said.PickValueInList([None, True, False, "", " ", 123, "steve@getvero.com"]),
+        lambda: said.ConsumeInt(9),
+        lambda: str(said.ConsumeInt(6)),
+        said.ConsumeFloat,
+        lambda: _time(said),
+        lambda: said.ConsumeUnicode(40),
+        lambda: [_anything(said) for _ in range(said.ConsumeIntInRange(0, 3))],
+        lambda: {said.ConsumeUnicode(5): _anything(said)},
+    ]
+    return kinds[said.ConsumeIntInRange(0, len(kinds) - 1)]()
+
+
+def _time(said: Any) -> str:  # noqa: ANN401 (of atheris)
+    moment = said.PickValueInList(
+        ["0001-01-01T00:00:00", "1969-12-31T23:59:59", "2026-02-30", "9999-12-31T23:59:59.999999"]
+    )
+    zone = said.PickValueInList(["", "Z", "+14:00", "-23:59", "+05:30:15.5"])
+    return f"{moment}{zone}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=int, default=60)
+    with TemporaryDirectory() as temporary:
+        # A process of its own, because a search ends its process.
+        search = Process(target=_search, args=(parser.parse_args().seconds, Path(temporary)))
+        search.start()
+        search.join()
+    sys.exit(search.exitcode)
