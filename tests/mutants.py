@@ -148,10 +148,10 @@ MUTANTS = [
         "tests/providers/test_vero.py",
     ),
     Mutant(
-        "the beginning of a secret is enough",
+        "any secret will do",
         "providers/__init__.py",
-        "hmac.compare_digest(given, digest)",
-        "given[:4] == digest[:4] or candidate == b'a-secret-for'",
+        "return any(matches)",
+        "return bool(candidate) or any(matches)",
         "tests/test_receiver.py -k secret",
     ),
     Mutant(
