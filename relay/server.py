@@ -23,6 +23,10 @@ from uvicorn.protocols.http.httptools_impl import (
 HEAD_SECONDS: Final = 10
 """From a connection's beginning, or a request's first byte, to the end of its head."""
 MAX_HEAD_BYTES: Final = 2**16
+UNREAD_SECONDS: Final = 10
+"""For a sender to read answers once they no longer fit on their way to him."""
+MAX_SENT_AHEAD: Final = 100
+"""Requests that may wait for the answer to an earlier one of their connection."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 Reply = Callable[[int, Headers, bytes], None]
@@ -111,7 +115,8 @@ class _Protocol(HttpToolsProtocol):
     now: an ASGI task, its events and its messages are half of what a webhook costs.
 
     uvicorn waits for a request's head as long as its sender likes, and keeps as much of it as he
-    sends; here it has `HEAD_SECONDS` and `MAX_HEAD_BYTES`.
+    sends; here it has `HEAD_SECONDS` and `MAX_HEAD_BYTES`. So has whatever else is no part of a
+    body that somebody waits for: blank lines, trailers, the rest of what is answered already.
 
     `Upgrade`, which Java's client sends along, is ignored, as RFC 9110 (7.8) lets a server; the
     parser would take the body for another protocol.
@@ -122,8 +127,10 @@ class _Protocol(HttpToolsProtocol):
         self._take_whole = take_whole
         self._noting = False
         self._head_complete = False
+        self._whole = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -132,27 +139,30 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_done()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        in_head = self._noting
         self._unset_keepalive_if_required()
+        self._head_bytes += len(data)  # until a head or a request ends, or a body goes on
         try:
             self._parse(data)
         except httptools.HttpParserError:
             self.logger.warning("Invalid HTTP request received.")
             self.send_400_response("Invalid HTTP request received.")
             return
-        if not self._noting or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        if self._head_complete:
+        if self._noting and self._head_complete:
             self._play()  # the rest may take its time: the application says how much
-            return
-        if in_head:  # otherwise the data may be the end of an earlier body, for the most part
-            self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES:
+        elif self._head_bytes > MAX_HEAD_BYTES:
             self.send_400_response(f"A request's head has {MAX_HEAD_BYTES} bytes at the most.")
-        elif self._head_timer is None:
+        elif (
+            self._head_timer is None
+            and (self._head_bytes or not self._whole)
+            and (self.cycle is None or self.cycle.response_complete)
+        ):
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
     def _parse(self, data: bytes) -> None:
@@ -194,10 +204,22 @@ class _Protocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_timer = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+
     def on_message_begin(self) -> None:
+        if len(self.pipeline) == MAX_SENT_AHEAD:
+            raise httptools.HttpParserError  # each takes many times the memory that it came in
         self._unset_keepalive_if_required()  # armed by the answer to one in the same data
         self._noting = True
         self._head_complete = False
+        self._whole = False
         self.url = b""
         self.headers = []
         self._body = []
@@ -220,6 +242,7 @@ class _Protocol(HttpToolsProtocol):
             self._play()
 
     def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
         if self._noting:
             self._body.append(body)
         else:
@@ -228,6 +251,8 @@ class _Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._upgrades():
             return
+        self._whole = True
+        self._head_bytes = 0
         if self._noting:
             self._noting = False
             cycle = _ShortCycle(self)

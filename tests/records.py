@@ -21,7 +21,8 @@ ALL = Query()
 
 def varied(number: int) -> Arrival:
     """The events differ in everything that they can be found by; each sixth is dead at once."""
-    shared = Keys(number % 5 or None, number % 4 or KEY, number % 6 or None)
+    address = (None, 1, 2, KEY, 3, 5, None)[number % 7]
+    keys = Keys(number % 5 or None, address, number % 6 or None)
     return Arrival(
         provider="vero" if number % 3 else "customerio",
         message_id=f"event-{number}",
@@ -29,7 +30,7 @@ def varied(number: int) -> Arrival:
         body=f"body of {number}".encode(),
         fault=Unusable(REASONS[number % 3], f"detail {number}") if number % 6 == 5 else None,
         collection=COLLECTIONS[number % 3],
-        keys=NO_KEYS if number % 8 == 0 else shared,
+        keys=keys if number % 8 else NO_KEYS,
     )
 
 

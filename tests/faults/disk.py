@@ -53,15 +53,18 @@ class Disk(apsw.VFS):
     A sync that has failed is told once to each who has the file open, as Linux does, and never
     again: what was written before it is not on the disk, although it can still be read.
 
+    Args:
+        operations: those that were done before, by a process that is gone.
+
     Attributes:
         operations: all that were done, oldest first.
         before: called before each; what it raises, SQLite is told.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, operations: Sequence[Operation] = ()) -> None:
         self.base = apsw.vfs_names()[0]
         super().__init__("disk", self.base)
-        self.operations: list[Operation] = []
+        self.operations = [*operations]
         self.before: Callable[[Operation], object] = lambda _operation: None
         self.lock = threading.RLock()
         self.open: list[_File] = []
@@ -213,12 +216,24 @@ class Platter:
                 (directory / name).write_bytes(left.synced)
 
 
+def kill(operations: Sequence[Operation], directory: Path) -> None:
+    """Put the files into the directory as they can be read once who did all this is killed."""
+    files: dict[str, bytearray] = {}
+    for operation in operations:
+        if operation.deed is Deed.DELETE:
+            del files[operation.file]
+        else:
+            _perform(operation, files.setdefault(operation.file, bytearray()))
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+
+
 def _perform(operation: Operation, content: bytearray) -> None:
     start = operation.offset
     content.extend(bytes(max(0, start - len(content))))
     if operation.deed is Deed.TRUNCATE:
         del content[start:]
-    else:
+    elif operation.deed is Deed.WRITE:
         content[start : start + len(operation.data)] = operation.data
 
 

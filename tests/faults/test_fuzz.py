@@ -21,7 +21,7 @@ TYPES = ["sent", "delivered", "opened", "clicked", "unsubscribed", "bounced", "c
 PIECES = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\0", b"\xff", b"\\u0000", b"\\ud800"]
 PIECES += [b"null", b"1e400", b"NaN", b"-", b"9" * 5000, b"\xef\xbb\xbf", b"\xe2\x80\xa8"]
 ODD = [" ", "\u2003reader@example.com\u2029", "\0", 10**4000, -0.0, 1e308, [[[" "]]], "0001-01-01"]
-_quick = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -61,7 +61,7 @@ BODIES = st.one_of(
 def test_whatever_a_body_holds_relay_makes_something_lawful_of_it(
     times: Callable[[int, int], int],
 ) -> None:
-    @settings(_quick, max_examples=times(300, 10_000))
+    @settings(_patient, max_examples=times(300, 10_000))
     @given(BODIES)
     @example(json.dumps(DOCUMENT).encode())
     def read(body: bytes) -> None:
@@ -75,7 +75,7 @@ def test_whatever_is_posted_the_process_answers_and_forwards_what_it_accepts(
 ) -> None:
     accepted: set[str] = set()
 
-    @settings(_quick, max_examples=times(300, 3_000))
+    @settings(_patient, max_examples=times(300, 3_000))
     @given(BODIES)
     def post(body: bytes) -> None:
         reply = relay.post(body)

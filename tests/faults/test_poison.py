@@ -5,7 +5,7 @@ import pytest
 
 from tests.fakes import Answer, SegmentServer
 from tests.oracle import Ledger, Message, Webhook, well
-from tests.processes import RelayProcess, Store, pending, within
+from tests.processes import PostgresStore, RelayProcess, Store, pending, within
 
 _BEFORE = 250
 _DEATHS = 5  # two in company, three alone
@@ -49,8 +49,8 @@ def test_a_webhook_that_kills_each_forwarder_is_set_apart_and_all_others_arrive(
         for _ in range(_BEFORE):
             post(ledger.next())
         post(deadly)
-        ended = within(60 * (_DEATHS + 5), is_over)
-        settled = within(60, lambda: pending(store) == 0)
+        ended = within(600 if isinstance(store, PostgresStore) else 60, is_over)
+        settled = within(30, lambda: pending(store) == 0)
         ready = within(30, lambda: relay.ask("GET", "/readyz").status == 200)
         broken = ledger.broken_promises(store, server)
 

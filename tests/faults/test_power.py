@@ -84,7 +84,7 @@ def test_whenever_the_power_is_cut_what_was_told_stored_is_there(
         with Disk() as disk:
             witness = live(disk, directory / FILE, rng, SqliteOutbox)
         done = {(each.deed, each.file) for each in disk.operations}
-        cuts = points(disk.operations, rng, times(150, 800))
+        cuts = points(disk.operations, rng, times(150, 600))
         broken = [*broken_by_cuts(witness, disk.operations, rng, cuts, directory / "cut")]
 
         assert {(Deed.SYNC, FILE), (Deed.TRUNCATE, LOG), (Deed.DELETE, LOG)} <= done
@@ -109,7 +109,7 @@ def test_a_power_cut_while_a_long_log_is_emptied_loses_nothing(
 ) -> None:
     seed = time.time_ns()
     rng = Random(seed)  # noqa: S311 (no secret hangs on it)
-    cuts = times(0, 25)
+    cuts = times(0, 12)
     if not cuts:
         pytest.skip("takes a gigabyte of memory")
     path = tmp_path / FILE
@@ -144,7 +144,7 @@ def test_a_file_whose_making_the_power_cut_can_be_opened(tmp_path: Path, times: 
         witness.close()
     broken = [
         promise
-        for _ in range(times(1, 20))
+        for _ in range(times(1, 8))
         for promise in broken_by_cuts(witness, disk.operations, rng, range(made), tmp_path / "cut")
     ]
 

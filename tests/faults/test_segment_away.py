@@ -66,9 +66,9 @@ def bound(failures: int) -> float:
     return min(2.0 ** min(failures, 9), 300)
 
 
-def probes(relay: Relay, server: SegmentServer, until: float) -> list[float]:
-    """When each request came while Segment is away, up to then."""
-    server.judge = lambda _batch: Answer(503)
+def probes(relay: Relay, server: SegmentServer, until: float, *, asked: int = 0) -> list[float]:
+    """When each request came while Segment is away and asks for so many seconds, up to then."""
+    server.judge = lambda _batch: Answer(503, {"Retry-After": str(asked)})
     came = [0.0]
     while came[-1] < until:
         came.append(relay.step())
@@ -77,14 +77,15 @@ def probes(relay: Relay, server: SegmentServer, until: float) -> list[float]:
     return came[1:]
 
 
-@pytest.mark.parametrize(("days", "minutes"), [(1, 20), (8, 720)])
+@pytest.mark.parametrize(("days", "minutes", "asked"), [(1, 20, 0), (8, 60, 1_800)])
 def test_what_happens_while_segment_is_away_for_days_arrives_when_it_is_back(
-    relay: Relay, server: SegmentServer, times: Times, days: int, minutes: int
+    relay: Relay, server: SegmentServer, times: Times, days: int, minutes: int, asked: int
 ) -> None:
     relay.point_at(server.url)
     relay.every = times(minutes, 5) * 60
+    asked = times(asked, 0)
     relay.add(1)
-    came = probes(relay, server, days * DAY)
+    came = probes(relay, server, days * DAY, asked=asked)
     waits = [later - earlier for earlier, later in pairwise(came)]
     relay.every = 0
     relay.add(5_100)  # more than the requests of a second can carry
@@ -98,7 +99,8 @@ def test_what_happens_while_segment_is_away_for_days_arrives_when_it_is_back(
     server.judge = judge
     relay.forward()
 
-    assert waits == pytest.approx([bound(failures) for failures in range(len(waits))], abs=0.01)
+    expected = [max(bound(failures), asked) for failures in range(len(waits))]
+    assert waits == pytest.approx(expected, abs=0.01)
     assert waiting == {"pending": len(relay.happened)}
     assert relay.broken_promises(server) == []
     assert len(back) > 51

@@ -97,7 +97,7 @@ class Witness:
         """Everything in which an outbox differs from what had been told when the power was cut."""
         try:
             with closing(SqliteOutbox(path)) as outbox:
-                return [*self._differences(path, cut_at), *self._unusable(outbox, cut_at)]
+                return [*self._differences(path, cut_at), *self.troubles(outbox, cut_at)]
         except (OutboxError, apsw.Error) as error:
             return [f"it cannot be read: {error}"]
 
@@ -114,13 +114,13 @@ class Witness:
         for name, entry in entries.items():
             asked_at, asked = self._asked[name]
             fates = {state for settled_at, state in self._fates[name] if settled_at < cut_at}
-            if asked_at >= cut_at or entry.body != asked.body:
+            if asked_at > cut_at or entry.body != asked.body:
                 yield f"not what was added: {name}"
             if entry.state not in fates | {State.DEAD if asked.fault else State.PENDING}:
                 yield f"settled by nobody: {name} is {entry.state}"
 
-    def _unusable(self, outbox: SqliteOutbox, cut_at: int) -> Iterator[str]:
-        """It goes on as if nothing had been."""
+    def troubles(self, outbox: SqliteOutbox, cut_at: int) -> Iterator[str]:
+        """Why the outbox does not go on as if nothing had been."""
         if any(outbox.add([self._asked[name][1] for name in self._kept(cut_at)])):
             yield "what was there is new again"
         while claimed := outbox.claim(1_000, lease=MINUTE):

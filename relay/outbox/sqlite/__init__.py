@@ -131,9 +131,10 @@ class SqliteOutbox:
         self._noted_hold: str | None = "whatever an earlier process noted"
         self._disk = Disk()
         with self._disk.used():
+            self._adder = connect(path)
             if not is_in_use(path):  # who uses it has looked
-                refuse_damage(path)
-            self._adder = self._connect()
+                refuse_damage(self._adder, path)
+            self._set_up(self._adder)
             migrate(self._adder, path)
             self._settler = self._connect()
             self._settler.pragma("synchronous", "normal")
@@ -148,7 +149,10 @@ class SqliteOutbox:
         self._checkpointer.start()
 
     def _connect(self) -> apsw.Connection:
-        connection = connect(self._path)
+        return self._set_up(connect(self._path))
+
+    @staticmethod
+    def _set_up(connection: apsw.Connection) -> apsw.Connection:
         connection.transaction_mode = "IMMEDIATE"
         connection.pragma("synchronous", "full")
         # The hook on commits, which checkpoints elsewhere, replaces the automatic checkpoint.

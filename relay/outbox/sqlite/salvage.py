@@ -10,7 +10,6 @@ which is what `Records.restore` does.
 2. Pages to which the tree does not lead any more.
 3. What the pages behind the last sound commit of the log had been before.
 4. If the tree is damaged: damaged pages, searched byte by byte, then pages that had been freed.
-5. Those among 2 to 4 that share a page with one told before them, who may have it by right.
 
 From the second on it cannot be told which copy is older. Pending ones come first then: what is
 forwarded once more does no harm under its `messageId`; what was taken for delivered, and was not,
@@ -50,7 +49,6 @@ _COLUMNS: Final = "-TTStIiIIittiiiB"
 _TYPES: Final = {"T": str, "S": str, "I": int, "B": bytes}
 _STATES: Final = {13 + 2 * len(state): state for state in State}  # by serial type: by their lengths
 
-_IN_DOUBT: Final = (State.PENDING, State.DEAD, State.DELIVERED)
 _MOMENTS: Final = range(253_402_300_800_000)  # milliseconds up to the year 9999
 _ATTEMPTS: Final = range(2**31)
 _DIGESTS: Final = range(2**32)
@@ -92,7 +90,6 @@ class DamagedOutbox:
         self._torn: list[int] = []  # the places of damaged pages
         self._placed = bytearray(self.pages + 1)  # whether a page is in the tree, or free
         self._owners: dict[int, int] = {}  # the ids that overflow pages belong to, by their places
-        self._shared: list[tuple[Pages, Cell]] = []  # entries with a page that another has
 
     def __enter__(self) -> Self:
         return self
@@ -115,9 +112,6 @@ class DamagedOutbox:
         if not self._sound or self._torn:
             yield from self._doubtful(self._pages, self._torn, _carved)
             yield from self._doubtful(self._pages, free, _listed)
-        self._shared.sort(key=lambda shared: _IN_DOUBT.index(_state(shared[1])))
-        for pages, cell in self._shared:
-            yield from self._whole(pages, [cell], in_doubt=False)
 
     def _in_tree(self) -> Iterator[Record]:
         left = [(_ROOT, -1, 2**63)]
@@ -174,7 +168,7 @@ class DamagedOutbox:
     def _doubtful(
         self, pages: Pages, places: Iterable[int], find: Callable[[bytes], Iterable[Cell]]
     ) -> Iterator[Record]:
-        for state in _IN_DOUBT:
+        for state in (State.PENDING, State.DEAD, State.DELIVERED):
             for place in places:
                 cells = [cell for cell in find(pages.read(place)) if _state(cell) is state]
                 yield from self._whole(pages, cells)
@@ -185,10 +179,10 @@ class DamagedOutbox:
         for cell in cells:
             data, places = _data(pages, cell)
             record = None if data is None else _record(cell, data)
-            if record is None:
+            # A page has one owner. Of an old copy and an entry, the entry is likely to be younger.
+            lost = in_doubt and any(self._owners.get(place, -1) > cell.id for place in places)
+            if record is None or lost:
                 self.broken.add(_values(cell, cell.here)[2])
-            elif in_doubt and any(self._owners.get(p, cell.id) != cell.id for p in places):
-                self._shared.append((pages, cell))
             else:
                 self._owners.update(dict.fromkeys(places, cell.id))
                 yield record

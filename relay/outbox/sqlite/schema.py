@@ -3,7 +3,7 @@
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -25,7 +25,6 @@ One index over all of them would put each new entry on a page of its own: three 
 """
 
 _BUSY_MILLISECONDS: Final = 5_000
-_CHECK_SECONDS: Final = 1.0
 _CHECK_STEPS: Final = 100  # between looks at the time; about as many pages
 
 # One script a version; a file at version n has had the first n.
@@ -116,31 +115,37 @@ def connect(path: Path) -> apsw.Connection:
     return connection
 
 
-def refuse_damage(path: Path) -> None:
-    """Have SQLite look the file over for about a second, which is enough for a small one.
+def refuse_damage(connection: apsw.Connection, path: Path, *, seconds: float = 1.0) -> None:
+    """Have SQLite look the file over for so long, which is enough for a small one.
 
     Of a large one, where the oldest entries are looked at first, the rest is found when it is used.
 
+    Args:
+        connection: the one that writes what must not be lost. It makes the log if there is none,
+            and only who makes a file syncs the directory with it.
+        path: of its file.
+        seconds: how long at the most.
+
     Raises:
-        OutboxError: it is damaged; nothing has been written to it.
+        OutboxError: it is damaged; nothing has been written to it, and the connection is closed.
     """
-    if fault := log_fault(path):
-        raise _damage(fault, path)
-    if not size_on_disk(path):
-        return
-    give_up_at = time.monotonic() + _CHECK_SECONDS
-    with closing(connect(path)) as connection:
-        # Whoever closes a file last moves the log into it.
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    fault = log_fault(path)
+    if fault is None and size_on_disk(path):
+        give_up_at = time.monotonic() + seconds
         connection.set_progress_handler(lambda: time.monotonic() > give_up_at, _CHECK_STEPS)
         try:
             said = connection.execute("PRAGMA quick_check(1)").get
+            fault = None if said == "ok" else said.splitlines()[-1]
         except apsw.InterruptError:
-            return
+            pass
         except (apsw.CorruptError, apsw.NotADBError) as error:
-            raise _damage(str(error), path) from error
-    if said != "ok":
-        raise _damage(said.splitlines()[-1], path)
+            fault = str(error)
+        connection.set_progress_handler(None)
+    if fault is not None:
+        # Whoever closes a file last moves the log into it.
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.close()
+        raise _damage(fault, path)
 
 
 def is_in_use(path: Path) -> bool:
