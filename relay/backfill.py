@@ -2,12 +2,14 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
+from operator import attrgetter
 from typing import BinaryIO, Final
 
 from msgspec import Struct, field
 
+from relay.errors import OutboxError
 from relay.events import Ignored
 from relay.intake import arrival_of
 from relay.outbox import Arrival, Clock, Outbox, utc_now
@@ -44,14 +46,29 @@ class Tally(Struct):
 
 
 class Backfill:
-    """Stores lines of webhook bodies; the same lines again add nothing."""
+    """Stores lines of webhook bodies; the same lines again add nothing.
+
+    Args:
+        outbox: where to.
+        provider: whose they are.
+        segment: for which they are meant.
+        exceeded: why nothing more is to be stored now, if so.
+        clock: tells when they are received.
+    """
 
     def __init__(
-        self, outbox: Outbox, provider: Provider, segment: Segment, *, clock: Clock = utc_now
+        self,
+        outbox: Outbox,
+        provider: Provider,
+        segment: Segment,
+        *,
+        exceeded: Callable[[], str | None] = lambda: None,
+        clock: Clock = utc_now,
     ) -> None:
         self._outbox = outbox
         self._provider = provider
         self._segment = segment
+        self._exceeded = exceeded
         self._clock = clock
         self._copies: Counter[bytes] = Counter()
 
@@ -89,6 +106,8 @@ class Backfill:
         return arrival_of(self._provider, self._segment, body, self._clock(), otherwise=nth_copy)
 
     def _store(self, step: list[tuple[int, Arrival]], tally: Tally) -> Tally:
+        if step and (exceeded := self._exceeded()):
+            raise OutboxError(exceeded)
         started = time.monotonic()
         new = self._outbox.add([arrival for _, arrival in step])
         for (number, arrival), is_new in zip(step, new, strict=True):
@@ -97,6 +116,7 @@ class Backfill:
                 tally.bad.append(BadLine(number, f"{arrival.fault.reason}: {arrival.fault.detail}"))
             else:
                 tally.outcomes["accepted" if is_new else "duplicate"] += 1
+        tally.bad.sort(key=attrgetter("number"))  # those too long were told at once
         # Webhooks that come in meanwhile have their turn at the disk.
         time.sleep(min(time.monotonic() - started, 1))
         return tally

@@ -41,7 +41,7 @@ _FAILURE_SECONDS: Final = 10
 
 
 class _Waiting(Struct):
-    """An arrival, and whom to tell; nobody any more once it has waited too long."""
+    """An arrival, and whom to tell: nobody any more once that is done."""
 
     arrival: Arrival
     told: Told
@@ -177,8 +177,7 @@ class Intake:
             if handed.at > self._loop.time() - WAIT_SECONDS:
                 break
             for waiting in handed.waiting:
-                told, waiting.told = waiting.told, _nobody
-                told(late)
+                self._tell_one(waiting, late)
         self._loop.call_later(_LOOK_SECONDS, self._give_up_on_the_slow)
 
     async def close(self) -> None:
@@ -217,13 +216,18 @@ class Intake:
         self._failure = (self._loop.time(), new) if isinstance(new, OutboxError) else None
         for place, waiting in enumerate(group):
             self._waiting_bytes -= len(waiting.arrival.body)
-            try:
-                waiting.told(new if isinstance(new, OutboxError) else new[place])
-            except Exception:  # noqa: BLE001 (the others must hear of theirs)
-                _log.exception("intake.not_told", message_id=waiting.arrival.message_id)
+            self._tell_one(waiting, new if isinstance(new, OutboxError) else new[place])
         self._told_count += len(group)
         while self._handed and self._handed[0].count <= self._told_count:
             self._handed.popleft()
+
+    def _tell_one(self, waiting: _Waiting, fate: Fate) -> None:
+        """Tell it, unless it has been told already."""
+        told, waiting.told = waiting.told, _nobody
+        try:
+            told(fate)
+        except Exception:  # noqa: BLE001 (the others must hear of theirs)
+            _log.exception("intake.not_told", message_id=waiting.arrival.message_id)
 
 
 def _nobody(_fate: Fate) -> None:

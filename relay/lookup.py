@@ -1,7 +1,7 @@
 """Finding entries: by what is stored beside them, and by whom and which email they are about."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from hashlib import sha256
 from heapq import merge
@@ -10,15 +10,25 @@ from typing import Any, Final, Literal
 from msgspec import Struct, structs
 
 from relay.errors import UnreadableError
-from relay.events import EmailEvent
+from relay.events import EmailEvent, Reading
 from relay.outbox import State, digest
 from relay.outbox.records import Query, Record, Records
-from relay.providers import Provider, read_object
+from relay.providers import Provider, read_object, text
 
 PAGE: Final = 500
 """Entries read at a time."""
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)
+_ADDRESS: Final = re.compile(
+    r"""(?<![^\s<>",;:()\[\]{}=&\ufffd])[^\s<>",;:()\[\]{}=&\ufffd]+@[\w.-]+\w"""
+)
+_AT_SIGN: Final = re.compile(r"%(?:25)*40|\\u0040", re.IGNORECASE)
+# What a field is called in which, or in a field of which, a user's id stands.
+_PERSON: Final = re.compile(
+    r"user(?![_-]?agent)|customer|recipient|subscriber|contact|profile|person|identif",
+    re.IGNORECASE,
+)
+_BEFORE_AN_ID: Final = 200
 
 
 class Criteria(Struct, frozen=True, omit_defaults=True):
@@ -57,57 +67,77 @@ class Lookup:
         start: int | None = None,
         newest_first: bool = True,
         with_history: bool = False,
+        looked_at: Callable[[int], None] = lambda _count: None,
     ) -> Iterator[Record]:
-        """All that meet the criteria, read little by little while they are taken."""
-        queries = self._queries(criteria)
-        if queries is None:
-            return iter(())
+        """All that meet the criteria, read little by little while they are taken.
+
+        Args:
+            criteria: what they must meet.
+            start: the id behind which they begin, in the direction asked for.
+            newest_first: the direction.
+            with_history: fill in their histories.
+            looked_at: told of how many more were looked at, whether they meet the criteria or not.
+        """
         found = [
-            self._pages(query, start, newest_first=newest_first, with_history=with_history)
-            for query in queries
+            self._pages(
+                query, start, looked_at, newest_first=newest_first, with_history=with_history
+            )
+            for query in _queries(criteria)
         ]
         records = merge(*found, key=lambda record: record.id, reverse=newest_first)
         return (record for record in records if self._is_meant(record, criteria))
 
-    def _queries(self, criteria: Criteria) -> list[Query] | None:
-        """What to ask the store, whose answers may hold more than is meant; None for nothing."""
-        plain = Query(
-            ids=criteria.ids,
-            states=criteria.states,
-            provider=criteria.provider,
-            collection=criteria.collection,
-            reason=criteria.reason,
-            since=criteria.since,
-            until=criteria.until,
-            message_id=criteria.message_id,
-        )
-        key = _key(criteria)
-        if key is None:
-            return [plain]
-        queries = [structs.replace(plain, key=key)]
-        # What could not be read when it came has no keys; it may name them all the same.
-        if not criteria.states or State.DEAD in criteria.states:
-            queries.append(structs.replace(plain, states=(State.DEAD,), keyless=True))
-        return queries
-
     def _pages(
-        self, query: Query, start: int | None, *, newest_first: bool, with_history: bool
+        self,
+        query: Query,
+        start: int | None,
+        looked_at: Callable[[int], None],
+        *,
+        newest_first: bool,
+        with_history: bool,
     ) -> Iterator[Record]:
         while page := self._records.find(
             query, PAGE, start=start, newest_first=newest_first, with_history=with_history
         ):
             yield from page
+            looked_at(len(page))
             start = page[-1].id
 
     def _is_meant(self, record: Record, criteria: Criteria) -> bool:
         if _key(criteria) is None:
             return True
-        provider = self._providers.get(record.provider)
-        reading = provider.parse(record.body, record.received_at) if provider else None
+        reading = self._reading(record)
         if isinstance(reading, EmailEvent):
             return _is_about(reading, criteria)
-        wanted = (criteria.user_id, criteria.address, criteria.email_id)
-        return all(mentions(record.body, value) for value in wanted if value)
+        return mentions(record.body, criteria)
+
+    def _reading(self, record: Record) -> Reading | None:
+        try:
+            return self._providers[record.provider].parse(record.body, record.received_at)
+        except Exception:  # noqa: BLE001 (what makes relay itself fail can be looked for, too)
+            return None
+
+
+def _queries(criteria: Criteria) -> list[Query]:
+    """What to ask the store, whose answers may hold more than is meant."""
+    plain = Query(
+        ids=criteria.ids,
+        states=criteria.states,
+        provider=criteria.provider,
+        collection=criteria.collection,
+        reason=criteria.reason,
+        since=criteria.since,
+        until=criteria.until,
+        message_id=criteria.message_id,
+    )
+    key = _key(criteria)
+    if key is None:
+        return [plain]
+    queries = [structs.replace(plain, key=key)]
+    # What could not be read when it came has no keys; it may name them all the same.
+    if not criteria.states or State.DEAD in criteria.states:
+        queries.append(structs.replace(plain, states=(State.DEAD,), keyless=True))
+    return queries
 
 
 def _key(criteria: Criteria) -> tuple[Literal["user", "address", "email"], int] | None:
@@ -128,30 +158,72 @@ def _is_about(event: EmailEvent, criteria: Criteria) -> bool:
         return False
     if criteria.email_id and event.properties.get("email_id") != criteria.email_id:
         return False
-    if not criteria.address:
-        return True
-    address = (event.email or "").lower()
-    wanted = criteria.address.lower()
+    return not criteria.address or _is_address(event.email or "", criteria.address)
+
+
+def _is_address(address: str, wanted: str) -> bool:
+    address, wanted = address.lower(), wanted.lower()
     return wanted in {address, sha256(address.encode()).hexdigest()}
 
 
-def mentions(body: bytes, value: str) -> bool:
-    """Whether the value stands in the body, in any case; in JSON, as the whole of a field."""
-    wanted = value.lower()
+def mentions(body: bytes, criteria: Criteria) -> bool:
+    """Whether a body that is no event names the person and the email that are meant.
+
+    An address may stand anywhere in it. An id must be the whole of a field, and a user's id that of
+    a field that tells of a person: numbers stand in many.
+    """
     try:
         document = read_object(body)
     except UnreadableError:
-        return wanted in body.decode(errors="replace").lower()
-    return any(wanted == str(leaf).strip().lower() for leaf in _leaves(document))
+        # Half of a document, most often. NULs: it may be UTF-16.
+        return _says(body.replace(b"\0", b"").decode(errors="replace"), criteria)
+    leaves = [(name, said) for name, leaf in _leaves(document) if (said := text(leaf))]
+    wanted, email_id, user_id = criteria.address, criteria.email_id, criteria.user_id
+    return (
+        (not wanted or any(_holds(said, wanted) for _, said in leaves))
+        and (not email_id or any(said == email_id for _, said in leaves))
+        and (not user_id or any(s == user_id and _PERSON.search(name) for name, s in leaves))
+    )
 
 
-def _leaves(document: Any) -> Iterator[Any]:  # noqa: ANN401 (any JSON)
-    nodes = [document]
+def _says(said: str, criteria: Criteria) -> bool:
+    """The same for what is no document."""
+    user_id, email_id = criteria.user_id, criteria.email_id
+    return (
+        (not criteria.address or _holds(said, criteria.address))
+        and (not email_id or bool(_before_each(email_id, said)))
+        and (not user_id or any(map(_tells_of_a_person, _before_each(user_id, said))))
+    )
+
+
+def _holds(said: str, wanted: str) -> bool:
+    """Whether the address stands in the text; or is the whole of it, whatever it looks like."""
+    addresses = _ADDRESS.findall(_AT_SIGN.sub("@", said))
+    return any(_is_address(address.strip("'"), wanted) for address in (said, *addresses))
+
+
+def _before_each(word: str, said: str) -> list[str]:
+    """What stands before each place at which the text has the word."""
+    found = re.finditer(rf"(?<![\w.@%+-]){re.escape(word)}(?![\w.@%+-])", said)
+    return [said[max(0, match.start() - _BEFORE_AN_ID) : match.start()] for match in found]
+
+
+def _tells_of_a_person(before: str) -> bool:
+    """Whether the value behind it is in an object, or a field, that is named like a person."""
+    before = before.rpartition("}")[2]
+    names = [*_PERSON.finditer(before)]
+    since_name = before[names[-1].end() :] if names else ","
+    return "{" in since_name or not set(since_name) & set(",&")
+
+
+def _leaves(document: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 (any JSON)
+    """Every value that holds no others, with the names of the fields it is in."""
+    nodes: list[tuple[str, Any]] = [("", document)]
     while nodes:
-        node = nodes.pop()
+        names, node = nodes.pop()
         if isinstance(node, dict):
-            nodes += node.values()
+            nodes += [(f"{names}.{name}", value) for name, value in node.items()]
         elif isinstance(node, list):
-            nodes += node
+            nodes += [(names, value) for value in node]
         else:
-            yield node
+            yield names, node

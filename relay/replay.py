@@ -17,6 +17,8 @@ DEDUPLICATION: Final = timedelta(hours=24)
 STEP: Final = 500
 """Entries made pending at a time: nothing else waits long for so few."""
 
+_SETTLED: Final = ("dead", "delivered", "replayed")
+
 
 class Plan(Struct):
     """What a replay would do.
@@ -26,6 +28,7 @@ class Plan(Struct):
         again: of those, how many Segment has had before.
         too_late: of those, how many it no longer recognises, and will count twice.
         pending: already on their way.
+        done: settled since the replay began, by itself before it was interrupted most likely.
         unusable: nothing can be sent for these, by today's reason.
         examples: some of what will be sent.
     """
@@ -34,42 +37,69 @@ class Plan(Struct):
     again: int = 0
     too_late: int = 0
     pending: int = 0
+    done: int = 0
     unusable: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[Record, Mapped]] = []
 
     @property
     def found(self) -> int:
         """How many were looked at."""
-        return self.to_send + self.pending + sum(self.unusable.values())
+        return self.to_send + self.pending + self.done + sum(self.unusable.values())
 
 
-def plan(records: Iterable[Record], mapping: Mapping, *, now: datetime, examples: int = 3) -> Plan:
-    """What a replay of the records would do; nothing is changed."""
+def plan(
+    records: Iterable[Record],
+    mapping: Mapping,
+    *,
+    now: datetime,
+    began_at: datetime,
+    examples: int = 3,
+) -> Plan:
+    """What a replay of the records, begun then, would do; nothing is changed.
+
+    The records come with their histories.
+    """
     planned = Plan()
     for record in records:
         if record.state is State.PENDING:
             planned.pending += 1
+            continue
+        if _is_done(record, began_at):
+            planned.done += 1
             continue
         mapped = mapping.map(record)
         if isinstance(mapped, Unusable):
             planned.unusable[mapped.reason] += 1
             continue
         planned.to_send += 1
-        if record.delivered_at is not None:
+        if sent_at := _last_delivered_at(record):
             planned.again += 1
-            planned.too_late += now - record.delivered_at > DEDUPLICATION
+            planned.too_late += now - sent_at > DEDUPLICATION
         if len(planned.examples) < examples:
             planned.examples.append((record, mapped))
     return planned
 
 
+def _last_delivered_at(record: Record) -> datetime | None:
+    if record.delivered_at is not None:
+        return record.delivered_at
+    earlier = [happening.at for happening in record.history if happening.what == "delivered"]
+    return earlier[-1] if earlier else None
+
+
 def replay(
-    outbox: Records, records: Iterable[Record], mapping: Mapping, operation: Operation
+    outbox: Records,
+    records: Iterable[Record],
+    mapping: Mapping,
+    operation: Operation,
+    *,
+    began_at: datetime,
 ) -> Iterator[tuple[int, int]]:
     """Make the records pending again that something can be sent for.
 
-    Begun again after an interruption, with the same operation, it leaves alone what it has
-    replayed already. The records come with their histories.
+    What has been settled since the replay began is left alone: begun again after an interruption
+    it sends nothing twice, and what comes in meanwhile is none of its business. The records come
+    with their histories.
 
     Yields:
         After each step: how many records were looked at, and how many of them made pending.
@@ -78,7 +108,8 @@ def replay(
     step: list[Revival] = []
     for record in records:
         looked_at += 1
-        mapped = None if _is_done(record, operation) else mapping.map(record)
+        to_do = record.state is not State.PENDING and not _is_done(record, began_at)
+        mapped = mapping.map(record) if to_do else None
         if isinstance(mapped, Mapped):
             event = mapped.event
             step.append(Revival(record.id, event.collection, keys_of(event)))
@@ -88,8 +119,8 @@ def replay(
     yield looked_at, outbox.revive(step, operation) if step else 0
 
 
-def _is_done(record: Record, operation: Operation) -> bool:
-    return record.state is State.PENDING or any(
-        happening.what == "replayed" and happening.at >= operation.started_at
-        for happening in record.history
-    )
+def _is_done(record: Record, began_at: datetime) -> bool:
+    settled = [happening.at for happening in record.history if happening.what in _SETTLED]
+    settled += [record.received_at, *([record.delivered_at] if record.delivered_at else [])]
+    # Stores keep milliseconds.
+    return max(settled) >= began_at.replace(microsecond=began_at.microsecond // 1000 * 1000)

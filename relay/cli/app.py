@@ -1,9 +1,12 @@
 """What all commands share: their group, the settings, the log and the outbox."""
 
+import hmac
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
 
 import click
 from pydantic import BaseModel
@@ -25,6 +28,9 @@ def main() -> None:
     A webhook answered 200 is on disk; what is on disk reaches Segment, or waits where you can see
     why. Settings are environment variables: `relay settings` lists them.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # of which not every terminal's can show everything
+            stream.reconfigure(errors="backslashreplace")
 
 
 def settings_models() -> dict[str, type[BaseModel]]:
@@ -51,8 +57,16 @@ def configure_logs(settings: Settings) -> None:
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[Outbox]:
-    """The outbox while it is needed; or the end, with a sentence."""
+def opened(settings: Settings, *, made_before: bool = False) -> Iterator[Outbox]:
+    """The outbox while it is needed; or the end, with a sentence.
+
+    Args:
+        settings: they name it.
+        made_before: a file that does not exist is most likely named wrongly, and is not made.
+    """
+    path = Path(settings.outbox.removeprefix("sqlite:///"))
+    if made_before and settings.on_sqlite and not path.exists():
+        raise click.ClickException(f"outbox: {path} does not exist (RELAY_OUTBOX_URL names it)")
     try:
         outbox = open_outbox(settings.outbox, allow_ephemeral=settings.allow_ephemeral)
     except OutboxError as error:
@@ -79,6 +93,12 @@ def segment_of(settings: Settings) -> Segment:
         settings.segment_url,
         hash_anonymous_id=settings.anonymous_id == "sha256",
     )
+
+
+def fingerprint_of(settings: Settings, text: str) -> str:
+    """What tells the text from others, and to nobody without the write key which one it is."""
+    key = settings.segment_write_key.get_secret_value().encode()
+    return hmac.new(key, text.encode(errors="replace"), "sha256").hexdigest()[:8]
 
 
 def limits_of(settings: Settings, outbox: Outbox) -> Limits:

@@ -2,6 +2,8 @@
 
 import gzip
 import sys
+import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -21,19 +23,28 @@ from relay.cli.app import (
     reported,
     segment_of,
 )
+from relay.cli.filters import as_json_option
 from relay.cli.output import Output, counted, progress
+from relay.errors import OutboxError
 from relay.lookup import PAGE
 from relay.outbox import Outbox, open_outbox
 from relay.outbox.records import Query
 
 _BAD_LINES_SHOWN: Final = 20
 _PARTS: Final = 1_000  # of a salvage, as its progress is told
+_GO_ON: Final = "The same command again goes on from there"
+_SQLITE: Final = b"SQLite format 3\0"
 
 
 @main.command("import")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+)
 @click.option("--provider", "name", default="vero", show_default=True, help="Whose webhooks.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@as_json_option
 def import_(files: tuple[Path, ...], name: str, *, as_json: bool) -> None:
     """Store webhook bodies from files: one JSON a line, `.gz` too, `-` for standard input.
 
@@ -44,62 +55,102 @@ def import_(files: tuple[Path, ...], name: str, *, as_json: bool) -> None:
     named = {provider.name: provider for provider in providers}
     if name not in named:
         raise click.UsageError(f"no provider is called {name}; known: {', '.join(named)}")
-    segment = segment_of(settings)
-    outcomes: Counter[str] = Counter()
-    bad: list[tuple[Path, BadLine]] = []
-    with opened(settings) as outbox, reported():
+    report = _Report(as_json=as_json)
+    with opened(settings) as outbox:
         limits = limits_of(settings, outbox)
-        backfill = Backfill(outbox, named[name], segment)
-        for path in files:
-            with _reading(path) as (file, read_bytes, size), progress(str(path), size) as tick:
-                before = 0
-                for tally in backfill.run(lines(file)):
-                    outcomes.update(tally.outcomes)
-                    bad += [(path, line) for line in tally.bad]
-                    tick(read_bytes() - before)
-                    before = read_bytes()
-                    if exceeded := limits.exceeded():
-                        _report(outcomes, bad, as_json=as_json)
-                        raise click.ClickException(
-                            f"stopped: {exceeded}. The same command again goes on from there"
-                        )
-    _report(outcomes, bad, as_json=as_json)
+        segment = segment_of(settings)
+        backfill = Backfill(outbox, named[name], segment, exceeded=limits.exceeded)
+        try:
+            for path in files:
+                _import(path, backfill, report)
+        except OutboxError as error:
+            report.end()
+            raise click.ClickException(f"stopped: {error}. {_GO_ON}") from None
+        except KeyboardInterrupt:
+            report.end()
+            raise click.ClickException(f"interrupted. {_GO_ON}") from None
+        except _BrokenFileError:
+            report.end()
+            raise
+    report.end()
+
+
+class _BrokenFileError(click.ClickException):
+    """The file cannot be read to its end."""
+
+
+class _Report:
+    """Tells what became of the lines: the bad ones as they come, all of them at the end."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._output = Output(as_json=as_json, reveal=False)
+        self._outcomes: Counter[str] = Counter()
+        self._bad = 0
+
+    def add(self, path: Path, outcomes: Counter[str], bad: list[BadLine]) -> None:
+        self._outcomes.update(outcomes)
+        for line in bad:
+            self._bad += 1
+            if self._output.as_json:
+                where = {"file": str(path), "line": line.number}
+                self._output.lines([{**where, "error": line.error, "kept": line.kept}])
+            elif self._bad <= _BAD_LINES_SHOWN:
+                kept = "" if line.kept else " (not kept)"
+                told = f"{path}, line {line.number}: {line.error}{kept}"
+                self._output.say(self._output.text(told))
+
+    def end(self) -> None:
+        if self._output.as_json:
+            self._output.lines([self._outcomes])
+            return
+        if self._bad > _BAD_LINES_SHOWN:
+            more = self._bad - _BAD_LINES_SHOWN
+            self._output.say(f"... and {more:,} more bad lines (--json lists all)")
+        outcomes = sorted(self._outcomes.items())
+        self._output.say(
+            ", ".join(f"{n:,} {outcome}" for outcome, n in outcomes) or "nothing to store"
+        )
+
+
+def _import(path: Path, backfill: Backfill, report: _Report) -> None:
+    faults: list[str] = []
+
+    def readable(file: BinaryIO) -> Iterator[bytes]:
+        """What can be read, all of which is stored before the fault is told."""
+        try:
+            yield from lines(file)
+        except (OSError, EOFError, zlib.error) as error:
+            faults.append(str(error))
+
+    with _reading(path) as (file, read_bytes, size), progress(f"bytes of {path}", size) as tick:
+        before = 0
+        for tally in backfill.run(readable(file)):
+            report.add(path, tally.outcomes, tally.bad)
+            read = before + tally.bytes if read_bytes is None else read_bytes()
+            tick(read - before)
+            before = read
+    if faults:
+        told = "cannot be read to its end; what comes before that is stored"
+        raise _BrokenFileError(f"{path} {told}: {faults[0]}")
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], int], int | None]]:
+def _reading(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], int] | None, int | None]]:
     """The file's content, how many bytes of the file have been read, and its size."""
     if str(path) == "-":
-        yield sys.stdin.buffer, lambda: 0, None
+        yield sys.stdin.buffer, None, None
         return
     try:
-        with path.open("rb") as raw:
-            size = path.stat().st_size
-            if path.suffix == ".gz":
-                with gzip.open(raw) as file:
-                    yield file, raw.tell, size  # type: ignore[misc]  # it reads as any other
-            else:
-                yield raw, raw.tell, size
-    except (OSError, EOFError) as error:
-        raise click.ClickException(f"{path}: {error}") from None
-
-
-def _report(outcomes: Counter[str], bad: list[tuple[Path, BadLine]], *, as_json: bool) -> None:
-    output = Output(as_json=as_json, reveal=False)
-    if as_json:
-        shown = [
-            {"file": str(path), "line": line.number, "error": line.error, "kept": line.kept}
-            for path, line in bad
-        ]
-        output.line({**outcomes, "bad": shown})
-        return
-    for path, line in bad[:_BAD_LINES_SHOWN]:
-        kept = "" if line.kept else " (not kept)"
-        click.echo(output.text(f"{path}, line {line.number}: {line.error}{kept}"))
-    if len(bad) > _BAD_LINES_SHOWN:
-        click.echo(f"... and {len(bad) - _BAD_LINES_SHOWN:,} more bad lines (--json lists all)")
-    told = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
-    click.echo(told or "no lines")
+        raw = path.open("rb")
+        size = path.stat().st_size
+    except OSError as error:
+        raise _BrokenFileError(f"{path}: {error.strerror}") from None
+    with raw:
+        if path.suffix == ".gz":
+            with gzip.open(raw) as file:
+                yield file, raw.tell, size  # type: ignore[misc]  # it reads as any other
+        else:
+            yield raw, raw.tell, size
 
 
 @main.command()
@@ -111,14 +162,29 @@ def backup(file: Path) -> None:
     """
     settings, _ = configured()
     configure_logs(settings)
+    with (
+        opened(settings, made_before=True) as outbox,
+        _made_whole(file) as partial,
+        reported(),
+        closing(_file_outbox(partial)) as copy,
+    ):
+        copied = _copy(outbox, copy, "copying")
+    click.echo(f"{counted(copied)} in {file}")
+
+
+@contextmanager
+def _made_whole(file: Path) -> Iterator[Path]:
+    """Another file, of which the file is made once it is whole."""
     if file.exists():
         raise click.ClickException(f"{file} exists already")
-    partial = file.with_name(file.name + ".partial")
-    partial.unlink(missing_ok=True)
-    with opened(settings) as outbox, reported(), closing(_file_outbox(partial)) as copy:
-        copied = _copy(outbox, copy, "copying")
-    partial.rename(file)
-    click.echo(f"{counted(copied)} in {file}")
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{file.name}.", dir=file.parent) as directory:
+            partial = Path(directory) / file.name
+            yield partial
+            partial.chmod(0o600)
+            partial.rename(file)
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be written: {error.strerror}") from None
 
 
 @main.command()
@@ -127,9 +193,19 @@ def restore(file: Path) -> None:
     """Copy the entries of a SQLite outbox, a backup say, into this one; those it has are left."""
     settings, _ = configured()
     configure_logs(settings)
+    if not _is_sqlite(file):
+        raise click.ClickException(f"{file} is not a SQLite outbox")
     with opened(settings) as outbox, reported(), closing(_file_outbox(file)) as source:
         copied = _copy(source, outbox, "restoring")
     click.echo(f"{counted(copied)} restored")
+
+
+def _is_sqlite(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened_file:
+            return opened_file.read(len(_SQLITE)) == _SQLITE
+    except OSError as error:
+        raise click.ClickException(f"{file}: {error.strerror}") from None
 
 
 def _file_outbox(path: Path) -> Outbox:
@@ -137,14 +213,20 @@ def _file_outbox(path: Path) -> Outbox:
 
 
 def _copy(source: Outbox, target: Outbox, label: str) -> int:
-    copied, start = 0, None
+    """Copy all that is in the source by now, and leave what comes in meanwhile."""
+    newest = source.records.find(Query(), 1)
+    copied, start = 0, 0
     with progress(label, source.records.count(Query())) as tick:
-        while page := source.records.find(
-            Query(), PAGE, start=start, newest_first=False, with_history=True
+        while newest and (
+            page := source.records.find(
+                Query(), PAGE, start=start, newest_first=False, with_history=True
+            )
         ):
-            copied += target.records.restore(page)
+            copied += target.records.restore([r for r in page if r.id <= newest[0].id])
             tick(len(page))
             start = page[-1].id
+            if start >= newest[0].id:
+                break
     return copied
 
 

@@ -1,43 +1,83 @@
 """How the operator's commands print: tables for people, JSON for programs, no address unasked."""
 
 import json
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import click
+from msgspec import Struct
 from tabulate import tabulate
 
+from relay.errors import UnreadableError
 from relay.events import Unusable
-from relay.logs import mask
 from relay.mapping import Mapped
 from relay.outbox.records import Record
+from relay.providers import read_object
 
-_AGO: Final = re.compile(r"(\d{1,6})([smhdw])")
+WIDEST: Final = 60
+"""Characters of a table's cell."""
+
+_PATIENCE_SECONDS: Final = 1.0
+_AGO: Final = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
+# An at sign, as it is or as URLs and JSON escape it, and all that stands around it. A match begins
+# where a word or a quotation does and nowhere else, so the time taken grows with the text's length
+# and not with its square.
+_ADDRESS: Final = re.compile(
+    r"""(?:(?<![^\s"<>,;{}])[^\s"<>,;{}]+|"[^"]{1,100}")"""
+    r"""(?:@|%(?:25)*40|\\u0040)[^\s"<>,;{}]+""",
+    re.IGNORECASE,
+)
+# An email id may look like an address, as Vero's do; nobody is called like this.
+_MACHINE_MADE: Final = re.compile(r"(?=[^@]*\d)[\da-f.-]{20,}@[\w.-]+", re.IGNORECASE | re.ASCII)
+_MASK: Final = "***"
 
-class Moment(click.ParamType[datetime]):
+
+class When(Struct, frozen=True):
+    """A point in time as it was given: so long ago, or fixed."""
+
+    said: str
+    ago: timedelta | None = None
+    fixed: datetime | None = None
+
+    def seen_from(self, now: datetime) -> datetime:
+        """The moment that was meant at that time."""
+        return self.fixed or now - (self.ago or timedelta(0))
+
+
+class Moment(click.ParamType[When]):
     """A point in time: so long ago (`30m`, `2h`, `7d`), or an ISO 8601 date or time, else UTC."""
 
     name = "when"
 
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        """The moment, aware UTC."""
-        if ago := _AGO.fullmatch(value.strip()):
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> When:
+        """The point in time."""
+        said = value.strip()
         try:
-            moment = datetime.fromisoformat(value.strip())
-            return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+            if ago := _AGO.fullmatch(said):
+                when = When(said, ago=timedelta(**{_UNITS[ago[2]]: int(ago[1])}))
+                when.seen_from(datetime.now(UTC))
+                return when
+            moment = datetime.fromisoformat(said)
+            return When(said, fixed=moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC))
         except (ValueError, OverflowError):
             self.fail(
                 f"{value!r} is neither like 30m, 2h, 7d nor like 2026-03-01T12:00", param, ctx
             )
+
+
+def mask(text: str) -> str:
+    """The text without any address in it; raw bodies hold them in more forms than logs do."""
+    if "@" not in text and "40" not in text:
+        return text
+    return _ADDRESS.sub(lambda m: m[0] if _MACHINE_MADE.fullmatch(m[0]) else _MASK, text)
 
 
 class Output:
@@ -53,9 +93,13 @@ class Output:
         plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
         return plain if self._reveal else mask(plain)
 
-    def line(self, document: Mapping[str, Any]) -> None:
-        """Print one JSON object on one line."""
-        click.echo(self._json(document))
+    def say(self, *lines: str) -> None:
+        """Print lines for a person."""
+        _write(f"{line}\n" for line in lines)
+
+    def lines(self, documents: Iterable[Mapping[str, Any]]) -> None:
+        """Print JSON objects, one a line."""
+        _write(f"{self._json(document)}\n" for document in documents)
 
     def pretty(self, document: object) -> str:
         """JSON for a person."""
@@ -63,26 +107,54 @@ class Output:
 
     def _json(self, document: object, *, indent: int | None = None) -> str:
         # ASCII only, so that no character of it can command a terminal.
-        return json.dumps(self.masked(document), indent=indent)
+        return json.dumps(document if self._reveal else _masked(document), indent=indent)
 
-    def masked(self, value: Any) -> Any:  # noqa: ANN401 (any JSON)
-        """The document, without addresses in any text of it."""
-        if self._reveal:
-            return value
-        if isinstance(value, dict):
-            return {self.masked(key): self.masked(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.masked(item) for item in value]
-        return mask(value) if isinstance(value, str) else value
+    def body(self, body: bytes) -> str:
+        """A webhook's body for a person, whatever it is."""
+        try:
+            return self.pretty(read_object(body))
+        except UnreadableError:
+            return "\n".join(map(self.text, body.decode(errors="replace").splitlines()))
 
-    def parsed(self, body: bytes) -> Any:  # noqa: ANN401 (any JSON)
-        """The body as the JSON it is; ValueError where it is none."""
-        return json.loads(body)
-
-    def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    def table(
+        self, headings: Sequence[str], rows: Iterable[Sequence[object]], *, widest: int = WIDEST
+    ) -> None:
         """Print a table."""
-        shown = [[self.text(cell) for cell in row] for row in rows]
-        click.echo(tabulate(shown, headings, tablefmt="plain", disable_numparse=True))
+        shown = [[_cut(self.text(cell), widest) for cell in row] for row in rows]
+        self.say(tabulate(shown, headings, tablefmt="plain", disable_numparse=True))
+
+    def row(self, cells: Iterable[object], widths: Iterable[int]) -> None:
+        """Print a row of a table whose other rows are not known yet."""
+        shown = (_cut(self.text(cell), WIDEST) for cell in cells)
+        padded = (cell.ljust(width) for cell, width in zip(shown, widths, strict=True))
+        self.say("  ".join(padded).rstrip())
+
+
+def _masked(value: Any) -> Any:  # noqa: ANN401 (any JSON)
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, dict):
+        return {mask(key): _masked(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_masked(item) for item in value]
+    return value
+
+
+def _cut(text: str, widest: int) -> str:
+    return text if len(text) <= widest else text[: widest - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _write(texts: Iterable[str]) -> None:
+    """Print, and see to it that all of it has been taken."""
+    try:
+        sys.stdout.writelines(texts)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # nobody reads on, which is no fault; click ends the command
+    except OSError as error:
+        # What could not be written would be tried once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.ClickException(f"the output cannot be written: {error.strerror}") from None
 
 
 def summary(record: Record, mapped: Mapped | Unusable) -> dict[str, Any]:
@@ -129,17 +201,29 @@ def moment(value: datetime | None) -> str | None:
 
 @contextmanager
 def progress(label: str, length: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal; it is told of each step's size."""
-    bar: Any = click.progressbar(
-        _unknown() if length is None else None,
-        length=length,
-        label=label,
-        file=sys.stderr,
-        hidden=not sys.stderr.isatty(),
-        show_pos=True,
-    )
-    with bar:
-        yield bar.update
+    """A bar on standard error, where that is a terminal and it takes longer than a second.
+
+    It is told of each step's size.
+    """
+    started, done, bar = time.monotonic(), 0, None
+
+    def tick(count: int) -> None:
+        nonlocal done, bar
+        done += count
+        if bar is not None:
+            bar.update(count)
+        elif shown_at_all and time.monotonic() - started > _PATIENCE_SECONDS:
+            bar = bars.enter_context(_bar(label, length))
+            bar.update(done)
+
+    shown_at_all = sys.stderr.isatty()
+    with ExitStack() as bars:
+        yield tick
+
+
+def _bar(label: str, length: int | None) -> Any:  # noqa: ANN401 (click has no public name for it)
+    steps = _unknown() if length is None else None
+    return click.progressbar(steps, length=length, label=label, file=sys.stderr, show_pos=True)
 
 
 def _unknown() -> Iterator[int]:

@@ -1,0 +1,233 @@
+"""The commands that change entries: send them again, forget them; and the record of both."""
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+from msgspec import structs
+
+from relay.cli.app import main
+from relay.cli.filters import (
+    as_json_option,
+    criteria_of,
+    described,
+    dry_run_option,
+    filters,
+    person,
+    reveal_option,
+    yes_option,
+)
+from relay.cli.output import Output, counted, moment, progress
+from relay.cli.tools import Tools, tools
+from relay.lookup import PAGE, Criteria
+from relay.outbox import State
+from relay.outbox.records import Operation
+from relay.replay import DEDUPLICATION, Plan, plan
+from relay.replay import replay as replayed
+
+_MOST_OPERATIONS: Final = 100_000
+_DRY_RUN: Final = "nothing was changed (--dry-run)"
+
+
+@main.command()
+@filters
+@dry_run_option
+@yes_option
+@as_json_option
+@reveal_option
+def replay(
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    reveal: bool,
+    **given: Any,  # noqa: ANN401 (the filters)
+) -> None:
+    """Map stored webhooks anew and send them again, each under the messageId it has.
+
+    Dead letters only, unless --state, --id or --message-id names others. Interrupted and started
+    again with the same options, it replays nothing twice.
+    """
+    if not any(given.values()):
+        raise click.UsageError("say which: --id, --state, --reason, --since or another filter")
+    if not (given["states"] or given["ids"] or given["message_id"]):
+        given["states"] = (State.DEAD.value,)
+    with tools(as_json=as_json, reveal=reveal) as at_hand:
+        what = described(given, at_hand.fingerprint)
+        begun = _unfinished(at_hand, "replay", what)
+        began_at = begun.started_at if begun else datetime.now(UTC)
+        criteria = criteria_of(given, now=began_at)
+        planned = _planned(at_hand, criteria, began_at)
+        if not as_json:
+            _tell_plan(at_hand.output, planned, begun)
+        if dry_run:
+            _show_examples(at_hand.output, planned)
+            return
+        if planned.again and not yes:
+            click.confirm(f"Send {planned.again:,} delivered ones again?", abort=True, err=True)
+        revived = _replay(at_hand, criteria, planned, what, began_at)
+        if as_json:
+            at_hand.output.lines([{**_numbers(planned), "replayed": revived}])
+        else:
+            at_hand.output.say(
+                f"{counted(revived)} replayed"
+                + (": pending now, and forwarded by `relay serve`" if revived else "")
+            )
+
+
+def _unfinished(tools: Tools, kind: str, what: str) -> Operation | None:
+    """The same operation, begun earlier and interrupted, which this one will go on with."""
+    for operation in tools.outbox.records.operations(_MOST_OPERATIONS):
+        if (operation.kind, operation.what, operation.finished_at) == (kind, what, None):
+            return operation
+    return None
+
+
+def _planned(tools: Tools, criteria: Criteria, began_at: datetime) -> Plan:
+    with progress("mapping") as tick:
+        found = tools.lookup.find(criteria, newest_first=False, with_history=True, looked_at=tick)
+        return plan(found, tools.mapping, now=datetime.now(UTC), began_at=began_at)
+
+
+def _replay(tools: Tools, criteria: Criteria, planned: Plan, what: str, began_at: datetime) -> int:
+    records = tools.outbox.records
+    operation = records.begin("replay", what)
+    found = tools.lookup.find(criteria, newest_first=False, with_history=True)
+    revived = 0
+    with progress("replaying", planned.found) as tick:
+        for looked_at, made_pending in replayed(
+            records, found, tools.mapping, operation, began_at=began_at
+        ):
+            revived += made_pending
+            tick(looked_at)
+    records.finish(operation)
+    return revived
+
+
+def _numbers(planned: Plan) -> dict[str, Any]:
+    told = structs.asdict(planned)
+    del told["examples"]
+    return told
+
+
+def _tell_plan(output: Output, planned: Plan, begun: Operation | None) -> None:
+    if begun:
+        output.say(
+            f"going on with the same replay, begun at {moment(begun.started_at)} and interrupted;"
+            f" {counted(begun.entries)} replayed by then"
+        )
+    output.say(f"{counted(planned.to_send)} to send")
+    if planned.again:
+        output.say(f"  {planned.again:,} of them Segment has had before")
+    if planned.too_late:
+        hours = DEDUPLICATION.total_seconds() / 3600
+        output.say(
+            f"  {planned.too_late:,} of these more than {hours:.0f} h ago: Segment recognises a"
+            " messageId no longer than that, so they may count twice"
+        )
+    if planned.pending:
+        output.say(f"{counted(planned.pending)} left alone: on the way already")
+    if planned.done:
+        output.say(f"{counted(planned.done)} left alone: settled since the replay began")
+    for reason, count in planned.unusable.most_common():
+        output.say(f"{counted(count)} left alone: still {reason}")
+
+
+def _show_examples(output: Output, planned: Plan) -> None:
+    if output.as_json:
+        shown = [{"id": r.id, "track": mapped.message} for r, mapped in planned.examples]
+        output.lines([{**_numbers(planned), "examples": shown}])
+        return
+    for record, mapped in planned.examples:
+        output.say("", f"entry {record.id} would be sent as", output.pretty(mapped.message))
+    output.say("", _DRY_RUN)
+
+
+@main.command()
+@person
+@dry_run_option
+@yes_option
+@as_json_option
+def erase(
+    *, user_id: str | None, address: str | None, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Forget everything about one person, in every state.
+
+    Dead letters that cannot be read go, too, if they name the person. What Segment has already is
+    Segment's to delete.
+    """
+    if (user_id is None) == (address is None):
+        raise click.UsageError("say whom: --user-id or --address")
+    with tools(as_json=as_json) as at_hand:
+        output = at_hand.output
+        ids, states = _about(at_hand, Criteria(user_id=user_id, address=address))
+        if not as_json:
+            told = ", ".join(f"{count:,} {state}" for state, count in states.items())
+            output.say(f"{counted(len(ids))} found" + (f": {told}" if told else ""))
+        if ids and not dry_run and not yes:
+            click.confirm("Erase them for good?", abort=True, err=True)
+        what = described({"user_id": user_id, "address": address}, at_hand.fingerprint)
+        erased = 0 if dry_run else _erase(at_hand, ids, what)
+        if as_json:
+            output.lines([{"found": len(ids), "states": states, "erased": erased}])
+        elif dry_run:
+            output.say(_DRY_RUN)
+        else:
+            output.say(f"{counted(erased)} erased")
+            if states.get(State.PENDING):
+                output.say("What was being posted at this moment may still reach Segment.")
+
+
+def _about(tools: Tools, criteria: Criteria) -> tuple[list[int], dict[State, int]]:
+    ids: list[int] = []
+    states: dict[State, int] = {}
+    with progress("searching") as tick:
+        for record in tools.lookup.find(criteria, looked_at=tick):
+            ids.append(record.id)
+            states[record.state] = states.get(record.state, 0) + 1
+    return ids, states
+
+
+def _erase(tools: Tools, ids: list[int], what: str) -> int:
+    """Erase them; that nobody was found is noted, too."""
+    records = tools.outbox.records
+    operation = records.begin("erase", what)
+    erased = 0
+    with progress("erasing", len(ids)) as tick:
+        for first in range(0, len(ids), PAGE):
+            step = ids[first : first + PAGE]
+            erased += records.erase(step, operation)
+            tick(len(step))
+    records.finish(operation)
+    return erased
+
+
+@main.command()
+@click.option(
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(0, _MOST_OPERATIONS),
+    help="How many.",
+)
+@as_json_option
+def operations(*, limit: int, as_json: bool) -> None:
+    """List what operators did: replays and erasures."""
+    with tools(as_json=as_json) as at_hand:
+        rows = [
+            {
+                "id": operation.id,
+                "what": operation.kind,
+                "which": operation.what,
+                "started": moment(operation.started_at),
+                "finished": moment(operation.finished_at),
+                "entries": operation.entries,
+            }
+            for operation in at_hand.outbox.records.operations(limit)
+        ]
+        if as_json:
+            at_hand.output.lines(rows)
+        elif rows:
+            at_hand.output.table([*rows[0]], [[*row.values()] for row in rows], widest=300)
+        else:
+            at_hand.output.say("no operations")
