@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import Answer, SegmentServer
-from tests.processes import RelayProcess, within
+from tests.processes import SECRET, WRITE_KEY, ForwarderProcess, RelayProcess, run, within
 
 OPENED = b'{"type": "opened", "opened_at": 1772366400, "user": {"id": 7}, "message_id": "%d"}'
 
@@ -84,3 +84,44 @@ def test_signals_that_follow_do_not_cut_the_ending_short(tmp_path: Path) -> None
         events = [line["event"] for line in relay.log()]
         assert "forward.outbox_failed" not in events
         assert events.count("forward.sent") + events.count("forward.released") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "role"),
+    [(["serve", "--port", "0"], "receives into"), (["forward"], "forwards from")],
+)
+def test_a_second_one_on_a_file_is_refused_and_leaves_the_first_in_peace(
+    tmp_path: Path, command: list[str], role: str
+) -> None:
+    with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
+        forwarder = relay.forwarder()
+        relay.post(OPENED % 1)
+        assert within(20, lambda: len(server.accepted) == 1)  # it has taken its role
+        refused = run(
+            *command,
+            SEGMENT_WRITE_KEY=WRITE_KEY,
+            SEGMENT_HOST=server.url,
+            RELAY_VERO_SECRET=SECRET,
+            RELAY_OUTBOX_URL=relay.store.url,
+        )
+        relay.post(OPENED % 2)
+
+        assert refused.returncode == 1
+        assert refused.stderr == (
+            f"Error: outbox: another process {role} {relay.outbox}: one can; PostgreSQL takes any"
+            " number\n"
+        )
+        assert within(20, lambda: len(server.accepted) == 2)
+        assert relay.forwarder() == forwarder
+
+
+def test_a_file_takes_one_receiver_and_one_forwarder_apart(tmp_path: Path) -> None:
+    file = tmp_path / "relay.db"
+    with (
+        SegmentServer() as server,
+        RelayProcess(file, server.url, options=["--no-forward"]) as relay,
+        ForwarderProcess(file, server.url),
+    ):
+        relay.post(OPENED % 1)
+
+        assert within(20, lambda: len(server.accepted) == 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.errors import OutboxError
-from relay.intake import LARGEST_GROUP, MAX_WAITING_BYTES, Fate, Intake
+from relay.intake import LARGEST_GROUP, MAX_WAITING_BYTES, WAIT_SECONDS, Fate, Intake
 from relay.outbox import Arrival
 from relay.outbox.sqlite import SqliteOutbox
 from tests.processes import run_sql, stored
@@ -53,6 +53,27 @@ def arrival(name: object, *, body: bytes = b"{}") -> Arrival:
     return Arrival("vero", f"vero-{name}", datetime.now(UTC), body)
 
 
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop, the time of which a test can move on.
+
+    Attributes:
+        skipped: seconds.
+    """
+
+    skipped = 0.0
+
+    def time(self) -> float:
+        """The time by which it does what is due."""
+        return super().time() + self.skipped
+
+
+def wait_too_long() -> None:
+    """Let as much time pass as a webhook waits."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, Loop)
+    loop.skipped += WAIT_SECONDS
+
+
 def run(
     outbox: WatchedOutbox,
     scenario: Callable[[Intake], Awaitable[None]],
@@ -69,7 +90,8 @@ def run(
             outbox.free.set()
             await intake.close()
 
-    asyncio.run(play())
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(play())
 
 
 async def store(intake: Intake, arrival: Arrival) -> bool:
@@ -239,3 +261,104 @@ def test_closing_commits_what_waits(outbox: WatchedOutbox, path: Path) -> None:
     run(outbox, scenario)
 
     assert len(stored(path)) == 20
+
+
+class Ear:
+    """Whom an intake tells.
+
+    Attributes:
+        heard: all of it.
+        first: set when it hears anything.
+    """
+
+    def __init__(self) -> None:
+        self.heard: list[Fate] = []
+        self.first = asyncio.Event()
+
+    def __call__(self, fate: Fate) -> None:
+        self.heard.append(fate)
+        self.first.set()
+
+
+def test_whoever_has_waited_too_long_is_told_so_once_and_later_ones_are_fine(
+    outbox: WatchedOutbox, path: Path
+) -> None:
+    async def scenario(intake: Intake) -> None:
+        ear = Ear()
+        crowd = await queued(outbox, intake, [arrival(1), arrival(2)])
+        intake.store(arrival(3), ear)
+        await asyncio.sleep(0)  # handed over
+        wait_too_long()
+        late = await asyncio.gather(*crowd, return_exceptions=True)
+        await ear.first.wait()
+        outbox.free.set()
+
+        assert await store(intake, arrival(4))
+        assert [str(error) for error in (*late, *ear.heard)] == [
+            "the outbox does not answer in time"
+        ] * 3
+        # They were stored after all, and the sender's next try finds them.
+        assert [await store(intake, arrival(number)) for number in (1, 2, 3)] == [False] * 3
+        assert len(stored(path)) == 4
+
+    run(outbox, scenario)
+
+
+class StuckOutbox(WatchedOutbox):
+    """Waits at its third group.
+
+    Attributes:
+        stuck: set when it does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.stuck = threading.Event()
+
+    def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        """See `Outbox.add`."""
+        if len(self.groups) == 2:
+            self.free.clear()
+            self.stuck.set()
+        return super().add(arrivals)
+
+
+def test_of_those_that_came_together_nobody_is_told_twice(path: Path) -> None:
+    outbox = StuckOutbox(path)
+
+    async def scenario(intake: Intake) -> None:
+        ears = [Ear() for _ in range(LARGEST_GROUP + 1)]
+        await queued(outbox, intake, [arrival("first")])
+        for number, ear in enumerate(ears):
+            intake.store(arrival(number), ear)
+        await asyncio.sleep(0)  # handed over, all of them at once
+        outbox.free.set()
+        await ears[0].first.wait()
+        await asyncio.to_thread(outbox.stuck.wait, 30)
+        wait_too_long()
+        await ears[-1].first.wait()
+        outbox.free.set()
+
+        assert await store(intake, arrival("last"))
+        assert [ear.heard for ear in ears[:-1]] == [[True]] * LARGEST_GROUP
+        assert [type(fate) for fate in ears[-1].heard] == [OutboxError]
+
+    run(outbox, scenario)
+    outbox.close()
+
+
+def test_one_that_cannot_be_told_keeps_nobody_else_from_being_told(outbox: WatchedOutbox) -> None:
+    def gone(_fate: Fate) -> None:
+        raise ConnectionResetError
+
+    async def scenario(intake: Intake) -> None:
+        await queued(outbox, intake, [arrival(1)])
+        intake.store(arrival(2), gone)
+        for number in (3, 4):
+            ear = Ear()
+            intake.store(arrival(number), ear)
+            await asyncio.sleep(0)  # handed over
+            wait_too_long()
+            await ear.first.wait()
+
+    run(outbox, scenario)

@@ -1,99 +1,142 @@
-import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
+from relay.limits import Limits
+from relay.outbox import Arrival
+from relay.outbox.sqlite import SqliteOutbox
 from tests.fakes import Answer, SegmentServer
-from tests.processes import RelayProcess, Reply, Store, pending, run, within
+from tests.processes import RelayProcess, SqliteStore, Store, pending, run_sql, within
 
-_FREE_NOWHERE = str(2**40)  # MiB
-_SECONDS = 5
-
-
-def opened(number: int) -> bytes:
-    """A webhook like no other."""
-    return json.dumps(
-        {"type": "opened", "message_id": f"mail-{number}", "user": {"id": 1}}
-    ).encode()
+BACKLOG = 5
+MEBIBYTE = 2**20
+MARGIN = 512
+"""MiB by which the disk is above the limit, and then below it; others write to it, too."""
 
 
-def is_refused(reply: Reply) -> bool:
-    """Whether the sender is told to come again."""
-    return reply.status == 503 and int(reply.headers["retry-after"]) > 0
+@pytest.fixture(params=["sqlite_store", "postgres_store"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """Each kind of store, empty."""
+    store: Store = request.getfixturevalue(request.param)
+    return store
 
 
-@pytest.mark.parametrize("kind", ["sqlite_store", "postgres_store"])
-def test_beyond_the_backlog_nothing_is_taken_until_enough_has_gone_out(
-    kind: str, request: pytest.FixtureRequest
+class SilentSegment(SegmentServer):
+    """Answers nothing before `free` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = threading.Event()
+        self.judge = self._wait
+
+    def _wait(self, _batch: object) -> Answer:
+        self.free.wait(10)
+        return Answer()
+
+
+def webhook(number: int) -> bytes:
+    """Each number gives another one."""
+    return b'{"type": "opened", "user": {"id": 7}, "message_id": "mail-%d"}' % number
+
+
+def closes(relay: RelayProcess, variable: str, numbers: Iterator[int]) -> bool:
+    """Whether it comes to refuse webhooks, and says so where it is asked."""
+
+    def refuses() -> bool:
+        reply = relay.post(webhook(next(numbers)))
+        return reply.status == 503 and int(reply.headers["retry-after"]) > 0
+
+    refused = within(10, refuses)
+    readiness = relay.ask("GET", "/readyz")
+    (reason,) = readiness.content["reasons"]
+    return refused and readiness.status == 503 and variable in reason
+
+
+def opens(relay: RelayProcess, numbers: Iterator[int]) -> bool:
+    """Whether it takes webhooks again, by itself and soon."""
+    ready = within(5, lambda: relay.ask("GET", "/readyz").status == 200)
+    return ready and relay.post(webhook(next(numbers))).content["status"] == "accepted"
+
+
+def test_beyond_its_backlog_relay_takes_nothing_until_it_is_forwarded(store: Store) -> None:
+    numbers = iter(range(1_000_000))
+    with (
+        SilentSegment() as segment,
+        RelayProcess(store, segment.url, RELAY_MAX_BACKLOG=str(BACKLOG)) as relay,
+    ):
+        closed = closes(relay, "RELAY_MAX_BACKLOG", numbers)
+        waiting = pending(store)
+        segment.free.set()
+        forwarded = within(20, lambda: pending(store) == 0)
+
+        assert closed
+        assert waiting > BACKLOG
+        assert forwarded
+        assert len(segment.accepted) == waiting
+        assert opens(relay, numbers)
+
+
+def test_without_room_on_the_disk_relay_takes_nothing_and_forwards_what_it_has(
+    sqlite_store: SqliteStore,
 ) -> None:
-    store: Store = request.getfixturevalue(kind)
-    with SegmentServer() as server, RelayProcess(store, server.url, RELAY_MAX_BACKLOG="3") as relay:
-        server.judge = lambda _batch: Answer(503)
-        accepted = [relay.post(opened(number)).status for number in range(4)]
-        full = within(_SECONDS, lambda: is_refused(relay.post(opened(9))))
-        unready = relay.ask("GET", "/readyz")
-        alive = relay.ask("GET", "/healthz")
-        server.judge = lambda _batch: Answer()
-        drained = within(60, lambda: not pending(store))
-        again = within(_SECONDS, lambda: relay.post(opened(10)).status == 200)
-        ready = within(_SECONDS, lambda: relay.ask("GET", "/readyz").status == 200)
+    numbers = iter(range(1_000_000))
+    ballast = sqlite_store.path.with_name("ballast")
+    least = shutil.disk_usage(sqlite_store.path.parent).free // MEBIBYTE - MARGIN
+    with (
+        SilentSegment() as segment,
+        RelayProcess(sqlite_store, segment.url, RELAY_MIN_FREE_DISK=str(least)) as relay,
+        ballast.open("wb") as file,
+    ):
+        relay.post(webhook(next(numbers)))
+        os.posix_fallocate(file.fileno(), 0, 2 * MARGIN * MEBIBYTE)
+        closed = closes(relay, "RELAY_MIN_FREE_DISK", numbers)
+        segment.free.set()
+        forwarded = within(20, lambda: pending(sqlite_store) == 0)
+        ballast.unlink()
+        file.truncate(0)
 
-    assert accepted == [200] * 4
-    assert full
-    assert unready.status == 503
-    assert "RELAY_MAX_BACKLOG" in str(unready.content["reasons"])
-    assert alive.status == 200
-    assert (drained, again, ready) == (True, True, True)
+        assert closed
+        assert forwarded
+        assert segment.accepted
+        assert opens(relay, numbers)
 
 
-def test_with_too_little_room_on_the_disk_what_is_stored_still_goes_out(
-    sqlite_store: Store,
+def arrivals(count: int) -> list[Arrival]:
+    """So many webhooks."""
+    now = datetime.now(UTC)
+    return [Arrival("vero", f"vero-{number}", now, b"{}") for number in range(count)]
+
+
+@pytest.mark.parametrize(("limit", "exceeded"), [(None, False), (4, False), (3, False), (2, True)])
+def test_a_backlog_is_exceeded_when_more_entries_wait(
+    tmp_path: Path, limit: int | None, *, exceeded: bool
 ) -> None:
-    with SegmentServer() as server:
-        server.judge = lambda _batch: Answer(503)
-        with RelayProcess(sqlite_store, server.url) as relay:
-            relay.post(opened(1))
-        server.judge = lambda _batch: Answer()
-        with FullRelay(sqlite_store, server.url, RELAY_MIN_FREE_DISK=_FREE_NOWHERE) as relay:
-            refused = relay.post(opened(2))
-            reasons = relay.ask("GET", "/readyz").content["reasons"]
-            delivered = within(30, lambda: not pending(sqlite_store))
-        with RelayProcess(sqlite_store, server.url) as relay:
-            again = relay.post(opened(2))
+    with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
+        outbox.add(arrivals(3))
+        told = Limits(outbox, max_backlog=limit, min_free_disk=0).exceeded()
 
-    assert is_refused(refused)
-    assert "RELAY_MIN_FREE_DISK" in str(reasons)
-    assert delivered
-    assert again.content["status"] == "accepted"
+    assert told == ("more than 2 entries wait (RELAY_MAX_BACKLOG)" if exceeded else None)
 
 
-class FullRelay(RelayProcess):
-    """One that is not ready from the start."""
+def test_too_little_room_is_told_in_figures(tmp_path: Path) -> None:
+    with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
+        told = Limits(outbox, max_backlog=None, min_free_disk=2**40).exceeded()
 
-    def _ready(self) -> bool:
-        started = [line for line in self.log() if line["event"] == "serve.started"]
-        if started:
-            self.port = int(started[0]["webhooks"][0].split(":")[2].split("/")[0])
-        return bool(started) and self.listens()
+    assert told is not None
+    assert told.endswith(f" less than {2**40} MiB (RELAY_MIN_FREE_DISK)")
 
 
-@pytest.mark.parametrize(
-    ("command", "doing"),
-    [(["forward"], "forwards from"), (["serve", "--port", "0"], "receives into")],
-)
-def test_a_second_relay_on_one_file_is_refused(
-    sqlite_store: Store, command: list[str], doing: str
-) -> None:
-    with SegmentServer() as server, RelayProcess(sqlite_store, server.url) as relay:
-        relay.post(opened(1))
-        forwards = within(30, lambda: not pending(sqlite_store))
-        second = run(
-            *command,
-            SEGMENT_WRITE_KEY="another-key",
-            SEGMENT_HOST=server.url,
-            RELAY_OUTBOX_URL=sqlite_store.url,
-        )
+def test_what_cannot_tell_how_full_it_is_counts_as_full(tmp_path: Path) -> None:
+    path = tmp_path / "relay.db"
+    with closing(SqliteOutbox(path)) as outbox:
+        run_sql(path, "ALTER TABLE entries RENAME TO away")
+        told = Limits(outbox, max_backlog=1, min_free_disk=0).exceeded()
+        run_sql(path, "ALTER TABLE away RENAME TO entries")
 
-    assert forwards
-    assert second.returncode == 1
-    assert f"another process {doing}" in second.stderr
-    assert "relay.db" in second.stderr
+    assert (told or "").startswith("the outbox cannot tell how full it is: SQLite: ")

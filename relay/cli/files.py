@@ -254,5 +254,5 @@ def salvage(damaged: Path, new: Path) -> None:
         f"recovered  {counts.pending} pending, {counts.delivered} delivered, {counts.dead} dead\n"
         f"missing    {salvaged.broken} that were found and could not be read;"
         f" {salvaged.torn} damaged pages may have held others\n"
-        f"next       start relay on {new}"
+        f"next       start relay with RELAY_OUTBOX_URL=sqlite:///{new.absolute()}"
     )

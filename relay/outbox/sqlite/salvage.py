@@ -118,7 +118,9 @@ class DamagedOutbox:
         while left:
             number, low, high = left.pop()
             page = self._pages[number]
-            if not 0 < number <= self.pages or self._placed[number]:
+            if number > self.pages:
+                self._torn.append(self._pages.place(number))  # it has been cut off
+            elif number < 1 or self._placed[number]:
                 self._sound = False
             elif page[:1] == INTERIOR:
                 self._place(number)
