@@ -11,9 +11,11 @@ from typing import Any
 import apsw
 import pytest
 
+from relay.errors import OutboxError
+from relay.outbox import State
 from relay.outbox.sqlite import SqliteOutbox
 from tests.contracts import arrival
-from tests.faults.disk import Deed, Disk, Operation, Platter
+from tests.faults.disk import Deed, Disk, Operation, Platter, kill, sync_error
 from tests.faults.witness import Witness
 from tests.processes import within
 
@@ -123,13 +125,53 @@ def test_a_power_cut_while_a_long_log_is_emptied_loses_nothing(
         began = disk.now
         witness.add([arrival("last")])
         emptied = within(60, lambda: Operation(Deed.TRUNCATE, LOG) in disk.operations[began:])
+        witness.add([arrival("in an empty log")])
         ended = disk.now
         witness.close()
-    chosen = [began, ended, *(rng.randrange(began, ended) for _ in range(cuts))]
+    chosen = [ended, ended, *(rng.randrange(began, ended) for _ in range(cuts))]
     broken = [*broken_by_cuts(witness, disk.operations, rng, chosen, tmp_path / "cut")]
 
     assert emptied
     assert not broken, "\n".join([f"seed {seed}: {len(broken)} broken promises", *broken[:10]])
+
+
+def test_a_power_cut_in_the_start_after_a_sync_that_failed_damages_nothing(tmp_path: Path) -> None:
+    """What can be read of the log then may not be on the disk, and must be before it is copied."""
+    seed = time.time_ns()
+    rng = Random(seed)  # noqa: S311 (no secret hangs on it)
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with Disk() as disk:
+        witness = Witness(disk, first / FILE, rng)
+        witness.open()
+        witness.add([arrival(str(number)) for number in range(300)])
+        empty_log(first / FILE)
+        witness.claim(200)
+        witness.settle(State.DELIVERED)
+        disk.before = fail
+        with pytest.raises(OutboxError):
+            witness.add([arrival("refused")])
+        failed = disk.now
+        disk.before = lambda _operation: None
+        witness.close()
+    kill(disk.operations[:failed], second)
+    with Disk(disk.operations[:failed]) as disk:
+        SqliteOutbox(second / FILE).close()
+    cuts = range(failed, disk.now + 1)
+    broken = [
+        promise
+        for _ in range(6)
+        for promise in broken_by_cuts(witness, disk.operations, rng, cuts, tmp_path / "cut")
+    ]
+
+    assert not broken, "\n".join([f"seed {seed}: {len(broken)} broken promises", *broken[:10]])
+
+
+def fail(operation: Operation) -> None:
+    """Let no sync succeed."""
+    if operation.deed is Deed.SYNC:
+        raise sync_error()
 
 
 def test_a_file_whose_making_the_power_cut_can_be_opened(tmp_path: Path, times: Times) -> None:

@@ -54,8 +54,8 @@ class Witness:
             first, size = len(self._asked), self._rng.choice([1, 3, 40])
             yield partial(self.add, [self._arrival(first + place) for place in range(size)])
             if self._rng.random() < 0.7:
-                yield self._claim
-                yield from (partial(self._settle, outcome) for outcome in State)
+                yield partial(self.claim, self._rng.choice([1, 100]))
+                yield from (partial(self.settle, outcome) for outcome in State)
             if self._rng.random() < 0.1:
                 yield self._purge
             yield self.receiving.check
@@ -70,10 +70,10 @@ class Witness:
         self.receiving.add(group)
         self.told |= {each.message_id: self._disk.now for each in group}
 
-    def _claim(self) -> None:
-        self._held = self.forwarding.claim(self._rng.choice([1, 100]), lease=MINUTE)
+    def claim(self, limit: int) -> None:
+        self._held = self.forwarding.claim(limit, lease=MINUTE)
 
-    def _settle(self, outcome: State) -> None:
+    def settle(self, outcome: State) -> None:
         share = {State.PENDING: slice(1), State.DEAD: slice(1, 2), State.DELIVERED: slice(2, None)}
         entries = self._held[share[outcome]]
         for entry in entries:

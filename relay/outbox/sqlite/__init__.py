@@ -38,6 +38,7 @@ from relay.outbox.sqlite.schema import (
     milliseconds,
     moment,
     refuse_damage,
+    sync_directory,
     translated,
 )
 from relay.pacing import Pace
@@ -132,7 +133,8 @@ class SqliteOutbox:
         self._disk = Disk()
         with self._disk.used():
             self._adder = connect(path)
-            if not is_in_use(path):  # who uses it has looked
+            in_use = is_in_use(path)  # and who uses it has done what is to be done first
+            if not in_use:
                 refuse_damage(self._adder, path)
             self._set_up(self._adder)
             migrate(self._adder, path)
@@ -145,7 +147,9 @@ class SqliteOutbox:
             self._records = SqliteRecords(operators, clock, self._disk)
         for connection in (self._adder, self._settler, operators):
             connection.set_wal_hook(self._checkpointer.committed)
-        self._checkpointer.write_log_anew()
+        if not in_use:
+            self._checkpointer.write_log_anew()
+        sync_directory(path.parent)  # whoever has made the log
         self._checkpointer.start()
 
     def _connect(self) -> apsw.Connection:

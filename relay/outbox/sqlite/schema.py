@@ -1,6 +1,7 @@
 """The tables of a SQLite outbox, and what several of its modules need."""
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -146,6 +147,16 @@ def refuse_damage(connection: apsw.Connection, path: Path, *, seconds: float = 1
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.close()
         raise _damage(fault, path)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the disk know the names of the files in it."""
+    with suppress(OSError):  # not every file system can
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def is_in_use(path: Path) -> bool:
