@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -402,3 +403,20 @@ def test_another_url_is_refused(url: str) -> None:
 
     assert "sqlite" in str(refusal.value)
     assert "hunter2" not in str(refusal.value)
+
+
+def test_what_an_outage_releases_takes_no_memory(path: Path) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.add([arrival(str(number)) for number in range(30_000)])
+
+        def release(times: int) -> int:
+            for _ in range(times):
+                outbox.release(outbox.claim(100, lease=MINUTE), "503 Service Unavailable")
+            return tracemalloc.get_traced_memory()[0]
+
+        tracemalloc.start()
+        before = release(60)
+        after = release(240)
+        tracemalloc.stop()
+
+    assert after - before < 500_000

@@ -92,7 +92,7 @@ class _Claim(Struct, frozen=True):
     attempts: int
 
 
-_ENDED: Final = float("-inf")
+_MOST_ENDED: Final = 5_000  # claims remembered after their release
 
 
 class SqliteOutbox:
@@ -125,6 +125,7 @@ class SqliteOutbox:
         self._reading = threading.Lock()
         self._claiming = threading.Lock()
         self._claims: dict[int, _Claim] = {}
+        self._ended: dict[int, _Claim] = {}  # the latest released last
         self._roles: dict[Role, BinaryIO] = {}
         self._counted = False
         self._pacing = threading.Lock()
@@ -217,7 +218,7 @@ class SqliteOutbox:
             claim = secrets.randbits(62)
             entries, taken = [], {}
             for id_, provider, message_id, received_at, attempts, deaths, body in rows:
-                before = self._claims.get(id_)
+                before = self._last_claim(id_)
                 attempt = (before.attempts if before else attempts) + 1
                 taken[id_] = _Claim(claim, now + lease.total_seconds(), attempt)
                 received = moment(received_at)
@@ -227,6 +228,8 @@ class SqliteOutbox:
             if entries:
                 self._note(self._claims | taken)
                 self._claims |= taken
+                for id_ in taken:
+                    self._ended.pop(id_, None)
         return entries
 
     def has_suspects(self) -> bool:
@@ -268,7 +271,7 @@ class SqliteOutbox:
         self._counted = True
 
     def _note(self, claims: Mapping[int, _Claim]) -> None:
-        noted = _json([(i, c.attempts) for i, c in claims.items() if c.until != _ENDED])
+        noted = _json([(id_, claim.attempts) for id_, claim in claims.items()])
         with self._writing:
             self._settler.execute("UPDATE status SET claims = ?", (noted,))
 
@@ -306,10 +309,7 @@ class SqliteOutbox:
             own = [entry for entry in entries if self._holds(entry)]
             held = _json([(entry.id, entry.attempts, entry.message_id) for entry in own])
             if changed["state"] is State.PENDING:
-                # Even if that cannot be written. Whoever held an entry may still learn that it was
-                # delivered after all, so the claim is kept.
-                ended = {entry.id: _Claim(entry.claim, _ENDED, entry.attempts) for entry in own}
-                self._claims |= ended
+                self._end(own)  # even if that cannot be written
             with self._writing:
                 if happened is None:
                     self._settler.execute(_SETTLE, _CLEARED | changed | {"held": held})
@@ -323,10 +323,26 @@ class SqliteOutbox:
                         self._settler.execute(_SETTLE, _CLEARED | changed | {"held": held})
             if changed["state"] is not State.PENDING:
                 for entry in own:
-                    del self._claims[entry.id]
+                    self._claims.pop(entry.id, None)
+                    self._ended.pop(entry.id, None)
+
+    def _end(self, released: Iterable[Entry]) -> None:
+        """Hold them no longer.
+
+        Whoever held an entry may still learn that it was delivered after all, so its claim is
+        remembered for a while; an outage releases more entries than memory should hold.
+        """
+        for entry in released:
+            claim = self._claims.pop(entry.id, None) or self._ended.pop(entry.id)
+            self._ended[entry.id] = claim
+        while len(self._ended) > _MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
+
+    def _last_claim(self, id_: int) -> _Claim | None:
+        return self._claims.get(id_) or self._ended.get(id_)
 
     def _holds(self, entry: Entry) -> bool:
-        claim = self._claims.get(entry.id)
+        claim = self._last_claim(entry.id)
         return claim is not None and claim.number == entry.claim
 
     def pace(self, change: Callable[[Pace, float], T]) -> T:
