@@ -13,9 +13,10 @@ import gzip
 import re
 import socket
 import ssl
+import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -29,7 +30,9 @@ from uuid import uuid4
 
 import msgspec
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, LocationValueError
+from urllib3.response import HTTPResponse
 
 from relay import __version__
 from relay.errors import (
@@ -207,7 +210,53 @@ def batches(
         yield batch
 
 
+def _in_time(connection: HTTPConnection, await_head: Callable[[], HTTPResponse]) -> HTTPResponse:
+    """The answer, once its head is there; urllib3 would wait as long for each byte of it."""
+    late = threading.Event()
+
+    def hang_up() -> None:
+        late.set()
+        with suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(TIMEOUT_SECONDS, hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        response = await_head()
+    finally:
+        timer.cancel()
+    if late.is_set():  # a head cut off behind its status would be taken for a whole one
+        response.close()
+        raise TimeoutError
+    return response
+
+
+class _Connection(HTTPConnection):
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
+        return _in_time(self, super().getresponse)
+
+
+class _TlsConnection(HTTPSConnection):
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
+        return _in_time(self, super().getresponse)
+
+
+class _Connections(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsConnections(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
 def _pool(host: str) -> urllib3.PoolManager:
+    pool = _manager(host)
+    pool.pool_classes_by_scheme = {"http": _Connections, "https": _TlsConnections}
+    return pool
+
+
+def _manager(host: str) -> urllib3.PoolManager:
     """Connections to the host, through the proxy that the environment names for it, if any."""
     url = urlsplit(host)
     proxy = getproxies().get(url.scheme)
