@@ -185,8 +185,8 @@ MUTANTS = [
     Mutant(
         "an interrupted replay begins anew",
         "replay.py",
-        'happening.what == "replayed" and happening.at >= operation.started_at',
-        "False",
+        "return max(settled) >= began_at",
+        "return not settled and max(settled) >= began_at",
         "tests/tools/test_replay.py",
     ),
     Mutant(
