@@ -179,6 +179,6 @@ def kill_once(process: "subprocess.Popen[bytes]", condition: Callable[[], bool])
 
 def _one_moment(process: "subprocess.Popen[bytes]") -> bool:
     process.send_signal(signal.SIGCONT)
-    time.sleep(0.02)
+    time.sleep(0.004)
     process.send_signal(signal.SIGSTOP)
     return process.poll() is None

@@ -9,7 +9,7 @@ from relay.events import DeadReason, Unusable
 from relay.outbox import Arrival
 from tests.tools.desk import Desk, kill_once, webhook
 
-MANY = 2_000
+MANY = 4_000
 
 
 def dead_letter(name: str, number: int = 0, reason: DeadReason = DeadReason.UNREADABLE) -> Arrival:
