@@ -109,6 +109,7 @@ class Forwarder:
         self._more_is_due = True
         self._suspects_looked_for_at = float("-inf")
         self._untold: deque[Callable[[Pace, float], None]] = deque()
+        self._latest: tuple[str, float] | None = None
         self._claiming = threading.Lock()
         self._claimed: dict[int, Entry] = {}
         self._workers = [
@@ -236,13 +237,21 @@ class Forwarder:
         """A turn; None when relay is stopping or there is none before then."""
         while not self._stopping.is_set():
             self._tell_late()
-            turn = self._outbox.pace(Pace.take)
+            turn = self._outbox.pace(self._take_turn)
             if isinstance(turn, Turn):
                 return turn
             if self._clock() + turn > until:
                 return None
             self._sleep(turn)
         return None
+
+    def _take_turn(self, pace: Pace, now: float) -> Turn | float:
+        """Take one, and tell of the latest answer, which is news to those who only look."""
+        latest, self._latest = self._latest, None
+        if latest:
+            answer, at = latest
+            pace.heard(answer, now - (self._clock() - at))
+        return pace.take(now)
 
     def _forward(self, claim: _Claim) -> None:
         """Post the batches and settle their entries; what cannot be sent now is released."""
@@ -333,6 +342,7 @@ class Forwarder:
         else:
             answer, event, level = "accepted", "forward.sent", INFO
         finally:
+            self._latest = answer, self._clock()
             milliseconds = round((self._clock() - started) * 1000)
             _log.log(level, event, messages=len(batch), milliseconds=milliseconds, answer=answer)
 

@@ -1,6 +1,7 @@
 """Finding entries: by what is stored beside them, and by whom and which email they are about."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from hashlib import sha256
@@ -11,8 +12,9 @@ from msgspec import Struct, structs
 
 from relay.errors import UnreadableError
 from relay.events import EmailEvent, Reading
-from relay.outbox import State, digest
+from relay.outbox import Outbox, State, digest
 from relay.outbox.records import Query, Record, Records
+from relay.outbox.tallies import population
 from relay.providers import Provider, read_object, text
 
 PAGE: Final = 500
@@ -53,6 +55,27 @@ class Criteria(Struct, frozen=True, omit_defaults=True):
     address: str | None = None
 
 
+class Reason(Struct, frozen=True):
+    """The dead letters of one reason, and the newest of them."""
+
+    reason: str
+    count: int
+    example: Record
+
+
+def reasons(outbox: Outbox) -> list[Reason]:
+    """Why there are dead letters, the commonest reason first."""
+    counted: Counter[str] = Counter()
+    for kind, count in population(outbox.tallies()).items():
+        if kind.state is State.DEAD:
+            counted[kind.reason or ""] += count
+    return [
+        Reason(reason, count, example)
+        for reason, count in sorted(counted.items(), key=lambda one: (-one[1], one[0]))
+        for example in outbox.records.find(Query(reason=reason), 1)
+    ]
+
+
 class Lookup:
     """Finds entries in an outbox, which is searched by digests and by the bodies themselves."""
 
@@ -65,6 +88,7 @@ class Lookup:
         criteria: Criteria,
         *,
         start: int | None = None,
+        end: int | None = None,
         newest_first: bool = True,
         with_history: bool = False,
         looked_at: Callable[[int], None] = lambda _count: None,
@@ -74,31 +98,49 @@ class Lookup:
         Args:
             criteria: what they must meet.
             start: the id behind which they begin, in the direction asked for.
+            end: the last id that is looked at.
             newest_first: the direction.
             with_history: fill in their histories.
             looked_at: told of how many more were looked at, whether they meet the criteria or not.
         """
         found = [
             self._pages(
-                query, start, looked_at, newest_first=newest_first, with_history=with_history
+                query,
+                start,
+                looked_at,
+                end=end,
+                newest_first=newest_first,
+                with_history=with_history,
             )
             for query in _queries(criteria)
         ]
         records = merge(*found, key=lambda record: record.id, reverse=newest_first)
         return (record for record in records if self._is_meant(record, criteria))
 
+    def stored_before(self, moment: datetime) -> int:
+        """The highest id of what came before then, as far as all were stored in their order.
+
+        What was put back from a backup stands where it was put.
+        """
+        newest = self._records.find(Query(), 1)
+        below, above = 0, newest[0].id + 1 if newest else 1
+        while above - below > 1:
+            middle = (below + above) // 2
+            (record,) = self._records.find(Query(), 1, start=middle - 1, newest_first=False)
+            if record.received_at < moment:
+                below = record.id
+            else:
+                above = middle
+        return below
+
     def _pages(
         self,
         query: Query,
         start: int | None,
         looked_at: Callable[[int], None],
-        *,
-        newest_first: bool,
-        with_history: bool,
+        **options: Any,  # noqa: ANN401 (passed on)
     ) -> Iterator[Record]:
-        while page := self._records.find(
-            query, PAGE, start=start, newest_first=newest_first, with_history=with_history
-        ):
+        while page := self._records.find(query, PAGE, start=start, **options):
             yield from page
             looked_at(len(page))
             start = page[-1].id

@@ -7,7 +7,7 @@ one pace, kept by the outbox: to Segment they are one source, with one budget.
 
 import random
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from msgspec import Struct
@@ -41,6 +41,24 @@ class Turn(Struct, frozen=True):
     probe: bool
 
 
+class Standing(Struct, frozen=True):
+    """How forwarding stands with Segment.
+
+    Attributes:
+        hold: what Segment answered if forwarding is on hold; otherwise None.
+        failures: in a row, of probes.
+        next_at: when the next probe goes; None when nothing is waited for.
+        answer: the latest answer, whatever it was; None before the first.
+        answered_at: about when it came.
+    """
+
+    hold: str | None = None
+    failures: int = 0
+    next_at: datetime | None = None
+    answer: str | None = None
+    answered_at: datetime | None = None
+
+
 def full_jitter(bound: float) -> float:
     """A random wait up to the bound, in seconds: spreads many relays' probes the most."""
     return random.uniform(0, bound)  # noqa: S311 (no secret hangs on it)
@@ -58,6 +76,7 @@ class Pace(Struct):
         failures: in a row, of probes.
         probe_until: when the probe under way is given up; 0 when none is.
         hold: what Segment answered if forwarding is on hold; otherwise None.
+        answer: the latest answer, and in `answered_at` when it came.
     """
 
     taken_at: list[float] = []
@@ -66,6 +85,8 @@ class Pace(Struct):
     failures: int = 0
     probe_until: float = 0.0
     hold: str | None = None
+    answer: str | None = None
+    answered_at: float = 0.0
 
     @property
     def troubled(self) -> bool:
@@ -124,6 +145,25 @@ class Pace(Struct):
         if turn.era == self.era:
             self._start_era(next_at=now + HOLD_PROBE.total_seconds())
             self.hold = answer
+
+    def heard(self, answer: str, at: float) -> None:
+        """Segment has answered."""
+        self.answer, self.answered_at = answer, at
+
+    def standing(self, now: float, clock: datetime) -> Standing:
+        """The same in words of the time of day, which it is by the clock."""
+
+        def moment(at: float) -> datetime:
+            return clock + timedelta(seconds=at - now)
+
+        waiting = self.troubled and self.next_at > now
+        return Standing(
+            hold=self.hold,
+            failures=self.failures,
+            next_at=moment(self.next_at) if waiting else None,
+            answer=self.answer,
+            answered_at=moment(self.answered_at) if self.answer is not None else None,
+        )
 
     def _start_era(self, *, next_at: float) -> None:
         self.era += 1

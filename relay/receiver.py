@@ -368,7 +368,7 @@ class _Readiness:
     def _check_outbox(self) -> list[str]:
         try:
             self._outbox.check()
-            hold = self._outbox.hold()
+            hold = self._outbox.standing().hold
         except OutboxError as error:
             return [f"the outbox takes no writes: {error}"]
         return [f"forwarding is on hold: Segment answered {hold}"] if hold else []

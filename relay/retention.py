@@ -1,4 +1,4 @@
-"""Forgets what was delivered long ago, little by little."""
+"""Forgets what was delivered long ago, little by little, and tallies what is past as a whole."""
 
 import threading
 from datetime import timedelta
@@ -8,6 +8,7 @@ import structlog
 
 from relay.errors import OutboxError
 from relay.outbox import Clock, Outbox, utc_now
+from relay.outbox.tallies import APART
 
 STEP: Final = 500
 """Entries forgotten at a time: nothing else waits long for so few."""
@@ -41,6 +42,8 @@ class Retention:
     def step(self) -> bool:
         """Forget a few; whether there may be more."""
         forgotten = self._outbox.purge(self._clock() - self._age, STEP)
+        if forgotten < STEP:
+            self._outbox.fold_tallies(self._clock() - APART)
         if forgotten:
             _log.info("retention.forgotten", entries=forgotten)
         return forgotten == STEP

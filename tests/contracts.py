@@ -28,7 +28,8 @@ from hypothesis.stateful import (
 
 from relay.events import DeadReason, EmailEvent, Reading, Unusable
 from relay.outbox import Arrival, Entry, Outbox, State
-from relay.pacing import Pace, Turn
+from relay.outbox.tallies import population
+from relay.pacing import Pace, Standing, Turn
 from relay.providers import Provider, Webhook, provider_classes
 from relay.segment import Segment
 from tests.fakes import Clock
@@ -406,9 +407,9 @@ class OutboxContract:
         claimed = outbox.counts()
         outbox.deliver([oldest])
 
-        assert nothing.oldest_pending_at is None
-        assert claimed.oldest_pending_at == NOON - MINUTE
-        assert outbox.counts().oldest_pending_at == NOON
+        assert nothing.waiting_since is None
+        assert claimed.waiting_since == NOON - MINUTE
+        assert outbox.counts().waiting_since == NOON
 
     def test_it_tells_of_change_once_something_was_added(
         self, open_store: OpenStore, clock: Clock
@@ -435,13 +436,44 @@ class OutboxContract:
         turn = forwarding.pace(Pace.take)
         assert isinstance(turn, Turn)
         forwarding.pace(lambda pace, now: pace.refused(turn, now, "401 Unauthorized"))
-        held = receiving.hold()
+        held = receiving.standing().hold
         clock.sleep(60)
         probe = forwarding.pace(Pace.take)
         assert isinstance(probe, Turn)
         forwarding.pace(lambda pace, _: pace.succeeded(probe))
 
-        assert (held, receiving.hold()) == ("401 Unauthorized", None)
+        assert (held, receiving.standing().hold) == ("401 Unauthorized", None)
+        receiving.close()
+        forwarding.close()
+
+    def test_how_forwarding_stands_is_known_to_every_process(
+        self, open_store: OpenStore, clock: Clock
+    ) -> None:
+        receiving, forwarding = (open_store("relay", clock) for _ in range(2))
+        at_first = receiving.standing()
+        turn = forwarding.pace(Pace.take)
+        assert isinstance(turn, Turn)
+        forwarding.pace(lambda pace, now: pace.heard("503 Service Unavailable", now))
+        forwarding.pace(
+            lambda pace, now: pace.failed(turn, now, timedelta(minutes=2), jitter=lambda _: 1)
+        )
+        in_trouble = receiving.standing()
+        clock.sleep(120)
+        probe = forwarding.pace(Pace.take)
+        assert isinstance(probe, Turn)
+        forwarding.pace(lambda pace, now: pace.heard("accepted", now))
+        forwarding.pace(lambda pace, _: pace.succeeded(probe))
+        clock.sleep(60)
+        well = receiving.standing()
+
+        assert at_first == Standing()
+        assert in_trouble == Standing(
+            failures=1,
+            next_at=NOON + 2 * MINUTE,
+            answer="503 Service Unavailable",
+            answered_at=NOON,
+        )
+        assert well == Standing(answer="accepted", answered_at=NOON + 2 * MINUTE)
         receiving.close()
         forwarding.close()
 
@@ -602,7 +634,8 @@ class _Life(RuleBasedStateMachine):
         waiting = [fate.received_at for fate in self.pending()]
 
         assert states(self.outbox) == Counter(fate.state for fate in self.fates.values())
-        assert self.outbox.counts().oldest_pending_at == min(waiting, default=None)
+        assert sum(population(self.outbox.tallies()).values()) == len(self.fates)
+        assert self.outbox.counts().waiting_since == min(waiting, default=None)
 
     def teardown(self) -> None:
         self.clock.sleep(3600)

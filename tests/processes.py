@@ -87,7 +87,7 @@ class SqliteStore:
         return self.path.parent
 
     def stored(self) -> list[StoredEntry]:
-        return [StoredEntry(*row) for row in self.run_sql(_STORED.format(due_at="due_at"))]
+        return [StoredEntry(*row) for row in self.run_sql(_STORED.format(due_at="pending_since"))]
 
     def run_sql(self, statement: str) -> list[Any]:
         """Through apsw: two builds of SQLite in one process take each other's file locks away."""

@@ -205,7 +205,9 @@ def test_while_segment_is_down_one_probe_goes_after_each_backoff(relay: Relay) -
 
     assert len(relay.server.received) == 12
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
-    assert relay.outbox.hold() is None
+    assert relay.outbox.standing().hold is None
+    assert relay.outbox.standing().failures == 12
+    assert relay.outbox.standing().answer == "503 Service Unavailable"
 
 
 def test_nothing_is_used_up_by_waiting(relay: Relay) -> None:
@@ -304,7 +306,7 @@ def test_a_refusal_holds_everything_until_it_is_mended(
     relay.add(*mails(120))
     for _ in range(50):
         relay.forwarder.step()
-    held, waiting, probes = relay.outbox.hold(), relay.counts(), len(relay.server.received)
+    held, waiting, probes = relay.outbox.standing().hold, relay.counts(), len(relay.server.received)
     waited = relay.clock.monotonic()
     relay.server.judge = lambda _batch: Answer()
     relay.forward()
@@ -313,7 +315,7 @@ def test_a_refusal_holds_everything_until_it_is_mended(
     assert waiting == (120, 0, 0)
     assert probes == 50
     assert round(waited / 60) == 49
-    assert relay.outbox.hold() is None
+    assert relay.outbox.standing().hold is None
     assert relay.counts() == (0, 120, 0)
 
 

@@ -37,6 +37,17 @@ def test_delivered_entries_are_kept_for_their_time(outbox: SqliteOutbox, clock: 
     assert states(outbox)["delivered"] == STEP + 1
 
 
+def test_what_is_past_is_tallied_as_a_whole(outbox: SqliteOutbox, clock: Clock) -> None:
+    retention = Retention(outbox, MONTH, clock=clock.now)
+    at_first = {tally.since for tally in outbox.tallies()}
+    clock.sleep(2 * 24 * 60 * 60)
+    retention.step()
+
+    assert None not in at_first
+    assert {tally.since for tally in outbox.tallies()} == {None}
+    assert states(outbox) == {"delivered": STEP + 1, "pending": 2}
+
+
 def test_then_they_go_little_by_little_and_nothing_else_does(
     outbox: SqliteOutbox, clock: Clock
 ) -> None:

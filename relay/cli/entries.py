@@ -14,6 +14,7 @@ from relay.cli.output import Output, full, moment, progress, summary
 from relay.cli.tools import Tools, tools
 from relay.events import WHAT_TO_DO, DeadReason, Unusable
 from relay.lookup import Criteria, Lookup
+from relay.lookup import reasons as found_reasons
 from relay.mapping import Mapped
 from relay.outbox import State
 from relay.outbox.records import Record
@@ -157,7 +158,7 @@ def dead(*, as_json: bool, reveal: bool) -> None:
     """Group the dead letters by reason: how many, an example, what to do."""
     with tools(as_json=as_json, reveal=reveal) as at_hand:
         output = at_hand.output
-        reasons = at_hand.outbox.records.reasons()
+        reasons = found_reasons(at_hand.outbox)
         if as_json:
             for reason in reasons:
                 example = summary(reason.example, at_hand.mapping.map(reason.example))

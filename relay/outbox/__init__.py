@@ -14,10 +14,11 @@ from msgspec import Struct
 
 from relay.errors import OutboxError
 from relay.events import EmailEvent, Unusable
-from relay.pacing import Pace
+from relay.pacing import Pace, Standing
 
 if TYPE_CHECKING:
     from relay.outbox.records import Records
+    from relay.outbox.tallies import Tally
 
 Clock = Callable[[], datetime]
 T = TypeVar("T")
@@ -116,12 +117,12 @@ DEATHS_IN_COMPANY: Final = 2
 
 
 class Counts(Struct, frozen=True):
-    """How many entries there are in each state, and since when the oldest pending one waits."""
+    """How many entries there are in each state, and since when a pending one waits the longest."""
 
     pending: int
     delivered: int
     dead: int
-    oldest_pending_at: datetime | None
+    waiting_since: datetime | None
 
 
 class Role(StrEnum):
@@ -189,12 +190,20 @@ class Outbox(Protocol):
         """
         ...
 
-    def hold(self) -> str | None:
-        """The answer that forwarding is on hold for; None when it is not on hold."""
+    def standing(self) -> Standing:
+        """How forwarding stands with Segment, as far as the forwarders have told by now."""
         ...
 
     def counts(self) -> Counts:
-        """How many entries are in each state."""
+        """How many entries are in each state; costs the same however many there are."""
+        ...
+
+    def tallies(self) -> "list[Tally]":
+        """What entries did, latest slots first; a few thousand at the most."""
+        ...
+
+    def fold_tallies(self, before: datetime) -> None:
+        """Count as a whole what happened in slots that began before then."""
         ...
 
     def purge(self, before: datetime, limit: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
@@ -93,12 +93,8 @@ class Operation(Struct, frozen=True):
     entries: int
 
 
-class Reason(Struct, frozen=True):
-    """The dead letters of one reason, and the newest of them."""
-
-    reason: str
-    count: int
-    example: Record
+SOME: Final = 10_000
+"""So many entries of a state are quicker sorted than found among the others."""
 
 
 class Records(Protocol):
@@ -114,6 +110,7 @@ class Records(Protocol):
         limit: int,
         *,
         start: int | None = None,
+        end: int | None = None,
         newest_first: bool = True,
         with_history: bool = False,
     ) -> list[Record]:
@@ -123,6 +120,7 @@ class Records(Protocol):
             query: which.
             limit: how many at the most; none are returned only when there are none.
             start: the id behind which they begin, in the direction asked for.
+            end: the last id that is looked at.
             newest_first: the direction.
             with_history: fill in their histories.
         """
@@ -130,10 +128,6 @@ class Records(Protocol):
 
     def count(self, query: Query) -> int:
         """How many there are; looks at each."""
-        ...
-
-    def reasons(self) -> list[Reason]:
-        """Why there are dead letters, the commonest reason first."""
         ...
 
     def begin(self, kind: str, what: str) -> Operation:

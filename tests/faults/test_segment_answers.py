@@ -99,7 +99,7 @@ def test_an_hour_of_refusals_costs_a_probe_a_minute_and_ends_by_itself(
         relay.waits(61),
         len(server.received),
         relay.fates(),
-        relay.outbox.hold(),
+        relay.outbox.standing().hold,
     )
     server.judge = well
     relay.forward()
@@ -108,7 +108,7 @@ def test_an_hour_of_refusals_costs_a_probe_a_minute_and_ends_by_itself(
     assert requests == 61
     assert waiting == {"pending": 20 + 12}
     assert str(hold).startswith(str(status))
-    assert relay.outbox.hold() is None
+    assert relay.outbox.standing().hold is None
     assert relay.broken_promises(server) == []
 
 
@@ -120,7 +120,7 @@ def test_a_redirect_holds_everything_and_where_it_points_hears_nothing(
     with SegmentServer() as elsewhere:
         there = {"Location": f"{elsewhere.url}/v1/batch"}
         server.judge = lambda _batch: Answer(status, there)
-        waits, waiting, hold = relay.waits(3), relay.fates(), relay.outbox.hold()
+        waits, waiting, hold = relay.waits(3), relay.fates(), relay.outbox.standing().hold
         server.judge = well
         relay.forward()
 
@@ -146,14 +146,14 @@ def test_a_portal_that_answers_200_with_its_page_holds_everything(
     with closing(Road(server)) as road:
         road.fault = fault
         relay.point_at(road.host())
-        waits, waiting, hold = relay.waits(3), relay.fates(), relay.outbox.hold()
+        waits, waiting, hold = relay.waits(3), relay.fates(), relay.outbox.standing().hold
         road.fault = None
         relay.forward()
 
     assert waits == [60, 60]
     assert waiting == {"pending": 150}
     assert "a page of HTML" in str(hold)
-    assert relay.outbox.hold() is None
+    assert relay.outbox.standing().hold is None
     assert relay.broken_promises(server) == []
 
 

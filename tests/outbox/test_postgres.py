@@ -17,6 +17,7 @@ from msgspec import structs
 
 from relay.errors import OutboxError
 from relay.events import DeadReason, Unusable
+from relay.lookup import reasons
 from relay.outbox import Arrival, Keys, Outbox, Role, State
 from relay.outbox.postgres import PostgresOutbox
 from relay.outbox.records import Query
@@ -30,6 +31,7 @@ from tests.processes import within
 from tests.records import by_name, erase, everything, filled, revival, revive, without_ids
 from tests.records_contract import RecordsContract
 from tests.suspects_contract import SuspectsContract
+from tests.tallies_contract import TalliesContract
 
 # Each needs the server, and all but the last write to it.
 OPERATIONS: dict[str, Callable[[Outbox], object]] = {
@@ -64,7 +66,9 @@ def outbox(url: str) -> Iterator[Outbox]:
         yield outbox
 
 
-class TestPostgresOutbox(OutboxContract, RecordsContract, ChangesContract, SuspectsContract):
+class TestPostgresOutbox(
+    OutboxContract, RecordsContract, ChangesContract, SuspectsContract, TalliesContract
+):
     lives = 15  # each is a database
     claimers = 2
 
@@ -367,13 +371,15 @@ def test_an_error_holds_nothing_of_the_password(url: str, change: tuple[str, str
 
 
 DEAD = Query(states=(State.DEAD,))
+RARE = "Email Bounced"
 
 _FILL = """
     INSERT INTO relay.entries
-        (provider, message_id, state, received_at, due_at, attempts, claim, delivered_at, reason,
-            body)
+        (provider, message_id, state, received_at, pending_since, due_at, attempts, claim,
+            delivered_at, reason, body)
     SELECT
         'vero', 'vero-' || md5(n::text), state, received_at,
+        CASE state WHEN 'pending' THEN received_at END,
         CASE state WHEN 'pending' THEN received_at END, 1, 1,
         CASE state WHEN 'delivered' THEN received_at END,
         CASE state WHEN 'dead' THEN 'rejected' END, convert_to(repeat(md5(n::text), 3), 'UTF8')
@@ -408,12 +414,12 @@ def million(postgres: PostgresServer, migrated: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("index", "operate"),
     [
-        ("entries_due", lambda outbox: outbox.claim(100, lease=MINUTE)),
-        ("entries_due", lambda outbox: [outbox.changed(), outbox.changed()]),
+        ("entries_pending", lambda outbox: outbox.claim(100, lease=MINUTE)),
+        ("entries_pending", lambda outbox: [outbox.changed(), outbox.changed()]),
         ("entries_pkey", lambda outbox: outbox.deliver(outbox.claim(100, lease=MINUTE))),
         ("entries_message_id_key", lambda outbox: outbox.add([arrival("a"), arrival("a")])),
         ("entries_delivered", lambda outbox: outbox.purge(datetime.now(UTC), 500)),
-        ("entries_due", lambda outbox: outbox.pending_exceed(1_000)),
+        ("entries_pending", lambda outbox: outbox.pending_exceed(1_000)),
         ("entries_suspect", lambda outbox: outbox.has_suspects()),
         ("entries_suspect", lambda outbox: outbox.claim_suspect(lease=MINUTE)),
         ("entries_pkey", lambda outbox: outbox.records.find(Query(), 50)),
@@ -421,7 +427,9 @@ def million(postgres: PostgresServer, migrated: str) -> Iterator[str]:
         ("history_entry", lambda outbox: outbox.records.find(Query(), 50, with_history=True)),
         ("entries_dead", lambda outbox: outbox.records.find(DEAD, 50)),
         ("entries_reason", lambda outbox: outbox.records.find(Query(reason="rejected"), 50)),
-        ("entries_dead", lambda outbox: outbox.records.reasons()),
+        ("entries_reason", reasons),
+        ("entries_rare", lambda outbox: outbox.records.find(Query(collection=RARE), 50)),
+        ("entries_pending", lambda outbox: outbox.counts()),
         ("entries_message_id_key", lambda outbox: outbox.records.find(Query(message_id="a"), 50)),
         ("keys_user", lambda outbox: outbox.records.find(Query(key=("user", 7)), 50)),
         ("keys_address", lambda outbox: outbox.records.count(Query(key=("address", 7)))),

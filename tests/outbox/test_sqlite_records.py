@@ -8,6 +8,7 @@ from typing import Any
 import apsw
 import pytest
 
+from relay.lookup import reasons
 from relay.outbox import Outbox, State
 from relay.outbox.records import Query
 from relay.outbox.sqlite import SqliteOutbox
@@ -118,7 +119,16 @@ ROWID = "SEARCH entries USING INTEGER PRIMARY KEY (rowid=?)"
             "SEARCH entries USING INDEX entries_reason (reason=?)",
             lambda o: o.records.find(Query(reason="rejected"), 50),
         ),
-        ("SCAN entries USING COVERING INDEX entries_reason", lambda o: o.records.reasons()),
+        ("SEARCH entries USING INDEX entries_reason (reason=?)", reasons),
+        (
+            "SEARCH entries USING INDEX entries_rare (collection=? AND rowid<?)",
+            lambda o: o.records.find(Query(collection="Email Bounced"), 50, start=9),
+        ),
+        (
+            "SCAN entries USING INDEX entries_pending",
+            lambda o: o.records.find(Query(states=(State.PENDING,)), 50),
+        ),
+        ("SEARCH entries USING COVERING INDEX entries_pending", lambda o: o.counts()),
         (
             "SEARCH entries USING INDEX sqlite_autoindex_entries_1 (message_id=?)",
             lambda o: o.records.find(Query(message_id="a"), 50),
@@ -130,8 +140,8 @@ ROWID = "SEARCH entries USING INTEGER PRIMARY KEY (rowid=?)"
             )
             for key in ("user", "address", "email")
         ),
-        ("SCAN entries USING COVERING INDEX entries_due", lambda o: o.pending_exceed(1_000)),
-        ("SCAN entries USING INDEX entries_due", lambda o: o.claim(100, lease=MINUTE)),
+        ("SCAN entries USING COVERING INDEX entries_pending", lambda o: o.pending_exceed(1_000)),
+        ("SCAN entries USING INDEX entries_pending", lambda o: o.claim(100, lease=MINUTE)),
         ("SCAN entries USING INDEX entries_suspect", lambda o: o.claim_suspect(lease=MINUTE)),
         ("SCAN entries USING INDEX entries_suspect", lambda o: o.has_suspects()),
         (ROWID, lambda o: o.claim(1, lease=MINUTE)),

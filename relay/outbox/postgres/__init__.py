@@ -22,8 +22,9 @@ from relay.events import Unusable
 from relay.outbox import Arrival, Clock, Counts, Entry, Role, State, T
 from relay.outbox.postgres.bell import Bell, ignore_notifications
 from relay.outbox.postgres.records import PostgresRecords
-from relay.outbox.postgres.schema import as_text, connection_parameters, prepare, translated
-from relay.pacing import Pace
+from relay.outbox.postgres.schema import COUNT, as_text, connection_parameters, prepare, translated
+from relay.outbox.tallies import Change, Tally, in_states
+from relay.pacing import Pace, Standing
 
 _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _CONNECTIONS: Final = 6  # a claim, four posts to settle, and one for who asks
@@ -194,22 +195,29 @@ class PostgresOutbox:
                 connection.execute("UPDATE relay.pace SET pace = %b", (changed,))
         return result
 
-    def hold(self) -> str | None:
-        """See `Outbox.hold`."""
-        ((pace,),) = self._run("SELECT pace FROM relay.pace", {})
-        return json.decode(pace, type=Pace).hold
+    def standing(self) -> Standing:
+        """See `Outbox.standing`."""
+        ((pace, now),) = self._run(_LOOK_AT_PACE, {"now": self._now()})
+        return json.decode(pace, type=Pace).standing(now, datetime.fromtimestamp(now, UTC))
 
     def counts(self) -> Counts:
         """See `Outbox.counts`."""
-        counted = {state: (count, oldest) for state, count, oldest in self._run(_COUNT, {})}
-        nothing = (0, None)
-        pending, oldest = counted.get(State.PENDING, nothing)
+        counted = in_states({Change(change): n for change, n in self._run(COUNT, {})})
+        ((since,),) = self._run(_LONGEST_PENDING, {})
         return Counts(
-            pending=pending,
-            delivered=counted.get(State.DELIVERED, nothing)[0],
-            dead=counted.get(State.DEAD, nothing)[0],
-            oldest_pending_at=oldest.astimezone(UTC) if oldest else None,
+            pending=counted[State.PENDING],
+            delivered=counted[State.DELIVERED],
+            dead=counted[State.DEAD],
+            waiting_since=since.astimezone(UTC) if since else None,
         )
+
+    def tallies(self) -> list[Tally]:
+        """See `Outbox.tallies`."""
+        return [_tally(row) for row in self._run(_TALLIES, {})]
+
+    def fold_tallies(self, before: datetime) -> None:
+        """See `Outbox.fold_tallies`."""
+        self._run(_FOLD, {"before": before})
 
     def purge(self, before: datetime, limit: int) -> int:
         """See `Outbox.purge`."""
@@ -266,6 +274,19 @@ class PostgresOutbox:
                 raise _BrokenError(*error.args) from error
 
 
+def _tally(row: Sequence[Any]) -> Tally:
+    slot, provider, collection, change, reason, entries, latest = row
+    return Tally(
+        since=slot.astimezone(UTC) if slot.timestamp() else None,
+        provider=provider,
+        collection=collection or None,
+        change=Change(change),
+        reason=reason or None,
+        entries=entries,
+        latest=latest.astimezone(UTC),
+    )
+
+
 class _BrokenError(psycopg.OperationalError):
     """The connection broke; whether the statement has been carried out is not known."""
 
@@ -289,12 +310,12 @@ _ADD: Final = """
         )
     ), added AS (
         INSERT INTO relay.entries (
-            provider, message_id, state, collection, received_at, due_at, claim, reason, detail,
-            body
+            provider, message_id, state, collection, received_at, pending_since, due_at, claim,
+            reason, detail, body
         )
         SELECT
             provider, message_id, CASE WHEN reason IS NULL THEN 'pending' ELSE 'dead' END,
-            collection, received_at,
+            collection, received_at, CASE WHEN reason IS NULL THEN received_at END,
             CASE WHEN reason IS NULL THEN
                 least(received_at, coalesce(%(now)s::timestamptz, now()))
             END,
@@ -343,15 +364,15 @@ _CLAIMED: Final = """
 _CLAIM: Final = (
     """
     WITH due AS MATERIALIZED (
-        SELECT id, due_at, octet_length(body) AS size FROM relay.entries
+        SELECT id, pending_since, octet_length(body) AS size FROM relay.entries
         WHERE state = 'pending' AND deaths < 2
             AND (SELECT set_config('synchronous_commit', 'off', true)) <> '' AND
     """  # noqa: S608
     + _IS_DUE
     + """
-        ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        ORDER BY pending_since LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     ), summed AS (
-        SELECT id, size, sum(size) OVER (ORDER BY due_at, id) AS total FROM due
+        SELECT id, size, sum(size) OVER (ORDER BY pending_since, id) AS total FROM due
     )
     """
     + _CLAIMED
@@ -393,6 +414,7 @@ _PENDING_AFTER: Final = """
 _SETTLE: Final = """
     UPDATE relay.entries AS entry
     SET state = %(state)s, reason = %(reason)s, detail = %(detail)s, deaths = 0,
+        pending_since = CASE WHEN %(state)s = 'pending' THEN pending_since END,
         due_at = CASE WHEN %(state)s = 'pending' THEN coalesce(%(now)s::timestamptz, now()) END,
         delivered_at =
             CASE WHEN %(state)s = 'delivered' THEN coalesce(%(now)s::timestamptz, now()) END
@@ -411,8 +433,14 @@ _SETTLE_AND_TELL: Final = (
     """
 )
 
-_PACE: Final = """
-    SELECT pace, extract(epoch FROM coalesce(%(now)s::timestamptz, clock_timestamp()))::float8
+_NOW: Final = "extract(epoch FROM coalesce(%(now)s::timestamptz, clock_timestamp()))::float8"
+
+_LOOK_AT_PACE: Final = "SELECT pace, " + _NOW + " FROM relay.pace"  # noqa: S608
+
+_PACE: Final = (
+    "SELECT pace, "  # noqa: S608
+    + _NOW
+    + """
     FROM relay.pace, (
         SELECT
             set_config('synchronous_commit', 'off', true),
@@ -420,9 +448,34 @@ _PACE: Final = """
             set_config('idle_in_transaction_session_timeout', '5s', true)
     ) AS settings
     FOR UPDATE OF pace
+    """
+)
+
+_LONGEST_PENDING: Final = "SELECT min(pending_since) FROM relay.entries WHERE state = 'pending'"
+
+_TALLIES: Final = """
+    SELECT slot, provider, collection, change, reason, sum(entries)::bigint, max(latest)
+    FROM relay.tallies GROUP BY slot, provider, collection, change, reason ORDER BY slot DESC
 """
 
-_COUNT: Final = "SELECT state, count(*), min(received_at) FROM relay.entries GROUP BY state"
+# In one order, so that two at it at once do not lock each other out.
+_FOLD: Final = """
+    WITH past AS MATERIALIZED (
+        SELECT ctid FROM relay.tallies
+        WHERE slot <= %(before)s::timestamptz - interval '5 minutes'
+            AND NOT (lane = 0 AND slot = 'epoch')
+        FOR UPDATE SKIP LOCKED
+    ), folded AS (
+        DELETE FROM relay.tallies WHERE ctid IN (SELECT ctid FROM past) RETURNING *
+    )
+    INSERT INTO relay.tallies
+    SELECT 0, 'epoch', provider, collection, change, reason, sum(entries)::bigint, max(latest)
+    FROM folded GROUP BY provider, collection, change, reason
+    ORDER BY provider, collection, change, reason
+    ON CONFLICT (lane, slot, provider, collection, change, reason) DO UPDATE
+    SET entries = tallies.entries + excluded.entries,
+        latest = greatest(tallies.latest, excluded.latest)
+"""
 
 _PURGE: Final = """
     WITH gone AS (

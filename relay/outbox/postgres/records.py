@@ -11,8 +11,9 @@ from msgspec import structs
 from psycopg import sql
 
 from relay.outbox import Keys, State
-from relay.outbox.postgres.schema import as_text, translated
-from relay.outbox.records import Happening, Operation, Query, Reason, Record, Revival
+from relay.outbox.postgres.schema import COUNT, as_text, translated
+from relay.outbox.records import SOME, Happening, Operation, Query, Record, Revival
+from relay.outbox.tallies import Change, in_states
 
 _Connection = psycopg.Connection[Any]
 
@@ -36,14 +37,23 @@ class PostgresRecords:
         limit: int,
         *,
         start: int | None = None,
+        end: int | None = None,
         newest_first: bool = True,
         with_history: bool = False,
     ) -> list[Record]:
         """See `Records.find`."""
-        condition, values = _where(query, start=start, newest_first=newest_first)
+        condition, values = _where(query)
+        if start is not None:
+            condition += sql.SQL(" AND id < %(start)s" if newest_first else " AND id > %(start)s")
+            values["start"] = start
+        if end is not None:
+            condition += sql.SQL(" AND id >= %(end)s" if newest_first else " AND id <= %(end)s")
+            values["end"] = end
         direction = sql.SQL("DESC" if newest_first else "ASC")
-        statement = _FIND.format(condition=condition, direction=direction)
         with translated(), self._connection() as connection:
+            # An expression keeps the planner from walking the whole table in the order of its ids.
+            order = sql.SQL("id + 0" if _are_few(connection, query) else "id")
+            statement = _FIND.format(condition=condition, direction=direction, order=order)
             rows = connection.execute(
                 statement, {**values, "limit": limit, "bytes": _MOST_BYTES}, binary=True
             ).fetchall()
@@ -61,17 +71,6 @@ class PostgresRecords:
         condition, values = _where(query)
         ((count,),) = self._run(_COUNT.format(condition=condition), values)
         return int(count)
-
-    def reasons(self) -> list[Reason]:
-        """See `Records.reasons`."""
-        counted = self._run(_REASONS, {})
-        examples = self.find(Query(ids=tuple(newest for _, _, newest in counted)), len(counted))
-        by_id = {record.id: record for record in examples}
-        return [
-            Reason(reason, count, by_id[newest])
-            for reason, count, newest in counted
-            if newest in by_id  # it may have been replayed since
-        ]
 
     def begin(self, kind: str, what: str) -> Operation:
         """See `Records.begin`."""
@@ -162,7 +161,7 @@ _FIND: Final = sql.SQL("""
         SELECT *, sum(octet_length(body)) OVER (ORDER BY id {direction}) AS total
         FROM (
             SELECT * FROM relay.entries LEFT JOIN relay.keys ON entry = id
-            WHERE {condition} ORDER BY id {direction} LIMIT %(limit)s
+            WHERE {condition} ORDER BY {order} {direction} LIMIT %(limit)s
         ) AS asked
     ) AS summed
     WHERE total - octet_length(body) < %(bytes)s
@@ -181,11 +180,6 @@ _IN_ANY_BLOCK: Final = sql.SQL("""
 
 _HISTORIES: Final = """
     SELECT entry, at, what, said FROM relay.history WHERE entry = ANY (%s) ORDER BY id
-"""
-
-_REASONS: Final = """
-    SELECT reason, count(*), max(id) FROM relay.entries WHERE state = 'dead'
-    GROUP BY reason ORDER BY count(*) DESC, reason
 """
 
 _BEGIN: Final = """
@@ -246,19 +240,20 @@ _REVIVE: Final = """
             email_key = excluded.email_key
     )
     UPDATE relay.entries AS entry
-    SET state = 'pending', due_at = coalesce(%(now)s::timestamptz, now()), delivered_at = NULL,
-        reason = NULL, detail = NULL, deaths = 0, claim = %(claim)s,
-        collection = revived.collection
+    SET state = 'pending', pending_since = coalesce(%(now)s::timestamptz, now()),
+        due_at = coalesce(%(now)s::timestamptz, now()), delivered_at = NULL, reason = NULL,
+        detail = NULL, deaths = 0, claim = %(claim)s, collection = revived.collection
     FROM revived WHERE entry.id = revived.id
 """
 
 _RESTORE: Final = """
     WITH restored AS (
         INSERT INTO relay.entries (
-            provider, message_id, state, collection, received_at, due_at, attempts, delivered_at,
-            reason, detail, claim, body
+            provider, message_id, state, collection, received_at, pending_since, due_at, attempts,
+            delivered_at, reason, detail, claim, body
         ) VALUES (
             %(provider)s, %(message_id)s, %(state)s, %(collection)s, %(received_at)s,
+            CASE WHEN %(state)s = 'pending' THEN %(received_at)s::timestamptz END,
             CASE WHEN %(state)s = 'pending' THEN
                 least(%(received_at)s, coalesce(%(now)s::timestamptz, now()))
             END,
@@ -282,9 +277,7 @@ _EQUALS: Final = {
 }
 
 
-def _where(
-    query: Query, *, start: int | None = None, newest_first: bool = True
-) -> tuple[sql.Composable, dict[str, Any]]:
+def _where(query: Query) -> tuple[sql.Composable, dict[str, Any]]:
     """The condition, and the values in it."""
     conditions: list[sql.Composable] = [sql.SQL("TRUE")]
     values: dict[str, Any] = {}
@@ -310,10 +303,14 @@ def _where(
     if query.until:
         conditions.append(sql.SQL("received_at < %(until)s"))
         values["until"] = query.until
-    if start is not None:
-        conditions.append(sql.SQL("id < %(start)s" if newest_first else "id > %(start)s"))
-        values["start"] = start
     return sql.SQL(" AND ").join(conditions), values
+
+
+def _are_few(connection: _Connection, query: Query) -> bool:
+    if query.states not in {(State.PENDING,), (State.DELIVERED,)}:
+        return False
+    changes = connection.execute(COUNT).fetchall()
+    return in_states({Change(change): n for change, n in changes})[query.states[0]] <= SOME
 
 
 def _histories(connection: _Connection, ids: Sequence[int]) -> dict[int, list[Happening]]:

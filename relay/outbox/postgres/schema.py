@@ -26,7 +26,8 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
         state        text NOT NULL CHECK (state IN ('pending', 'delivered', 'dead')),
         collection   text,               -- of what could be read when it came
         received_at  timestamptz NOT NULL,
-        due_at       timestamptz,        -- of pending entries only; claimed: the end of the lease
+        pending_since timestamptz,       -- this and due_at of pending entries only: their order
+        due_at       timestamptz,        -- claimed: the end of the lease
         attempts     integer NOT NULL DEFAULT 0,
         deaths       integer NOT NULL DEFAULT 0,  -- claims in a row, this one too, not given back
         claim        bigint NOT NULL,    -- who claimed it last; at first, the group it came in
@@ -35,12 +36,16 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
         detail       text,
         body         bytea NOT NULL      -- text would refuse NUL
     );
-    CREATE INDEX entries_due ON relay.entries (due_at) WHERE state = 'pending';
-    CREATE INDEX entries_suspect ON relay.entries (due_at)
+    CREATE INDEX entries_pending ON relay.entries (pending_since) WHERE state = 'pending';
+    CREATE INDEX entries_suspect ON relay.entries (id)
         WHERE state = 'pending' AND deaths >= 2;
     CREATE INDEX entries_dead ON relay.entries (id) WHERE state = 'dead';
     CREATE INDEX entries_reason ON relay.entries (reason, id) WHERE state = 'dead';
     CREATE INDEX entries_delivered ON relay.entries (delivered_at) WHERE state = 'delivered';
+    -- The other three are common enough to be found by looking at one entry after the other.
+    CREATE INDEX entries_rare ON relay.entries (collection, id) WHERE collection IN (
+        'Email Link Clicked', 'Email Unsubscribed', 'Email Bounced', 'Email Marked as Spam'
+    );
     -- What entries can be found by; apart, because an update of an entry updates all its indexes.
     CREATE TABLE relay.keys (
         entry       bigint PRIMARY KEY,
@@ -62,6 +67,79 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
         said  text NOT NULL
     );
     CREATE INDEX history_entry ON relay.history (entry);
+    -- Each backend counts in a lane of its own, so that none waits for another's transaction.
+    CREATE TABLE relay.tallies (
+        lane       integer NOT NULL,
+        slot       timestamptz NOT NULL,  -- the beginning of five minutes; epoch: all earlier ones
+        provider   text NOT NULL,
+        collection text NOT NULL,         -- this and reason may be empty
+        change     text NOT NULL,
+        reason     text NOT NULL,
+        entries    bigint NOT NULL,
+        latest     timestamptz NOT NULL,
+        PRIMARY KEY (lane, slot, provider, collection, change, reason)
+    ) WITH (fillfactor = 50);
+    CREATE TYPE relay.changed AS (
+        change text, at timestamptz, provider text, collection text, reason text
+    );
+    CREATE FUNCTION relay.tally(changes relay.changed[]) RETURNS void LANGUAGE sql AS $$
+        INSERT INTO relay.tallies
+        SELECT
+            pg_backend_pid(), date_bin('5 minutes', at, 'epoch') AS slot, provider,
+            coalesce(collection, ''), change, coalesce(reason, ''), count(*), max(at)
+        FROM unnest(changes) GROUP BY slot, provider, collection, change, reason
+        ON CONFLICT (lane, slot, provider, collection, change, reason) DO UPDATE
+        SET entries = tallies.entries + excluded.entries,
+            latest = greatest(tallies.latest, excluded.latest)
+    $$;
+    CREATE FUNCTION relay.tally_added() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM relay.tally(array_agg((change, at, provider, collection, reason)::relay.changed))
+        FROM (
+            SELECT 'received' AS change, received_at AS at, provider, collection, NULL AS reason
+            FROM added
+            UNION ALL
+            SELECT 'delivered', delivered_at, provider, collection, NULL
+            FROM added WHERE state = 'delivered'
+            UNION ALL
+            SELECT 'died', received_at, provider, collection, reason
+            FROM added WHERE state = 'dead'
+        ) AS changes;
+        RETURN NULL;
+    END $$;
+    CREATE FUNCTION relay.tally_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF NOT EXISTS (SELECT FROM after WHERE state <> 'pending')
+            AND NOT EXISTS (SELECT FROM before WHERE state <> 'pending')
+        THEN
+            RETURN NULL;  -- claimed or released, as most are
+        END IF;
+        PERFORM relay.tally(array_agg((change, at, provider, collection, reason)::relay.changed))
+        FROM (
+            SELECT
+                CASE after.state WHEN 'delivered' THEN 'delivered' WHEN 'dead' THEN 'died'
+                    ELSE 'revived' END AS change,
+                coalesce(after.delivered_at, now()) AS at,
+                after.provider, after.collection, after.reason
+            FROM after JOIN before USING (id) WHERE after.state <> before.state
+            UNION ALL
+            SELECT 'left_' || before.state, now(), before.provider, before.collection, before.reason
+            FROM after JOIN before USING (id) WHERE after.state = 'pending'
+                AND before.state <> 'pending'
+        ) AS changes;
+        RETURN NULL;
+    END $$;
+    CREATE FUNCTION relay.tally_gone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM relay.tally(array_agg(
+            ('left_' || state, now(), provider, collection, reason)::relay.changed
+        )) FROM gone;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER added AFTER INSERT ON relay.entries
+        REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION relay.tally_added();
+    CREATE TRIGGER changed AFTER UPDATE ON relay.entries
+        REFERENCING OLD TABLE AS before NEW TABLE AS after
+        FOR EACH STATEMENT EXECUTE FUNCTION relay.tally_changed();
+    CREATE TRIGGER gone AFTER DELETE ON relay.entries
+        REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION relay.tally_gone();
     CREATE TABLE relay.operations (
         id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         kind        text NOT NULL,
@@ -83,6 +161,8 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
     INSERT INTO relay.pace VALUES ('{}');
     """,
 )
+COUNT: Final = "SELECT change, sum(entries)::bigint FROM relay.tallies GROUP BY change"
+
 _MIGRATION_LOCK: Final = 0x52_4C_41_59  # "RLAY", among the database's advisory locks
 
 _CONNECT_SECONDS: Final = 3

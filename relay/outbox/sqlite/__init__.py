@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import apsw
-from msgspec import Struct, json
+from msgspec import Struct, json, structs
 
 from relay.errors import OutboxBrokenError, OutboxError
 from relay.events import Unusable
@@ -31,6 +31,7 @@ from relay.outbox import (
 from relay.outbox.sqlite.checkpointer import Checkpointer
 from relay.outbox.sqlite.records import SqliteRecords
 from relay.outbox.sqlite.schema import (
+    COUNT,
     Disk,
     connect,
     is_in_use,
@@ -41,8 +42,10 @@ from relay.outbox.sqlite.schema import (
     sync_directory,
     translated,
 )
-from relay.pacing import Pace
+from relay.outbox.tallies import SLOT, Change, Tally, in_states
+from relay.pacing import Pace, Standing
 
+_EPOCH: Final = moment(0)
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _MOST_ROWS: Final = 2_000  # a statement; SQLite takes 32,766 variables
@@ -130,7 +133,8 @@ class SqliteOutbox:
         self._counted = False
         self._pacing = threading.Lock()
         self._pace = Pace()
-        self._noted_hold: str | None = "whatever an earlier process noted"
+        self._noted: tuple[int, str | None, float] | None = None
+        self._noted_at = float("-inf")
         self._disk = Disk()
         with self._disk.used():
             self._adder = connect(path)
@@ -291,12 +295,8 @@ class SqliteOutbox:
 
     def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
         """See `Outbox.release`."""
-        self._settle(
-            entries,
-            happened=None if answer is None else ("posted", answer),
-            state=State.PENDING,
-            due_at=milliseconds(self._clock()),
-        )
+        happened = None if answer is None else ("posted", answer)
+        self._settle(entries, happened=happened, state=State.PENDING)
 
     def _settle(
         self,
@@ -348,31 +348,54 @@ class SqliteOutbox:
     def pace(self, change: Callable[[Pace, float], T]) -> T:
         """See `Outbox.pace`. It is kept in memory, as claims are; of it, others need the hold."""
         with self._disk.used(), self._pacing:
-            result = change(self._pace, self._elapsed())
-            if self._pace.hold != self._noted_hold:
-                with self._writing:
-                    self._settler.execute("UPDATE status SET hold = ?", (self._pace.hold,))
-                self._noted_hold = self._pace.hold
+            now = self._elapsed()
+            result = change(self._pace, now)
+            self._note_pace(now)
         return result
 
-    def hold(self) -> str | None:
-        """See `Outbox.hold`."""
+    def _note_pace(self, now: float) -> None:
+        """Tell who only looks: at once what changes, and the latest answer once a second."""
+        pace = self._pace
+        told = (pace.era, pace.hold, pace.answered_at)
+        noted = self._noted
+        if noted and (noted == told or (noted[:2] == told[:2] and now < self._noted_at + 1)):
+            return
+        with self._writing:
+            shown = _json(structs.replace(pace, taken_at=[]))
+            self._settler.execute("UPDATE status SET pace = ?", (shown,))
+        self._noted, self._noted_at = told, now
+
+    def standing(self) -> Standing:
+        """See `Outbox.standing`. Its seconds are the machine's, whichever process counts them."""
         with self._disk.used(), self._reading:
-            hold: str | None = self._reader.execute("SELECT hold FROM status").get
-        return hold
+            noted: str = self._reader.execute("SELECT pace FROM status").get
+        return json.decode(noted, type=Pace).standing(self._elapsed(), self._clock())
 
     def counts(self) -> Counts:
         """See `Outbox.counts`."""
         with self._disk.used(), self._reading:
-            rows: list[Any] = self._reader.execute(_COUNT).fetchall()
-            oldest = self._reader.execute(_OLDEST).get
-        counted = dict(rows)
+            rows: list[Any] = self._reader.execute(COUNT).fetchall()
+            since = self._reader.execute(_LONGEST_PENDING).get
+        counted = in_states({Change(change): entries for change, entries in rows})
         return Counts(
-            pending=counted.get(State.PENDING, 0),
-            delivered=counted.get(State.DELIVERED, 0),
-            dead=counted.get(State.DEAD, 0),
-            oldest_pending_at=None if oldest is None else moment(oldest),
+            pending=counted[State.PENDING],
+            delivered=counted[State.DELIVERED],
+            dead=counted[State.DEAD],
+            waiting_since=None if since is None else moment(since),
         )
+
+    def tallies(self) -> list[Tally]:
+        """See `Outbox.tallies`."""
+        with self._disk.used(), self._reading:
+            rows: list[Any] = self._reader.execute(_TALLIES).fetchall()
+        return [_tally(row) for row in rows]
+
+    def fold_tallies(self, before: datetime) -> None:
+        """See `Outbox.fold_tallies`."""
+        past = (milliseconds(before) // milliseconds(_EPOCH + SLOT),)
+        with self._disk.used(), self._writing, self._settler:
+            self._settler.execute(_FOLD, past)
+            self._settler.execute("DELETE FROM tallies WHERE slot BETWEEN 1 AND ? - 1", past)
 
     def purge(self, before: datetime, limit: int) -> int:
         """See `Outbox.purge`."""
@@ -418,7 +441,7 @@ class SqliteOutbox:
 
 def _row(arrival: Arrival) -> tuple[str | int | bytes | None, ...]:
     received_at, fault = milliseconds(arrival.received_at), arrival.fault
-    state, due_at = (State.DEAD, None) if fault else (State.PENDING, received_at)
+    state, pending_since = (State.DEAD, None) if fault else (State.PENDING, received_at)
     reason, detail = (fault.reason, fault.detail) if fault else (None, None)
     keys = arrival.keys
     return (
@@ -427,7 +450,7 @@ def _row(arrival: Arrival) -> tuple[str | int | bytes | None, ...]:
         state,
         arrival.collection,
         received_at,
-        due_at,
+        pending_since,
         reason,
         detail,
         keys.user,
@@ -442,7 +465,7 @@ def _insertion(rows: int) -> str:
     row = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     return f"""
         INSERT INTO entries (
-            provider, message_id, state, collection, received_at, due_at, reason, detail,
+            provider, message_id, state, collection, received_at, pending_since, reason, detail,
             user_key, address_key, email_key, body
         )
         VALUES {", ".join([row] * rows)}
@@ -458,7 +481,7 @@ _DUE: Final = f"""
     {_CLAIMED} FROM entries
     WHERE state = 'pending' AND id NOT IN (SELECT value FROM json_each(:held))
         AND deaths < {DEATHS_IN_COMPANY}
-    ORDER BY due_at LIMIT :limit
+    ORDER BY pending_since LIMIT :limit
 """  # noqa: S608 (this and the next two: nothing but constants is put in)
 
 # Not the same one each time: one that is innocent must not be in hand at every death.
@@ -492,7 +515,8 @@ _COUNT_UNSETTLED: Final = """
 # By the message id, too: SQLite gives the id of the latest entry, once erased, to the next one.
 _SETTLE: Final = """
     UPDATE entries
-    SET state = :state, due_at = :due_at, delivered_at = :delivered_at,
+    SET state = :state, delivered_at = :delivered_at,
+        pending_since = CASE WHEN :state = 'pending' THEN pending_since END,
         reason = :reason, detail = :detail, attempts = held.value ->> 1, deaths = 0
     FROM json_each(:held) AS held
     WHERE entries.id = held.value ->> 0 AND entries.message_id = held.value ->> 2
@@ -513,11 +537,35 @@ _PURGE: Final = """
     )
 """
 
-_CLEARED: Final = {"due_at": None, "delivered_at": None, "reason": None, "detail": None}
+_CLEARED: Final = {"delivered_at": None, "reason": None, "detail": None}
 
-_COUNT: Final = "SELECT state, count(*) FROM entries GROUP BY state"
+_LONGEST_PENDING: Final = "SELECT min(pending_since) FROM entries WHERE state = 'pending'"
 
-_OLDEST: Final = "SELECT min(received_at) FROM entries WHERE state = 'pending'"
+_TALLIES: Final = """
+    SELECT slot, provider, collection, change, reason, entries, latest FROM tallies
+    ORDER BY slot DESC
+"""
+
+_FOLD: Final = """
+    INSERT INTO tallies
+    SELECT 0, provider, collection, change, reason, sum(entries), max(latest) FROM tallies
+    WHERE slot BETWEEN 1 AND ? - 1 GROUP BY provider, collection, change, reason
+    ON CONFLICT DO UPDATE
+    SET entries = entries + excluded.entries, latest = max(latest, excluded.latest)
+"""
+
+
+def _tally(row: Sequence[Any]) -> Tally:
+    slot, provider, collection, change, reason, entries, latest = row
+    return Tally(
+        since=_EPOCH + slot * SLOT if slot else None,
+        provider=provider,
+        collection=collection or None,
+        change=Change(change),
+        reason=reason or None,
+        entries=entries,
+        latest=moment(latest),
+    )
 
 
 def _json(value: object) -> str:

@@ -10,8 +10,18 @@ from msgspec import json, structs
 
 from relay.errors import OutboxError
 from relay.outbox import Clock, Keys, State
-from relay.outbox.records import Happening, Operation, Query, Reason, Record, Revival
-from relay.outbox.sqlite.schema import BLOCK_BITS, Disk, milliseconds, moment, translated
+from relay.outbox.records import SOME, Happening, Operation, Query, Record, Revival
+from relay.outbox.sqlite.schema import (
+    BLOCK_BITS,
+    COUNT,
+    IS_RARE,
+    RARE,
+    Disk,
+    milliseconds,
+    moment,
+    translated,
+)
+from relay.outbox.tallies import Change, in_states
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 _EMPTYING_SECONDS: Final = 10
@@ -37,18 +47,26 @@ class SqliteRecords:
         limit: int,
         *,
         start: int | None = None,
+        end: int | None = None,
         newest_first: bool = True,
         with_history: bool = False,
     ) -> list[Record]:
         """See `Records.find`."""
-        source, condition, values = _where(query, start=start, newest_first=newest_first)
-        statement = f"""
-            SELECT {_COLUMNS} FROM {source} WHERE {condition}
-            ORDER BY entries.id {"DESC" if newest_first else "ASC"} LIMIT :limit
-        """  # noqa: S608 (values are bound)
+        source, condition, values = _where(query)
+        behind, up_to = ("<", ">=") if newest_first else (">", "<=")
+        if start is not None:
+            condition, values["start"] = f"{condition} AND entries.id {behind} :start", start
+        if end is not None:
+            condition, values["end"] = f"{condition} AND entries.id {up_to} :end", end
         found: list[Record] = []
         size = 0
         with self._disk.used(), self._using:
+            # A plus keeps SQLite from walking the whole table in the order of its ids.
+            order = "+entries.id" if self._are_few(query) else "entries.id"
+            statement = f"""
+                SELECT {_COLUMNS} FROM {source} WHERE {condition}
+                ORDER BY {order} {"DESC" if newest_first else "ASC"} LIMIT :limit
+            """  # noqa: S608 (values are bound)
             rows = self._connection.execute(statement, {**values, "limit": limit})
             for row in rows:
                 found.append(_record(row))
@@ -59,6 +77,12 @@ class SqliteRecords:
         if with_history:
             return [_with_history(record, histories.get(record.id, ())) for record in found]
         return found
+
+    def _are_few(self, query: Query) -> bool:
+        if query.states not in {(State.PENDING,), (State.DELIVERED,)}:
+            return False
+        changes: Any = self._connection.execute(COUNT).fetchall()
+        return in_states({Change(change): n for change, n in changes})[query.states[0]] <= SOME
 
     def _histories(self, ids: Sequence[int]) -> dict[int, list[Happening]]:
         histories: dict[int, list[Happening]] = {}
@@ -76,18 +100,6 @@ class SqliteRecords:
         with self._disk.used(), self._using:
             counted: int = self._connection.execute(statement, values).get
         return counted
-
-    def reasons(self) -> list[Reason]:
-        """See `Records.reasons`."""
-        with self._disk.used(), self._using:
-            counted: list[Any] = self._connection.execute(_REASONS).fetchall()
-        examples = self.find(Query(ids=tuple(newest for _, _, newest in counted)), len(counted))
-        by_id = {record.id: record for record in examples}
-        return [
-            Reason(reason, count, by_id[newest])
-            for reason, count, newest in counted
-            if newest in by_id  # it may have been replayed since
-        ]
 
     def begin(self, kind: str, what: str) -> Operation:
         """See `Records.begin`."""
@@ -196,11 +208,6 @@ _BLOCKS: Final = f"""
     ) CROSS JOIN entries
 """  # noqa: S608 (nothing but a constant is put in)
 
-_REASONS: Final = """
-    SELECT reason, count(*) AS dead, max(id) FROM entries WHERE state = 'dead'
-    GROUP BY reason ORDER BY dead DESC, reason
-"""
-
 _OPERATION: Final = "id, kind, what, started_at, finished_at, entries"
 
 _UNFINISHED: Final = f"""
@@ -237,7 +244,7 @@ _TELL_REVIVED: Final = """
 
 _REVIVE: Final = """
     UPDATE entries
-    SET state = 'pending', due_at = :now, delivered_at = NULL, reason = NULL, detail = NULL,
+    SET state = 'pending', pending_since = :now, delivered_at = NULL, reason = NULL, detail = NULL,
         deaths = 0, collection = revived.value ->> 1, user_key = revived.value ->> 2,
         address_key = revived.value ->> 3, email_key = revived.value ->> 4
     FROM json_each(:revived) AS revived
@@ -246,7 +253,7 @@ _REVIVE: Final = """
 
 _RESTORE: Final = """
     INSERT INTO entries (
-        provider, message_id, state, collection, received_at, due_at, attempts, delivered_at,
+        provider, message_id, state, collection, received_at, pending_since, attempts, delivered_at,
         reason, detail, user_key, address_key, email_key, body
     ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (message_id) DO NOTHING RETURNING id
@@ -261,9 +268,7 @@ _EQUALS: Final = {
 }
 
 
-def _where(
-    query: Query, *, start: int | None = None, newest_first: bool = True
-) -> tuple[str, str, dict[str, Any]]:
+def _where(query: Query) -> tuple[str, str, dict[str, Any]]:
     """What to select from, the condition, and the values in it."""
     source = "entries"
     conditions = ["TRUE"]
@@ -285,15 +290,14 @@ def _where(
         if (value := getattr(query, column)) is not None:
             conditions.append(condition)
             values[column] = value
+    if query.collection in RARE:
+        conditions.append(IS_RARE)
     if query.since:
         conditions.append("received_at >= :since")
         values["since"] = milliseconds(query.since)
     if query.until:
         conditions.append("received_at < :until")
         values["until"] = milliseconds(query.until)
-    if start is not None:
-        conditions.append(f"entries.id {'<' if newest_first else '>'} :start")
-        values["start"] = start
     return source, " AND ".join(conditions), values
 
 

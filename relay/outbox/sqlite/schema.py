@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,7 @@ import apsw
 from relay.errors import OutboxBrokenError, OutboxError
 from relay.outbox import Role
 from relay.outbox.sqlite.fileformat import log_fault, size_on_disk
+from relay.outbox.tallies import SLOT
 
 MARK: Final = 0x52_4C_41_59
 """The file's application_id: "RLAY"."""
@@ -24,6 +25,38 @@ BLOCK_BITS: Final = 9
 A commit writes each page it touches. One index over all keys would put each new entry on a page of
 its own; a block of 512 has three pages, and a search takes 2 µs a block.
 """
+
+RARE: Final = (
+    "Email Link Clicked",
+    "Email Unsubscribed",
+    "Email Bounced",
+    "Email Marked as Spam",
+)
+"""Collections that have an index: the other three are found by looking at each entry."""
+
+IS_RARE: Final = f"collection IN {RARE}"
+"""Only a query that says it in these words is answered by that index."""
+
+COUNT: Final = "SELECT change, sum(entries) FROM tallies GROUP BY change"
+
+_SLOT_MILLISECONDS: Final = SLOT // timedelta(milliseconds=1)
+_NOW: Final = "CAST(unixepoch('subsec') * 1000 AS INTEGER)"
+
+
+def _tally(row: str, change: str, at: str = _NOW) -> str:
+    """Count what a row did.
+
+    A trigger on each row, as SQLite has no other; it takes 2 µs.
+    """
+    change = f"'{change}' || {row}.state" if change.endswith("_") else f"'{change}'"
+    return f"""
+        INSERT INTO tallies VALUES (
+            {at} / {_SLOT_MILLISECONDS}, {row}.provider, coalesce({row}.collection, ''), {change},
+            coalesce({row}.reason, ''), 1, {at}
+        ) ON CONFLICT DO UPDATE
+        SET entries = entries + 1, latest = max(latest, excluded.latest);
+    """  # noqa: S608 (nothing but constants is put in)
+
 
 _BUSY_MILLISECONDS: Final = 5_000
 _CHECK_STEPS: Final = 100  # between looks at the time; about as many pages
@@ -38,7 +71,7 @@ MIGRATIONS: Final = (
         state        TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'dead')),
         collection   TEXT,              -- of what could be read when it came
         received_at  INTEGER NOT NULL,  -- this and the other times in epoch milliseconds
-        due_at       INTEGER,           -- of pending entries only: their order, never a wait
+        pending_since INTEGER,          -- of pending entries only: their order
         attempts     INTEGER NOT NULL DEFAULT 0,
         deaths       INTEGER NOT NULL DEFAULT 0,  -- of processes that held it, in a row
         delivered_at INTEGER,
@@ -49,7 +82,7 @@ MIGRATIONS: Final = (
         email_key    INTEGER,
         body         BLOB NOT NULL
     ) STRICT;
-    CREATE INDEX entries_due ON entries (due_at) WHERE state = 'pending';
+    CREATE INDEX entries_pending ON entries (pending_since) WHERE state = 'pending';
     CREATE INDEX entries_suspect ON entries (id) WHERE state = 'pending' AND deaths >= 2;
     CREATE INDEX entries_delivered ON entries (delivered_at) WHERE state = 'delivered';
     CREATE INDEX entries_dead ON entries (id) WHERE state = 'dead';
@@ -60,6 +93,7 @@ MIGRATIONS: Final = (
         WHERE address_key IS NOT NULL;
     CREATE INDEX entries_email ON entries (id >> {BLOCK_BITS}, email_key)
         WHERE email_key IS NOT NULL;
+    CREATE INDEX entries_rare ON entries (collection) WHERE {IS_RARE};
     CREATE TABLE history (
         entry INTEGER NOT NULL,
         at    INTEGER NOT NULL,
@@ -69,6 +103,41 @@ MIGRATIONS: Final = (
     CREATE INDEX history_entry ON history (entry);
     CREATE TRIGGER entry_gone AFTER DELETE ON entries BEGIN
         DELETE FROM history WHERE entry = old.id;
+    END;
+    CREATE TABLE tallies (
+        slot       INTEGER NOT NULL,  -- of five minutes each since 1970; 0: all earlier ones
+        provider   TEXT NOT NULL,
+        collection TEXT NOT NULL,     -- this and reason may be empty
+        change     TEXT NOT NULL,
+        reason     TEXT NOT NULL,
+        entries    INTEGER NOT NULL,
+        latest     INTEGER NOT NULL,
+        PRIMARY KEY (slot, provider, collection, change, reason)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TRIGGER entry_received AFTER INSERT ON entries BEGIN
+        {_tally("new", "received", at="new.received_at")}
+    END;
+    CREATE TRIGGER entry_restored AFTER INSERT ON entries WHEN new.state = 'delivered' BEGIN
+        {_tally("new", "delivered", at="new.delivered_at")}
+    END;
+    CREATE TRIGGER entry_unusable AFTER INSERT ON entries WHEN new.state = 'dead' BEGIN
+        {_tally("new", "died", at="new.received_at")}
+    END;
+    CREATE TRIGGER entry_delivered AFTER UPDATE OF state ON entries
+    WHEN old.state = 'pending' AND new.state = 'delivered' BEGIN
+        {_tally("new", "delivered", at="new.delivered_at")}
+    END;
+    CREATE TRIGGER entry_died AFTER UPDATE OF state ON entries
+    WHEN old.state = 'pending' AND new.state = 'dead' BEGIN
+        {_tally("new", "died")}
+    END;
+    CREATE TRIGGER entry_revived AFTER UPDATE OF state ON entries
+    WHEN old.state <> 'pending' AND new.state = 'pending' BEGIN
+        {_tally("old", "left_")}
+        {_tally("new", "revived")}
+    END;
+    CREATE TRIGGER entry_forgotten AFTER DELETE ON entries BEGIN
+        {_tally("old", "left_")}
     END;
     CREATE TABLE operations (
         id          INTEGER PRIMARY KEY,
@@ -80,11 +149,11 @@ MIGRATIONS: Final = (
     ) STRICT;
     CREATE TABLE status (
         beat   INTEGER NOT NULL,  -- counts checks of whether a write reaches the disk
-        hold   TEXT,
+        pace   TEXT NOT NULL,     -- what the forwarder last told of it
         claims TEXT NOT NULL      -- what was last in hand: [[id, attempts], ...]
     ) STRICT;
-    INSERT INTO status VALUES (0, NULL, '[]');
-    """,  # noqa: S608 (nothing but a number is put in)
+    INSERT INTO status VALUES (0, '{{}}', '[]');
+    """,  # noqa: S608 (nothing but constants is put in)
 )
 
 
