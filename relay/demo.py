@@ -145,7 +145,7 @@ def _webhooks(journey: _Journey, rng: Random, clock: Callable[[], float]) -> Ite
         "sent_to": user["email"],
         "variation": rng.choice("AB"),
     }
-    message_id = f"{int(clock())}.{rng.randbytes(4).hex()}@mail.example.com"
+    message_id = f"{int(clock())}.{rng.randbytes(8).hex()}@mail.example.com"
     webhook = Webhook("", "", b"")
     for kind in kinds.split():
         if kind == "cut":

@@ -330,7 +330,7 @@ class Forwarder:
         except SegmentUnavailableError as error:
             answer, event, level = str(error), "forward.unavailable", WARNING
             after = error.retry_after
-            self._tell(lambda pace, now: pace.failed(turn, now, after, self._jitter))
+            self._tell(lambda pace, now: pace.failed(turn, now, answer, after, self._jitter))
             raise
         except SegmentRefusedError as error:
             answer, event, level = str(error), "forward.held", ERROR

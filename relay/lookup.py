@@ -117,18 +117,22 @@ class Lookup:
         records = merge(*found, key=lambda record: record.id, reverse=newest_first)
         return (record for record in records if self._is_meant(record, criteria))
 
+    def newest(self) -> int:
+        """The highest id; 0 when there are no entries."""
+        newest = self._records.find(Query(), 1)
+        return newest[0].id if newest else 0
+
     def stored_before(self, moment: datetime) -> int:
         """The highest id of what came before then, as far as all were stored in their order.
 
         What was put back from a backup stands where it was put.
         """
-        newest = self._records.find(Query(), 1)
-        below, above = 0, newest[0].id + 1 if newest else 1
+        below, above = 0, self.newest() + 1
         while above - below > 1:
             middle = (below + above) // 2
-            (record,) = self._records.find(Query(), 1, start=middle - 1, newest_first=False)
-            if record.received_at < moment:
-                below = record.id
+            found = self._records.find(Query(), 1, start=middle - 1, newest_first=False)
+            if found and found[0].received_at < moment:
+                below = found[0].id
             else:
                 above = middle
         return below

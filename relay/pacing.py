@@ -128,10 +128,12 @@ class Pace(Struct):
         self,
         turn: Turn,
         now: float,
+        answer: str,
         retry_after: timedelta | None,
         jitter: Callable[[float], float] = full_jitter,
     ) -> None:
         """Not now: the next probe goes after a backoff, or later if Segment asked for it."""
+        self.heard(answer, now)
         # Requests that were under way together and fail together are one failure.
         if turn.era == self.era:
             bound = FIRST_BACKOFF.total_seconds() * 2.0 ** min(self.failures, 16)
@@ -142,6 +144,7 @@ class Pace(Struct):
 
     def refused(self, turn: Turn, now: float, answer: str) -> None:
         """Our fault or the operator's: everything is held, and a probe goes once a minute."""
+        self.heard(answer, now)
         if turn.era == self.era:
             self._start_era(next_at=now + HOLD_PROBE.total_seconds())
             self.hold = answer

@@ -2,24 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from typing import Final, cast
 
 import structlog
-from msgspec import Struct, json
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from relay.answers import Answer, answer_to
 from relay.errors import OutboxError
-from relay.events import DeadReason, Ignored
+from relay.events import Ignored
 from relay.intake import WAIT_SECONDS, Fate, Intake, arrival_of
 from relay.limits import CHECKED_EVERY, Limits
 from relay.metrics import WEBHOOKS
@@ -30,31 +30,12 @@ from relay.server import Headers, Reply
 
 MAX_BODY_BYTES: Final = 2**20
 BODY_SECONDS: Final = 10
-RETRY_AFTER_SECONDS: Final = 5
 
 _READINESS_SECONDS: Final = 1.0
 _NO_ANSWER: Final = "the outbox does not answer"
 
 _log: Final = structlog.get_logger()
 _counter: Final = cache(WEBHOOKS.labels)
-
-
-class Answer(Struct, frozen=True):
-    """What a webhook is answered: a status of HTTP, a JSON body, and headers beside its own."""
-
-    status: int
-    content: Mapping[str, str]
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-
-    def encoded(self) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        """The status, all headers, and the body."""
-        body = json.encode(self.content)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            *self.headers,
-        ]
-        return self.status, headers, body
 
 
 class _RefusedError(Exception):
@@ -193,28 +174,28 @@ class Webhooks:
         """Store what the body says, and only then say so."""
         arrival = arrival_of(provider, self._segment, body, self._clock())
         if isinstance(arrival, Ignored):
-            reply(_answered(provider, "ignored", arrival.reason, {"reason": arrival.reason}))
+            reply(_told(provider, arrival, True))  # noqa: FBT003 (as a Fate)
             return
 
         def told(new: Fate) -> None:
-            reply(_stored(provider, arrival, new))
+            reply(_told(provider, arrival, new))
 
         self._intake.store(arrival, told)
 
 
-def _stored(provider: Provider, arrival: Arrival, new: Fate) -> Answer:
+def _told(provider: Provider, arrival: Arrival | Ignored, new: Fate) -> Answer:
+    """The answer, which is counted, and told to the log."""
+    answer = answer_to(arrival, new)
+    outcome = answer.content["status"]
     if isinstance(new, OutboxError):
         _log.error("webhook.not_stored", provider=provider.name, error=str(new))
-        _count(provider, "unavailable", "outbox")
-        content = {"status": "unavailable", "error": "not stored; send it again"}
-        return Answer(503, content, ((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),))
-    if arrival.fault:
-        content = {"reason": arrival.fault.reason, "error": arrival.fault.detail}
-        status = 400 if arrival.fault.reason is DeadReason.UNREADABLE else 200
-        return _answered(provider, "dead", arrival.fault.reason, content, status=status)
-    outcome = "accepted" if new else "duplicate"
-    content = {"message_id": arrival.message_id}
-    return _answered(provider, outcome, arrival.collection or "", content)
+        _count(provider, outcome, "outbox")
+        return answer
+    what = answer.content.get("reason") or getattr(arrival, "collection", None) or ""
+    _count(provider, outcome, what)
+    told = {name: value for name, value in answer.content.items() if name != "status"}
+    _log.debug("webhook." + outcome, provider=provider.name, what=what, **told)
+    return answer
 
 
 def _resolve(future: "asyncio.Future[Answer]", answer: Answer) -> None:
@@ -243,14 +224,6 @@ async def _send(send: Send, answer: Answer, *, drain: Receive | None = None) -> 
     await send({"type": "http.response.body", "body": body})
 
 
-def _answered(
-    provider: Provider, outcome: str, what: str, content: Mapping[str, str], *, status: int = 200
-) -> Answer:
-    _count(provider, outcome, what)
-    _log.debug("webhook." + outcome, provider=provider.name, what=what, **content)
-    return Answer(status, {"status": outcome, **content})
-
-
 def _count(provider: Provider | None, outcome: str, what: str) -> None:
     _counter(provider.name if provider else "unknown", outcome, what).inc()
 
@@ -262,8 +235,9 @@ def create_app(
     outbox: Outbox,
     limits: Limits,
     troubles: Callable[[], Iterable[str]] = tuple,
+    pages: Sequence[BaseRoute] = (),
 ) -> ASGIApp:
-    """The HTTP application: webhooks, health and metrics.
+    """The HTTP application: webhooks, health, metrics, and whatever else is served.
 
     Args:
         webhooks: the endpoint of all providers.
@@ -271,6 +245,7 @@ def create_app(
         outbox: asked whether it takes writes.
         limits: beyond which nothing is taken.
         troubles: what else keeps relay from being ready, a sentence each.
+        pages: what else is served.
     """
     gate = _Gate(intake, limits)
     readiness = _Readiness(outbox, lambda: [*gate.troubles(), *troubles()])
@@ -292,6 +267,7 @@ def create_app(
             Route("/healthz", _alive),
             Route("/readyz", readiness.answer),
             Route("/metrics", _metrics),
+            *pages,
         ],
         exception_handlers={HTTPException: _http_error, Exception: _server_error},
         lifespan=lifespan,

@@ -112,6 +112,12 @@ class Settings(BaseModel):
         le=65535,
         description="Port to listen on. Also `--port`.",
     )
+    console_password: SecretStr | None = Field(
+        default=None,
+        min_length=12,
+        description="Password that opens the console, 12 characters or more, with any user name."
+        " Unset: it is there only where relay listens on loopback, for who asks for it there.",
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _LowerCase] = Field(
         default="info",
         description="`debug` (a line for each webhook), `info` (one for each batch), `warning` or"
@@ -185,6 +191,11 @@ class Settings(BaseModel):
         """The settings of one provider, an instance of its model."""
         return self._providers[name]
 
+    def webhook_secret(self, name: str) -> str:
+        """The first secret of the provider, or nothing if it has none."""
+        secrets = getattr(self.provider(name), "secret", ())
+        return secrets[0].get_secret_value() if secrets else ""
+
     def outbox_faults(self) -> list[str]:
         """Why nothing can or should be stored where the settings say, if so."""
         if not self.outbox.startswith(_STORES):
@@ -232,7 +243,7 @@ class Settings(BaseModel):
 
     def shown(self) -> dict[str, object]:
         """The settings as a log may hold them."""
-        hidden = {"segment_write_key", "outbox_url", "database_url"}
+        hidden = {"segment_write_key", "outbox_url", "database_url", "console_password"}
         shown = self.model_dump(mode="json", exclude=hidden) | {"outbox": self.outbox_shown}
         for name, model in self._providers.items():
             shown[name] = model.model_dump(mode="json", exclude={"secret"})

@@ -453,10 +453,8 @@ class OutboxContract:
         at_first = receiving.standing()
         turn = forwarding.pace(Pace.take)
         assert isinstance(turn, Turn)
-        forwarding.pace(lambda pace, now: pace.heard("503 Service Unavailable", now))
-        forwarding.pace(
-            lambda pace, now: pace.failed(turn, now, timedelta(minutes=2), jitter=lambda _: 1)
-        )
+        down, asked = "503 Service Unavailable", timedelta(minutes=2)
+        forwarding.pace(lambda pace, now: pace.failed(turn, now, down, asked, lambda _: 1))
         in_trouble = receiving.standing()
         clock.sleep(120)
         probe = forwarding.pace(Pace.take)
@@ -470,7 +468,7 @@ class OutboxContract:
         assert in_trouble == Standing(
             failures=1,
             next_at=NOON + 2 * MINUTE,
-            answer="503 Service Unavailable",
+            answer=down,
             answered_at=NOON,
         )
         assert well == Standing(answer="accepted", answered_at=NOON + 2 * MINUTE)

@@ -38,7 +38,7 @@ class Pacer:
 
     def failed(self, turn: Turn, retry_after: timedelta | None = None) -> None:
         """Not now."""
-        self.pace.failed(turn, self._clock.monotonic(), retry_after, self._jitter)
+        self.pace.failed(turn, self._clock.monotonic(), "503", retry_after, self._jitter)
 
     def refused(self, turn: Turn, answer: str) -> None:
         """Our fault."""

@@ -17,13 +17,14 @@ from relay.cli.filters import (
     reveal_option,
     yes_option,
 )
-from relay.cli.output import Output, counted, moment, progress
+from relay.cli.output import Output, counted, progress
 from relay.cli.tools import Tools, tools
 from relay.lookup import PAGE, Criteria
 from relay.outbox import State
 from relay.outbox.records import Operation
 from relay.replay import DEDUPLICATION, Plan, plan
 from relay.replay import replay as replayed
+from relay.stories import moment
 
 _MOST_OPERATIONS: Final = 100_000
 _DRY_RUN: Final = "nothing was changed (--dry-run)"

@@ -10,7 +10,7 @@ import click
 
 from relay.cli.app import main
 from relay.cli.filters import as_json_option, criteria_of, filters, reveal_option
-from relay.cli.output import Output, full, moment, progress, summary
+from relay.cli.output import Output, progress
 from relay.cli.tools import Tools, tools
 from relay.events import WHAT_TO_DO, DeadReason, Unusable
 from relay.lookup import Criteria, Lookup
@@ -18,6 +18,7 @@ from relay.lookup import reasons as found_reasons
 from relay.mapping import Mapped
 from relay.outbox import State
 from relay.outbox.records import Record
+from relay.stories import full, moment, summary
 
 _FOLLOW_SECONDS: Final = 0.5
 _LATE: Final = 1_000

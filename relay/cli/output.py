@@ -15,9 +15,7 @@ from msgspec import Struct
 from tabulate import tabulate
 
 from relay.errors import UnreadableError
-from relay.events import Unusable
-from relay.mapping import Mapped
-from relay.outbox.records import Record
+from relay.masking import mask, masked
 from relay.providers import read_object
 
 WIDEST: Final = 60
@@ -26,18 +24,6 @@ WIDEST: Final = 60
 _PATIENCE_SECONDS: Final = 1.0
 _AGO: Final = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-# An at sign, as it is or as URLs and JSON escape it, and all that stands around it. A match begins
-# where a word or a quotation does and nowhere else, so the time taken grows with the text's length
-# and not with its square.
-_ADDRESS: Final = re.compile(
-    r"""(?:(?<![^\s"<>,;{}])[^\s"<>,;{}]+|"[^"]{1,100}")"""
-    r"""(?:@|%(?:25)*40|\\u0040)[^\s"<>,;{}]+""",
-    re.IGNORECASE,
-)
-# An email id may look like an address, as Vero's do; nobody is called like this.
-_MACHINE_MADE: Final = re.compile(r"(?=[^@]*\d)[\da-f.-]{20,}@[\w.-]+", re.IGNORECASE | re.ASCII)
-_MASK: Final = "***"
 
 
 class When(Struct, frozen=True):
@@ -73,13 +59,6 @@ class Moment(click.ParamType[When]):
             )
 
 
-def mask(text: str) -> str:
-    """The text without any address in it; raw bodies hold them in more forms than logs do."""
-    if "@" not in text and "40" not in text:
-        return text
-    return _ADDRESS.sub(lambda m: m[0] if _MACHINE_MADE.fullmatch(m[0]) else _MASK, text)
-
-
 class Output:
     """Prints entries, masked unless they are to be revealed."""
 
@@ -107,7 +86,7 @@ class Output:
 
     def _json(self, document: object, *, indent: int | None = None) -> str:
         # ASCII only, so that no character of it can command a terminal.
-        return json.dumps(document if self._reveal else _masked(document), indent=indent)
+        return json.dumps(document if self._reveal else masked(document), indent=indent)
 
     def body(self, body: bytes) -> str:
         """A webhook's body for a person, whatever it is."""
@@ -130,16 +109,6 @@ class Output:
         self.say("  ".join(padded).rstrip())
 
 
-def _masked(value: Any) -> Any:  # noqa: ANN401 (any JSON)
-    if isinstance(value, str):
-        return mask(value)
-    if isinstance(value, dict):
-        return {mask(key): _masked(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_masked(item) for item in value]
-    return value
-
-
 def _cut(text: str, widest: int) -> str:
     return text if len(text) <= widest else text[: widest - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
@@ -155,48 +124,6 @@ def _write(texts: Iterable[str]) -> None:
         # What could not be written would be tried once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.ClickException(f"the output cannot be written: {error.strerror}") from None
-
-
-def summary(record: Record, mapped: Mapped | Unusable) -> dict[str, Any]:
-    """What an entry is, but for its body."""
-    event = mapped.event if isinstance(mapped, Mapped) else None
-    return {
-        "id": record.id,
-        "message_id": record.message_id,
-        "provider": record.provider,
-        "state": record.state,
-        "collection": record.collection,
-        "reason": record.reason,
-        "detail": record.detail,
-        "received_at": moment(record.received_at),
-        "delivered_at": moment(record.delivered_at),
-        "attempts": record.attempts,
-        "user_id": event.user_id if event else None,
-        "address": event.email if event else None,
-        "email_id": event.properties.get("email_id") if event else None,
-    }
-
-
-def full(record: Record, mapped: Mapped | Unusable) -> dict[str, Any]:
-    """All that is known of an entry: its raw webhook, its history, its track call as of today."""
-    none = f"{mapped.reason}: {mapped.detail}" if isinstance(mapped, Unusable) else None
-    return {
-        **summary(record, mapped),
-        "history": [
-            {"at": moment(happening.at), "what": happening.what, "said": happening.said}
-            for happening in record.history
-        ],
-        "body": record.body.decode(errors="replace"),
-        "track": mapped.message if isinstance(mapped, Mapped) else None,
-        "no_track_because": none,
-    }
-
-
-def moment(value: datetime | None) -> str | None:
-    """The moment, as it stands in tables and in JSON."""
-    return (
-        None if value is None else value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    )
 
 
 @contextmanager

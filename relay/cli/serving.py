@@ -29,6 +29,8 @@ from relay.cli.app import (
     settings_models,
 )
 from relay.companion import Companion
+from relay.console import HOME, Console, Endpoint
+from relay.console.access import is_loopback
 from relay.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, playing
 from relay.errors import OutboxError, SegmentError
 from relay.forwarder import Forwarder
@@ -229,7 +231,10 @@ def _run(
     def troubles() -> list[str]:
         return [] if forwarder is None or forwarder.running else ["the forwarder is not running"]
 
+    console = _console(settings, providers, outbox, listener)
+
     def leave() -> None:
+        console.leave()
         if forwarder:
             forwarder.stop_soon()
 
@@ -240,6 +245,7 @@ def _run(
         outbox=outbox,
         limits=limits_of(settings, outbox),
         troubles=troubles,
+        pages=console.routes if _may_be_seen(settings, listener) else (),
     )
     if forwarder:
         forwarder.start()
@@ -247,7 +253,10 @@ def _run(
     routes = [
         f"{url}/webhooks/{provider.name}/***" for provider in providers if provider.configured
     ]
-    _log.info("serve.started", version=__version__, **settings.shown(), webhooks=routes)
+    pages = f"{url}{HOME}" if _may_be_seen(settings, listener) else None
+    _log.info(
+        "serve.started", version=__version__, **settings.shown(), webhooks=routes, console=pages
+    )
     if not routes:
         _log.warning("serve.receives_nothing", missing="RELAY_VERO_SECRET")
     _spare_the_collector()
@@ -265,6 +274,29 @@ def _run(
     if broken.told:
         sys.exit(os.EX_IOERR)
     _log.info("serve.stopped")
+
+
+def _may_be_seen(settings: Settings, listener: socket.socket) -> bool:
+    return bool(settings.console_password) or is_loopback(listener.getsockname()[0])
+
+
+def _console(
+    settings: Settings, providers: Sequence[Provider], outbox: Outbox, listener: socket.socket
+) -> Console:
+    endpoints = [
+        Endpoint(
+            provider.name, f"/webhooks/{provider.name}/", settings.webhook_secret(provider.name)
+        )
+        for provider in providers
+        if provider.configured
+    ]
+    return Console(
+        outbox,
+        providers,
+        segment_of(settings),
+        endpoints=endpoints,
+        password=settings.console_password,
+    )
 
 
 def _spare_the_collector() -> None:

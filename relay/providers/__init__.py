@@ -48,6 +48,8 @@ class Provider(Protocol):
     """As in `/webhooks/<name>`."""
     settings_model: ClassVar[type[BaseModel]]
     """Its settings; the field `secret` is read from `RELAY_<NAME>_SECRET`, and so on."""
+    example: ClassVar[str]
+    """A body as it might come, for people to try."""
 
     def __init__(self, settings: Any) -> None: ...  # noqa: ANN401 (an instance of settings_model)
 

@@ -94,11 +94,28 @@ class VeroSettings(BaseModel):
     )
 
 
+_EXAMPLE: Final = """{
+  "type": "opened",
+  "opened_at": 1767225600,
+  "message_id": "20260101120000.4f2a91c3@mail.example.com",
+  "user": { "id": 2001, "email": "ana@example.com" },
+  "campaign": {
+    "id": 478,
+    "name": "Garden in spring",
+    "type": "newsletter",
+    "subject": "What to sow before the last frost",
+    "sent_to": "ana@example.com"
+  },
+  "user_agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X)"
+}"""
+
+
 class Vero:
     """See `relay.providers.Provider`."""
 
     name: ClassVar[str] = "vero"
     settings_model: ClassVar[type[BaseModel]] = VeroSettings
+    example: ClassVar[str] = _EXAMPLE
 
     def __init__(self, settings: VeroSettings) -> None:
         self._secrets = SecretCheck(settings.secret)

@@ -1,0 +1,461 @@
+"""The console: what came in, what became of it, what goes to Segment, and how to put it right."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs, urlencode
+
+import structlog
+from msgspec import Struct, json
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from relay.answers import answer_to
+from relay.console.access import Guard
+from relay.console.actions import Replays
+from relay.console.documents import lines
+from relay.console.overview import Watch
+from relay.console.pages import HOME, Pages, span
+from relay.console.search import Page, find
+from relay.errors import OutboxError, UnreadableError
+from relay.events import Collection, DeadReason, Ignored, Unusable
+from relay.intake import arrival_of
+from relay.lookup import Criteria, Lookup, reasons
+from relay.mapping import Mapped
+from relay.mapping import Mapping as Mapper
+from relay.masking import mask, masked
+from relay.outbox import Arrival, Clock, Outbox, State, utc_now
+from relay.outbox.records import Query, Record
+from relay.providers import Provider, read_object
+from relay.segment import Segment
+from relay.stories import full
+from relay.tracing import Link, links
+
+__all__ = ["HOME", "Console", "Endpoint"]
+
+MAX_FORM_BYTES: Final = 4 * 2**20
+MAX_STREAMS: Final = 24
+"""Pages that are kept up to date at the same time; others are when they are loaded anew."""
+
+_LOOK_SECONDS: Final = 1.0
+_LONGEST_STREAM_SECONDS: Final = 3_600
+_LARGEST_ID: Final = 2**63 - 1
+
+_log = structlog.get_logger()
+
+
+class Endpoint(Struct, frozen=True):
+    """Where a provider's webhooks are to be sent.
+
+    Attributes:
+        path: of the URL, up to the secret if that ends it.
+        secret: that ends it; empty where it does not.
+    """
+
+    provider: str
+    path: str
+    secret: str = ""
+
+
+class Console:
+    """The pages over one outbox.
+
+    Args:
+        outbox: what is shown.
+        providers: every provider, configured or not.
+        segment: for which the messages are meant.
+        endpoints: where webhooks are received.
+        password: that opens it; without one it is open to who asks this machine for itself.
+        clock: the time of day.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        providers: Sequence[Provider],
+        segment: Segment,
+        *,
+        endpoints: Sequence[Endpoint] = (),
+        password: SecretStr | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._outbox = outbox
+        self._providers = {provider.name: provider for provider in providers}
+        self._segment = segment
+        self._endpoints = endpoints
+        self._clock = clock
+        self._lookup = Lookup(outbox.records, providers)
+        self._mapping = Mapper(providers, segment)
+        self._replays = Replays(outbox, self._lookup, self._mapping)
+        self._watch = Watch(outbox, clock=clock)
+        self._pages = Pages(clock, [*self._providers])
+        self._streams = 0
+        self._leaving = False
+        app = Starlette(
+            routes=[
+                Route("/", self._overview),
+                Route("/events", self._events),
+                Route("/events/{id:int}", self._event),
+                Route("/events/{id:int}/replay", self._replay_one, methods=["POST"]),
+                Route("/dead", self._dead),
+                Route("/dead/replay", self._replay_dead, methods=["POST"]),
+                Route("/dead/export", self._export),
+                Route("/playground", self._playground, methods=["GET", "POST"]),
+                Route("/live/overview", self._live_overview),
+                Route("/live/events", self._live_events),
+                Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
+            ],
+            exception_handlers={HTTPException: self._failed, OutboxError: self._outbox_failed},
+        )
+        self.routes = [
+            Route(HOME, _go_home),
+            Mount(HOME, Guard(app, password)),
+        ]
+
+    def leave(self) -> None:
+        """End what keeps pages up to date, so that the server can end."""
+        self._leaving = True
+
+    def _overview(self, request: Request) -> Response:
+        return self._page(request, "overview.html", **self._overview_values(request))
+
+    def _overview_values(self, request: Request) -> dict[str, Any]:
+        overview = self._watch.look()
+        standing = overview.standing
+        return {
+            "page": "overview",
+            "live": "overview",
+            "o": overview,
+            "endpoints": self._endpoints,
+            "origin": f"{request.url.scheme}://{request.headers.get('host', '')}",
+            "waiting": overview.counts.waiting_since
+            and span(overview.now - overview.counts.waiting_since),
+            "probe_in": standing.next_at and span(standing.next_at - overview.now),
+        }
+
+    def _events(self, request: Request) -> Response:
+        return self._page(request, "events.html", **self._events_values(request))
+
+    def _events_values(self, request: Request) -> dict[str, Any]:
+        query = request.query_params
+        start = _int(query.get("before"))
+        text = query.get("q", "").strip()
+        page = find(self._lookup, _criteria(query), text, start=start)
+        given = {name: query.get(name, "") for name in _FILTERS}
+        return {
+            "page": "events",
+            "live": "events?" + urlencode(given | _revealed(query)) if start is None else None,
+            "given": given,
+            "filtered": any(given.values()),
+            "found": page,
+            "rows": [self._row(record) for record in page.records],
+            "looked_to": self._received_at(page),
+            "before": start,
+        }
+
+    def _received_at(self, page: Page) -> datetime | None:
+        """How far back it was looked."""
+        if page.looked_to is None:
+            return None
+        records = self._outbox.records.find(
+            Query(), 1, start=page.looked_to - 1, newest_first=False
+        )
+        return records[0].received_at if records else None
+
+    def _row(self, record: Record) -> dict[str, Any]:
+        mapped = self._mapping.map(record)
+        event = mapped.event if isinstance(mapped, Mapped) else None
+        return {
+            "record": record,
+            "who": (event.user_id or event.email) if event else None,
+            "email_id": event.properties.get("email_id") if event else None,
+        }
+
+    def _event(self, request: Request) -> Response:
+        found = self._lookup.find(Criteria(ids=(request.path_params["id"],)), with_history=True)
+        record = next(found, None)
+        if record is None:
+            raise HTTPException(404, "There is no such event. It may have been delivered long ago.")
+        mapped = self._mapping.map(record)
+        plan = self._replays.plan(record.id, self._clock())
+        reveal = bool(_revealed(request.query_params))
+        return self._page(
+            request,
+            "event.html",
+            page="events",
+            record=record,
+            mapped=mapped if isinstance(mapped, Mapped) else None,
+            unusable=mapped if isinstance(mapped, Unusable) else None,
+            plan=plan,
+            done=_int(request.query_params.get("replayed")),
+            **self._sides(record, mapped, reveal=reveal),
+        )
+
+    def _sides(
+        self, stored: Record | Arrival, mapped: Mapped | Unusable | None, *, reveal: bool
+    ) -> dict[str, Any]:
+        """The webhook and the track call side by side, and what connects them."""
+        show: Callable[[Any], Any] = (lambda document: document) if reveal else masked
+        raw = stored.body.decode(errors="replace")
+        try:
+            document = read_object(stored.body)
+        except UnreadableError:
+            document = None
+        found: list[Link] = []
+        if document and isinstance(mapped, Mapped):
+            found = links(document, mapped.message, lambda body: self._map(stored, body))
+        if not reveal:  # a name may be an address, too
+            found = [Link(mask(link.source), mask(link.target)) for link in found]
+        sources: dict[str, list[str]] = {}
+        for link in found:
+            sources.setdefault(link.target, []).append(link.source)
+        used = {link.source for link in found}
+        message = mapped.message if isinstance(mapped, Mapped) else None
+        return {
+            "left": None if document is None else lines(show(document)),
+            "right": None if message is None else lines(show(message)),
+            "raw": raw if reveal else mask(raw),
+            "sources": sources,
+            "used": used,
+            "links": [(link.source, link.target) for link in found],
+            "curls": self._curls(stored, message, show),
+        }
+
+    def _map(self, stored: Record | Arrival, body: bytes) -> Mapped | Unusable:
+        changed = Arrival(stored.provider, stored.message_id, stored.received_at, body)
+        return self._mapping.map(changed)
+
+    def _curls(
+        self,
+        stored: Record | Arrival,
+        message: Mapping[str, Any] | None,
+        show: Callable[[Any], Any],
+    ) -> list[tuple[str, str]]:
+        """Commands that send the same once more, each with what it is; no secret is in them."""
+        body = stored.body.decode(errors="replace")
+        try:
+            body = json.encode(show(read_object(stored.body))).decode()
+        except UnreadableError:
+            body = body if show(body) == body else mask(body)
+        path = f"/webhooks/{stored.provider}/$RELAY_{stored.provider.upper()}_SECRET"
+        to_relay = f'curl "$RELAY_URL{path}" --data-raw {_quoted(body)}'
+        commands = [("The webhook, to relay", to_relay)]
+        if message is not None:
+            call = json.encode(show(dict(message))).decode()
+            to_segment = 'curl "$SEGMENT_HOST/v1/track" -u "$SEGMENT_WRITE_KEY:"'
+            to_segment += f" -H 'Content-Type: application/json' --data-raw {_quoted(call)}"
+            commands.append(("The track call, to Segment", to_segment))
+        return commands
+
+    def _dead(self, request: Request) -> Response:
+        return self._page(
+            request,
+            "dead.html",
+            page="dead",
+            groups=[(reason, self._row(reason.example)) for reason in reasons(self._outbox)],
+            operations=self._outbox.records.operations(5),
+            under_way=self._replays.under_way,
+            asked=request.query_params.get("asked"),
+        )
+
+    async def _replay_one(self, request: Request) -> Response:
+        id_ = request.path_params["id"]
+        revealed = _revealed(await _form(request))
+        replayed = await run_in_threadpool(self._replays.one, id_)
+        query = urlencode({"replayed": replayed, **revealed})
+        return RedirectResponse(f"{HOME}/events/{id_}?{query}", status_code=303)
+
+    async def _replay_dead(self, request: Request) -> Response:
+        form = await _form(request)
+        reason = form.get("reason", "")
+        if reason not in {*DeadReason}:
+            raise HTTPException(400, "There is no such reason.")
+        begun = await run_in_threadpool(self._replays.all_dead, reason)
+        query = urlencode({"asked": reason if begun else "busy", **_revealed(form)})
+        return RedirectResponse(f"{HOME}/dead?{query}", status_code=303)
+
+    def _export(self, request: Request) -> Response:
+        query = request.query_params
+        reveal = bool(_revealed(query))
+        criteria = Criteria(states=(State.DEAD,), reason=query.get("reason") or None)
+        found = self._lookup.find(criteria, newest_first=False, with_history=True)
+        name = f"dead-{criteria.reason or 'letters'}".replace('"', "")
+        return StreamingResponse(
+            self._exported(found, reveal=reveal),
+            media_type="application/jsonl",
+            headers={"content-disposition": f'attachment; filename="{name}.jsonl"'}
+            if name.isascii() and name.isprintable()
+            else None,
+        )
+
+    def _exported(self, records: Iterable[Record], *, reveal: bool) -> Iterator[bytes]:
+        for record in records:
+            told = full(record, self._mapping.map(record))
+            yield json.encode(told if reveal else masked(told)) + b"\n"
+
+    async def _playground(self, request: Request) -> Response:
+        form = await _form(request) if request.method == "POST" else {}
+        return await run_in_threadpool(self._played, request, form)
+
+    def _played(self, request: Request, form: Mapping[str, str]) -> Response:
+        configured = [name for name, provider in self._providers.items() if provider.configured]
+        name = form.get("provider") or next(iter(configured), next(iter(self._providers)))
+        provider = self._providers.get(name)
+        if provider is None:
+            raise HTTPException(400, "There is no such provider.")
+        values: dict[str, Any] = {"answer": None, "arrival": None, "unusable": None}
+        text = form.get("body", provider.example)
+        if "body" in form:
+            # Whoever pastes a body knows what is in it.
+            values |= self._played_values(provider, text.encode())
+        return self._page(
+            request,
+            "playground.html",
+            page="playground",
+            provider=name,
+            text=text,
+            **values,
+        )
+
+    def _played_values(self, provider: Provider, body: bytes) -> dict[str, Any]:
+        now = self._clock()
+        arrival = arrival_of(provider, self._segment, body, now)
+        if isinstance(arrival, Ignored):
+            return {"answer": answer_to(arrival, True), "arrival": None, "unusable": None}  # noqa: FBT003 (as a Fate)
+        known = bool(self._outbox.records.find(Query(message_id=arrival.message_id), 1))
+        mapped = arrival.fault or self._mapping.map(arrival)
+        return {
+            "answer": answer_to(arrival, not known),
+            "arrival": arrival,
+            "unusable": mapped if isinstance(mapped, Unusable) else None,
+            **self._sides(arrival, mapped, reveal=True),
+        }
+
+    async def _live_overview(self, request: Request) -> Response:
+        return self._stream(
+            lambda: self._render(request, "_overview.html", **self._overview_values(request))
+        )
+
+    async def _live_events(self, request: Request) -> Response:
+        return self._stream(
+            lambda: self._render(request, "_events.html", **self._events_values(request))
+        )
+
+    def _stream(self, render: Callable[[], str]) -> Response:
+        """What the page shows, each time that it is another."""
+        if self._streams >= MAX_STREAMS or self._leaving:
+            raise HTTPException(503, "Too many pages are kept up to date already.")
+        return StreamingResponse(
+            self._streamed(render),
+            media_type="text/event-stream",
+            headers={"x-accel-buffering": "no"},  # nginx would wait for more
+        )
+
+    async def _streamed(self, render: Callable[[], str]) -> AsyncIterator[bytes]:
+        self._streams += 1
+        try:
+            shown = None
+            give_up_at = asyncio.get_running_loop().time() + _LONGEST_STREAM_SECONDS
+            while not self._leaving and asyncio.get_running_loop().time() < give_up_at:
+                try:
+                    now = await run_in_threadpool(render)
+                except OutboxError:
+                    now = shown or ""
+                if now != shown:
+                    shown = now
+                    yield b"data: %b\n\n" % json.encode(now)
+                else:
+                    yield b":\n\n"
+                await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            self._streams -= 1
+
+    def _page(self, request: Request, template: str, **values: Any) -> Response:  # noqa: ANN401 (whatever it shows)
+        return HTMLResponse(self._render(request, template, **values))
+
+    def _render(self, request: Request, template: str, **values: Any) -> str:  # noqa: ANN401 (as above)
+        query = request.query_params
+        plain = {name: value for name, value in query.items() if name not in {"reveal", "replayed"}}
+        values.setdefault("live", None)
+        return self._pages.render(
+            template,
+            reveal=bool(_revealed(query)),
+            this_page=request.url.path,
+            hidden_url=request.url.path + (f"?{urlencode(plain)}" if plain else ""),
+            revealed_url=f"{request.url.path}?{urlencode({**plain, 'reveal': 1})}",
+            **values,
+        )
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        said = error.detail if isinstance(error, HTTPException) else "relay failed."
+        said = "There is no such page." if said == "Not Found" else said
+        page = self._render(request, "failed.html", page="", status=status, said=said)
+        return HTMLResponse(page, status_code=status)
+
+    async def _outbox_failed(self, request: Request, error: Exception) -> Response:
+        _log.warning("console.outbox_failed", error=str(error))
+        said = f"The outbox does not answer: {error}"
+        page = self._render(request, "failed.html", page="", status=503, said=said)
+        return HTMLResponse(page, status_code=503)
+
+
+_FILTERS: Final = ("state", "collection", "reason", "provider", "since", "until", "q")
+
+
+def _go_home(_request: Request) -> Response:
+    return RedirectResponse(f"{HOME}/")
+
+
+def _criteria(query: Mapping[str, str]) -> Criteria:
+    """What the filters say; what they cannot mean is no condition."""
+    state, collection, reason = (query.get(name, "") for name in ("state", "collection", "reason"))
+    return Criteria(
+        states=(State(state),) if state in {*State} else (),
+        provider=query.get("provider") or None,
+        collection=collection if collection in {*Collection} else None,
+        reason=reason if reason in {*DeadReason} else None,
+        since=_moment(query.get("since")),
+        until=_moment(query.get("until")),
+    )
+
+
+def _moment(said: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(said or "")
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC)
+
+
+def _int(said: str | None) -> int | None:
+    is_one = bool(said) and str(said).isascii() and str(said).isdigit()
+    return min(int(str(said)[:19]), _LARGEST_ID) if is_one else None
+
+
+def _revealed(query: Mapping[str, str]) -> dict[str, int]:
+    return {"reveal": 1} if query.get("reveal") == "1" else {}
+
+
+def _quoted(text: str) -> str:
+    """As one word of a shell's."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The fields of the form that was sent."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            raise HTTPException(413, "That is more than a webhook may be.")
+    fields = parse_qs(body.decode(errors="replace"), keep_blank_values=True)
+    return {name: values[-1] for name, values in fields.items()}

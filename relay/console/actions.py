@@ -1,0 +1,72 @@
+"""What can be done in the console: replay one entry, or all of one reason."""
+
+import threading
+from datetime import datetime
+
+import structlog
+from msgspec import structs
+
+from relay.errors import OutboxError
+from relay.lookup import Criteria, Lookup
+from relay.mapping import Mapping
+from relay.outbox import Outbox, State
+from relay.replay import Plan, plan, replay
+
+_log = structlog.get_logger()
+
+
+class Replays:
+    """Makes entries pending again, as `relay replay` does; so one of the two can go on with it."""
+
+    def __init__(self, outbox: Outbox, lookup: Lookup, mapping: Mapping) -> None:
+        self._outbox = outbox
+        self._lookup = lookup
+        self._mapping = mapping
+        self._thread: threading.Thread | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a replay of many is being done."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def plan(self, id_: int, now: datetime) -> Plan:
+        """What a replay of the entry would do."""
+        found = self._lookup.find(Criteria(ids=(id_,)), with_history=True)
+        return plan(found, self._mapping, now=now, began_at=now)
+
+    def one(self, id_: int) -> int:
+        """Replay the entry; how many are pending by it: one or none."""
+        return self._do(Criteria(ids=(id_,)), f"id={id_}")
+
+    def all_dead(self, reason: str) -> bool:
+        """Begin to replay the dead letters of the reason; False while others are replayed."""
+        if self.under_way:
+            return False
+        criteria = Criteria(states=(State.DEAD,), reason=reason)
+        self._thread = threading.Thread(
+            target=self._do_all, args=(criteria, f"state=dead reason={reason}"), daemon=True
+        )
+        self._thread.start()
+        return True
+
+    def _do_all(self, criteria: Criteria, what: str) -> None:
+        try:
+            self._do(criteria, what)
+        except OutboxError as error:
+            _log.error("console.replay_interrupted", what=what, error=str(error))
+        except Exception:  # noqa: BLE001 (nobody waits for this thread)
+            _log.exception("console.replay_failed", what=what)
+
+    def _do(self, criteria: Criteria, what: str) -> int:
+        operation = self._outbox.records.begin("replay", what)
+        if criteria.reason and not criteria.until:
+            # What dies meanwhile is none of its business.
+            criteria = structs.replace(criteria, until=operation.started_at)
+        found = self._lookup.find(criteria, newest_first=False, with_history=True)
+        steps = replay(
+            self._outbox.records, found, self._mapping, operation, began_at=operation.started_at
+        )
+        replayed = sum(pending for _, pending in steps)
+        self._outbox.records.finish(operation)
+        _log.info("console.replayed", what=what, entries=replayed)
+        return replayed
