@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from typing import Final, cast
 
 import structlog
 from msgspec import Struct, json
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -261,6 +260,7 @@ def create_app(
     intake: Intake,
     outbox: Outbox,
     limits: Limits,
+    metrics: Callable[[Request], Awaitable[Response]],
     troubles: Callable[[], Iterable[str]] = tuple,
 ) -> ASGIApp:
     """The HTTP application: webhooks, health and metrics.
@@ -270,6 +270,7 @@ def create_app(
         intake: started and closed with the application.
         outbox: asked whether it takes writes.
         limits: beyond which nothing is taken.
+        metrics: answers whoever asks for them.
         troubles: what else keeps relay from being ready, a sentence each.
     """
     gate = _Gate(intake, limits)
@@ -291,7 +292,7 @@ def create_app(
         routes=[
             Route("/healthz", _alive),
             Route("/readyz", readiness.answer),
-            Route("/metrics", _metrics),
+            Route("/metrics", metrics),
         ],
         exception_handlers={HTTPException: _http_error, Exception: _server_error},
         lifespan=lifespan,
@@ -372,10 +373,6 @@ class _Readiness:
         except OutboxError as error:
             return [f"the outbox takes no writes: {error}"]
         return [f"forwarding is on hold: Segment answered {hold}"] if hold else []
-
-
-def _metrics(_request: Request) -> Response:
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:
