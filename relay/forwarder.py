@@ -24,7 +24,8 @@ from relay.errors import (
 )
 from relay.events import DeadReason, Unusable
 from relay.mapping import Mapping
-from relay.outbox import DEATHS_IN_COMPANY, Entry, Outbox
+from relay.metrics import BATCHES, DELIVERIES, MESSAGES
+from relay.outbox import DEATHS_IN_COMPANY, Clock, Entry, Outbox, utc_now
 from relay.pacing import Pace, Turn, full_jitter
 from relay.providers import Provider
 from relay.segment import (
@@ -81,6 +82,7 @@ class Forwarder:
         segment: where they go.
         providers: who can read their bodies; every provider, configured or not.
         clock: seconds, monotonic.
+        now: the time of day.
         sleep: waits for so many seconds; by default cut short by `stop`.
         jitter: how long to wait, of so many seconds at the most.
 
@@ -88,13 +90,14 @@ class Forwarder:
         broken: set once the outbox does nothing more in this process.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (time and chance are given)
         self,
         outbox: Outbox,
         segment: Segment,
         providers: Iterable[Provider],
         *,
         clock: Callable[[], float] = time.monotonic,
+        now: Clock = utc_now,
         sleep: Callable[[float], object] | None = None,
         jitter: Callable[[float], float] = full_jitter,
     ) -> None:
@@ -102,6 +105,7 @@ class Forwarder:
         self._segment = segment
         self._mapping = Mapping(providers, segment)
         self._clock = clock
+        self._now = now
         self._stopping = threading.Event()
         self._sleep = sleep or self._stopping.wait
         self._jitter = jitter
@@ -296,7 +300,13 @@ class Forwarder:
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
             else:
                 self._settled(entries)
+                self._observe(entries)
                 return
+
+    def _observe(self, delivered: Sequence[Entry]) -> None:
+        now = self._now()
+        for entry in delivered:  # a clock may have been put back since
+            DELIVERIES.observe(max(0, (now - entry.received_at).total_seconds()))
 
     def _end(self, claim: _Claim) -> None:
         """Give back the turn, if it was not used, and what was not settled."""
@@ -345,6 +355,9 @@ class Forwarder:
             self._latest = answer, self._clock()
             milliseconds = round((self._clock() - started) * 1000)
             _log.log(level, event, messages=len(batch), milliseconds=milliseconds, answer=answer)
+            word = answer.partition(" ")[0]  # a status, or the kind of a network error
+            BATCHES.labels(word).inc()
+            MESSAGES.labels(word).inc(len(batch))
 
     def _answered(self, turn: Turn) -> None:
         """Segment is there and knows us, which is news only to those who wait for a probe."""

@@ -6,6 +6,7 @@ group, so groups grow exactly as fast as the disk is slow.
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -18,6 +19,7 @@ from msgspec import Struct
 
 from relay.errors import OutboxBrokenError, OutboxError
 from relay.events import DeadReason, Ignored, Reading, Unusable
+from relay.metrics import ANSWERS, COMMITS, GROUPS
 from relay.outbox import Arrival, Outbox, keys_of
 from relay.providers import Provider
 from relay.segment import Segment
@@ -47,12 +49,21 @@ class _Waiting(Struct):
     told: Told
 
 
-class _Handed(Struct, frozen=True):
-    """What was handed over together: when, and how many had been by then, these included."""
+class _Handed(Struct):
+    """What was handed over together.
 
+    Attributes:
+        since: when the first of it came, by a finer clock than the loop's.
+        at: when it was handed over.
+        count: how many had been by then, these included.
+        late: it has been told that it may not be stored.
+    """
+
+    since: float
     at: float
     count: int
     waiting: list[_Waiting]
+    late: bool = False
 
 
 _log = structlog.get_logger()
@@ -115,6 +126,7 @@ class Intake:
         self._outbox = outbox
         self._broken = broken
         self._gathered: list[_Waiting] = []
+        self._gathered_since = 0.0
         self._waiting: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
         self._waiting_bytes = 0
         self._handed: deque[_Handed] = deque()
@@ -159,11 +171,14 @@ class Intake:
             # All that has come in by now is handled first, and handed over together: the thread
             # is woken once, and not for the first of them alone.
             self._loop.call_soon(self._hand_over)
+            self._gathered_since = time.perf_counter()
         self._gathered.append(_Waiting(arrival, told))
 
     def _hand_over(self) -> None:
         self._handed_count += len(self._gathered)
-        self._handed.append(_Handed(self._loop.time(), self._handed_count, self._gathered))
+        self._handed.append(
+            _Handed(self._gathered_since, self._loop.time(), self._handed_count, self._gathered)
+        )
         self._waiting.put(self._gathered)
         self._gathered = []
 
@@ -176,6 +191,7 @@ class Intake:
         for handed in self._handed:
             if handed.at > self._loop.time() - WAIT_SECONDS:
                 break
+            handed.late = True
             for waiting in handed.waiting:
                 self._tell_one(waiting, late)
         self._loop.call_later(_LOOK_SECONDS, self._give_up_on_the_slow)
@@ -200,6 +216,7 @@ class Intake:
 
     def _commit(self, group: Sequence[_Waiting]) -> None:
         arrivals = [waiting.arrival for waiting in group]
+        started = time.perf_counter()
         try:
             new: Sequence[bool] | OutboxError = self._outbox.add(arrivals)
         except OutboxError as error:
@@ -209,6 +226,8 @@ class Intake:
         except Exception as error:  # noqa: BLE001 (this thread must not end while webhooks wait)
             _log.exception("intake.failed")
             new = OutboxError(f"relay failed: {type(error).__name__}")
+        COMMITS.observe(time.perf_counter() - started)
+        GROUPS.observe(len(group))
         # One call wakes every request of the group.
         self._loop.call_soon_threadsafe(self._tell, group, new)
 
@@ -219,7 +238,13 @@ class Intake:
             self._tell_one(waiting, new if isinstance(new, OutboxError) else new[place])
         self._told_count += len(group)
         while self._handed and self._handed[0].count <= self._told_count:
-            self._handed.popleft()
+            handed = self._handed.popleft()
+            if not handed.late and not self._failure:
+                # The clock is read once for all that was handed over together. An observation takes
+                # 0.6 to 0.9 us, of the 90 that a webhook costs.
+                seconds = time.perf_counter() - handed.since
+                for _ in handed.waiting:
+                    ANSWERS.observe(seconds)
 
     def _tell_one(self, waiting: _Waiting, fate: Fate) -> None:
         """Tell it, unless it has been told already."""

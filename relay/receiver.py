@@ -8,12 +8,11 @@ from functools import cache, partial
 from typing import Final, cast
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -237,7 +236,7 @@ def create_app(
     troubles: Callable[[], Iterable[str]] = tuple,
     pages: Sequence[BaseRoute] = (),
 ) -> ASGIApp:
-    """The HTTP application: webhooks, health, metrics, and whatever else is served.
+    """The HTTP application: webhooks, health, and whatever else is served.
 
     Args:
         webhooks: the endpoint of all providers.
@@ -266,7 +265,6 @@ def create_app(
         routes=[
             Route("/healthz", _alive),
             Route("/readyz", readiness.answer),
-            Route("/metrics", _metrics),
             *pages,
         ],
         exception_handlers={HTTPException: _http_error, Exception: _server_error},
@@ -348,10 +346,6 @@ class _Readiness:
         except OutboxError as error:
             return [f"the outbox takes no writes: {error}"]
         return [f"forwarding is on hold: Segment answered {hold}"] if hold else []
-
-
-def _metrics(_request: Request) -> Response:
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:

@@ -39,6 +39,8 @@ _HOST_NAME: Final = re.compile(r"[\w.:-]+")  # colons in an IPv6 address
 # Kubernetes tells each container of a service called relay by variables of this shape.
 _SERVICE_LINK: Final = re.compile(r"RELAY_(SERVICE_|PORT_\d+_(TCP|UDP|SCTP)).*|RELAY_PORT=\w+://.*")
 
+_SHORTEST_TOKEN: Final = 16
+
 _LowerCase = BeforeValidator(str.lower)
 
 
@@ -118,6 +120,11 @@ class Settings(BaseModel):
         description="Password that opens the console, 12 characters or more, with any user name."
         " Unset: it is there only where relay listens on loopback, for who asks for it there.",
     )
+    metrics_token: SecretStr | None = Field(
+        default=None,
+        description="What readers of `/metrics` must send as a Bearer token, 16 characters or more."
+        " Unset: anyone may read it.",
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _LowerCase] = Field(
         default="info",
         description="`debug` (a line for each webhook), `info` (one for each batch), `warning` or"
@@ -135,6 +142,13 @@ class Settings(BaseModel):
     def _one_word(cls, value: SecretStr) -> SecretStr:
         if any(character.isspace() for character in value.get_secret_value()):
             raise ValueError("a write key has no blanks in it")
+        return value
+
+    @field_validator("metrics_token")
+    @classmethod
+    def _not_guessable(cls, value: SecretStr) -> SecretStr:
+        if len(value.get_secret_value()) < _SHORTEST_TOKEN:
+            raise ValueError(f"a token needs at least {_SHORTEST_TOKEN} characters")
         return value
 
     @field_validator("segment_host")
@@ -243,7 +257,13 @@ class Settings(BaseModel):
 
     def shown(self) -> dict[str, object]:
         """The settings as a log may hold them."""
-        hidden = {"segment_write_key", "outbox_url", "database_url", "console_password"}
+        hidden = {
+            "segment_write_key",
+            "outbox_url",
+            "database_url",
+            "console_password",
+            "metrics_token",
+        }
         shown = self.model_dump(mode="json", exclude=hidden) | {"outbox": self.outbox_shown}
         for name, model in self._providers.items():
             shown[name] = model.model_dump(mode="json", exclude={"secret"})

@@ -1,11 +1,15 @@
 import os
+import re
 import signal
 import threading
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
+from relay.companion import telling, texts
 from tests.fakes import Answer, SegmentServer
 from tests.processes import SECRET, WRITE_KEY, ForwarderProcess, RelayProcess, run, within
 
@@ -30,6 +34,63 @@ def test_a_forwarder_that_dies_is_started_again(tmp_path: Path) -> None:
         assert within(20, lambda: len(server.accepted) == 1)
         assert relay.forwarder() != first
         assert [line["code"] for line in relay.log() if line["event"] == "companion.died"] == [-9]
+
+
+def test_what_a_dead_forwarder_counted_is_told_until_the_next_one_tells_its_own(
+    tmp_path: Path,
+) -> None:
+    def sent(relay: RelayProcess) -> list[str]:
+        with closing(HTTPConnection("127.0.0.1", relay.port, timeout=30)) as connection:
+            connection.request("GET", "/metrics")
+            page = connection.getresponse().read().decode()
+        return re.findall(r'^relay_messages_total{answer="accepted"} (.*)$', page, re.MULTILINE)
+
+    with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
+        for mail in range(2):
+            relay.post(OPENED % mail)
+        assert within(20, lambda: sent(relay) == ["2.0"])
+        os.kill(relay.forwarder(), signal.SIGKILL)
+        assert within(20, lambda: any(line["event"] == "companion.died" for line in relay.log()))
+        afterwards = sent(relay)
+        relay.post(OPENED % 3)
+
+        assert afterwards == ["2.0"]
+        assert within(20, lambda: sent(relay) == ["1.0"])
+
+
+def test_texts_are_told_apart_and_one_that_is_cut_off_is_none() -> None:
+    lines = [b"one 1\n", b"# EOF\n", b"one 2\n", b"two 1\n", b"# EOF\n", b"one 3\n"]
+
+    assert list(texts(lines)) == [b"one 1\n", b"one 2\ntwo 1\n"]
+
+
+def test_what_is_told_comes_whole_and_at_the_end_once_more() -> None:
+    listening, speaking = os.pipe()
+    count = 0
+    with os.fdopen(listening, "rb") as output, ThreadPoolExecutor() as threads:
+        heard = threads.submit(lambda: list(texts(output)))
+        with telling(lambda: b"# HELP\ncount %d\n" % count, speaking):
+            count = 7
+        os.write(speaking, b"count 8\n")  # cut off
+        os.close(speaking)
+
+        assert heard.result(20) == [b"# HELP\ncount 7\n"]
+
+
+@pytest.mark.parametrize("hung_up", [True, False])
+def test_whoever_tells_ends_though_nobody_listens(*, hung_up: bool) -> None:
+    listening, speaking = os.pipe()
+    if hung_up:
+        os.close(listening)
+    with telling(lambda: b"x" * 2**20, speaking):
+        pass
+
+    if not hung_up:
+        os.close(listening)
+    for thread in threading.enumerate():
+        if thread.name == "telling":
+            thread.join(20)
+    os.close(speaking)
 
 
 def test_relay_is_not_ready_without_its_forwarder(tmp_path: Path) -> None:

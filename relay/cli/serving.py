@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from random import Random
@@ -16,6 +17,8 @@ from typing import Final
 
 import click
 import structlog
+from prometheus_client import generate_latest
+from starlette.routing import Route
 
 from relay import __version__
 from relay.cli.app import (
@@ -28,17 +31,20 @@ from relay.cli.app import (
     segment_of,
     settings_models,
 )
-from relay.companion import Companion
+from relay.companion import Companion, telling
 from relay.console import HOME, Console, Endpoint
 from relay.console.access import is_loopback
 from relay.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, playing
 from relay.errors import OutboxError, SegmentError
 from relay.forwarder import Forwarder
+from relay.gauges import Gauges
 from relay.intake import Intake
+from relay.metrics import ALL, FORWARDING, RECEIVING, WEBHOOKS
 from relay.outbox import Outbox, Role
 from relay.providers import Provider
 from relay.receiver import BODY_SECONDS, Webhooks, create_app
 from relay.retention import Retention
+from relay.scraping import Scraping, serve_aside
 from relay.server import base_url, listen, serve_http
 from relay.settings import Settings, variables
 
@@ -64,7 +70,7 @@ def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
     settings, providers = configured()
     configure_logs(settings)
-    listener = _listen(host, settings.port if port is None else port)
+    listener = _listen(host, settings.port if port is None else port, "--port")
     with opened(settings) as outbox:
         with reported():
             outbox.become_sole(Role.RECEIVER)
@@ -72,20 +78,33 @@ def serve(host: str, port: int | None, *, no_forward: bool) -> None:
 
 
 @main.command()
+@click.option(
+    "--metrics-host", default="127.0.0.1", show_default=True, help="Address to tell metrics at."
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Port to answer /metrics and /healthz on; otherwise none.",
+)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
-def forward(*, until_stdin_closes: bool) -> None:
+def forward(metrics_host: str, metrics_port: int | None, *, until_stdin_closes: bool) -> None:
     """Forward what the outbox holds, until SIGTERM or Ctrl-C.
 
     `relay serve` does so by itself. With PostgreSQL any number of these may run beside it.
     """
     settings, providers = configured()
     configure_logs(settings)
+    if metrics_port is not None:
+        listener = _listen(metrics_host, metrics_port, "--metrics-port")
+        serve_aside(Scraping([FORWARDING], token=settings.metrics_token), listener)
     leave = _LeaveOnce()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
     if until_stdin_closes:
         threading.Thread(target=_leave_with_stdin, daemon=True).start()
-    with opened(settings) as outbox, reported():
+    counted = partial(generate_latest, FORWARDING)
+    told = telling(counted, sys.stdout.fileno()) if until_stdin_closes else nullcontext()
+    with told, opened(settings) as outbox, reported():
         # That of a relay that was killed ends by itself, when it has posted what it had in hand.
         patience = _POSTS_SECONDS + 2 if until_stdin_closes else 0
         outbox.become_sole(Role.FORWARDER, patience=timedelta(seconds=patience))
@@ -169,7 +188,7 @@ def demo(host: str, port: int | None) -> None:
         environ |= {name: os.environ[name] for name in ("PATH", "PORT") if name in os.environ}
         settings, providers = configured(environ)
         configure_logs(settings)
-        listener = _listen(host, settings.port if port is None else port)
+        listener = _listen(host, settings.port if port is None else port, "--port")
         click.echo(introduction(base_url(listener)))
         ledger.headings()
         host, port = listener.getsockname()[:2]
@@ -215,6 +234,15 @@ def settings_table() -> None:
         click.echo(f"| `{variable.name}` | {variable.default} | {variable.description} |")
 
 
+@main.command("metrics")
+def metrics_table() -> None:
+    """Print the table of all metrics."""
+    click.echo("| metric | kind | the question it answers |\n|---|---|---|")
+    for metric in ALL:
+        labels = f"{{{','.join(metric.labels)}}}" if metric.labels else ""
+        click.echo(f"| `{metric.name}{labels}` | {metric.kind} | {metric.question} |")
+
+
 def _run(
     settings: Settings,
     providers: Sequence[Provider],
@@ -231,13 +259,27 @@ def _run(
     def troubles() -> list[str]:
         return [] if forwarder is None or forwarder.running else ["the forwarder is not running"]
 
-    console = _console(settings, providers, outbox, listener)
+    url = base_url(listener)
+    is_local = is_loopback(listener.getsockname()[0])
+    console_url = f"{url}{HOME}" if settings.console_password or is_local else None
+    console = _console(settings, providers, outbox)
 
     def leave() -> None:
         console.leave()
         if forwarder:
             forwarder.stop_soon()
 
+    gauges = Gauges(outbox, max_backlog=settings.max_backlog, min_free_disk=settings.min_free_disk)
+    gauges.begin()
+    scraping = Scraping(
+        [RECEIVING],
+        gauges,
+        token=settings.metrics_token,
+        more=forwarder.told if forwarder else bytes,
+    )
+    for provider in providers:
+        if provider.configured:  # from the beginning, so that the first one shows as growth
+            WEBHOOKS.labels(provider.name, "unavailable", "outbox")
     webhooks = Webhooks(providers, segment_of(settings), intake)
     app = create_app(
         webhooks,
@@ -245,19 +287,21 @@ def _run(
         outbox=outbox,
         limits=limits_of(settings, outbox),
         troubles=troubles,
-        pages=console.routes if _may_be_seen(settings, listener) else (),
+        pages=[Route("/metrics", scraping.answer), *(console.routes if console_url else ())],
     )
     if forwarder:
         forwarder.start()
-    url = base_url(listener)
-    routes = [
+    webhook_urls = [
         f"{url}/webhooks/{provider.name}/***" for provider in providers if provider.configured
     ]
-    pages = f"{url}{HOME}" if _may_be_seen(settings, listener) else None
     _log.info(
-        "serve.started", version=__version__, **settings.shown(), webhooks=routes, console=pages
+        "serve.started",
+        version=__version__,
+        **settings.shown(),
+        webhooks=webhook_urls,
+        console=console_url,
     )
-    if not routes:
+    if not webhook_urls:
         _log.warning("serve.receives_nothing", missing="RELAY_VERO_SECRET")
     _spare_the_collector()
     try:
@@ -276,13 +320,7 @@ def _run(
     _log.info("serve.stopped")
 
 
-def _may_be_seen(settings: Settings, listener: socket.socket) -> bool:
-    return bool(settings.console_password) or is_loopback(listener.getsockname()[0])
-
-
-def _console(
-    settings: Settings, providers: Sequence[Provider], outbox: Outbox, listener: socket.socket
-) -> Console:
+def _console(settings: Settings, providers: Sequence[Provider], outbox: Outbox) -> Console:
     endpoints = [
         Endpoint(
             provider.name, f"/webhooks/{provider.name}/", settings.webhook_secret(provider.name)
@@ -309,10 +347,10 @@ def _spare_the_collector() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, option: str) -> socket.socket:
     try:
         return listen(host, port)
     except OSError as error:
         raise click.ClickException(
-            f"cannot listen on {host}, port {port}: {error.strerror}; --port names another"
+            f"cannot listen on {host}, port {port}: {error.strerror}; {option} names another"
         ) from None
