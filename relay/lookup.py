@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
 from heapq import merge
@@ -103,19 +103,37 @@ class Lookup:
             with_history: fill in their histories.
             looked_at: told of how many more were looked at, whether they meet the criteria or not.
         """
-        found = [
-            self._pages(
-                query,
-                start,
-                looked_at,
-                end=end,
-                newest_first=newest_first,
-                with_history=with_history,
-            )
-            for query in _queries(criteria)
-        ]
+        options = {"end": end, "newest_first": newest_first, "with_history": with_history}
+        queries = [_query(criteria)]
+        # What could not be read when it came has no keys; it may name them all the same.
+        if queries[0].key and (not criteria.states or State.DEAD in criteria.states):
+            queries.append(_unread(criteria))
+        found = [self._pages(query, start, looked_at, **options) for query in queries]
         records = merge(*found, key=lambda record: record.id, reverse=newest_first)
         return (record for record in records if self._is_meant(record, criteria))
+
+    def find_read(
+        self, criteria: Criteria, *, start: int | None, end: int | None
+    ) -> Iterator[Record]:
+        """The same, newest first, but for what could not be read when it came: by an index."""
+        found = self._pages(_query(criteria), start, lambda _count: None, end=end)
+        return (record for record in found if self._is_meant(record, criteria))
+
+    def find_unread(
+        self,
+        either: Sequence[Criteria],
+        *,
+        start: int | None,
+        end: int | None,
+        looked_at: Callable[[int], None],
+    ) -> Iterator[Record]:
+        """What could not be read when it came and meets one of the criteria: each is looked at.
+
+        They differ only in whom or which email they are about.
+        """
+        for record in self._pages(_unread(either[0]), start, looked_at, end=end):
+            if any(self._is_meant(record, criteria) for criteria in either):
+                yield record
 
     def newest(self) -> int:
         """The highest id; 0 when there are no entries."""
@@ -164,9 +182,9 @@ class Lookup:
             return None
 
 
-def _queries(criteria: Criteria) -> list[Query]:
+def _query(criteria: Criteria) -> Query:
     """What to ask the store, whose answers may hold more than is meant."""
-    plain = Query(
+    return Query(
         ids=criteria.ids,
         states=criteria.states,
         provider=criteria.provider,
@@ -175,15 +193,12 @@ def _queries(criteria: Criteria) -> list[Query]:
         since=criteria.since,
         until=criteria.until,
         message_id=criteria.message_id,
+        key=_key(criteria),
     )
-    key = _key(criteria)
-    if key is None:
-        return [plain]
-    queries = [structs.replace(plain, key=key)]
-    # What could not be read when it came has no keys; it may name them all the same.
-    if not criteria.states or State.DEAD in criteria.states:
-        queries.append(structs.replace(plain, states=(State.DEAD,), keyless=True))
-    return queries
+
+
+def _unread(criteria: Criteria) -> Query:
+    return structs.replace(_query(criteria), key=None, states=(State.DEAD,), keyless=True)
 
 
 def _key(criteria: Criteria) -> tuple[Literal["user", "address", "email"], int] | None:

@@ -2,15 +2,15 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
-from heapq import merge
+from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct, structs
 
 from relay.lookup import Criteria, Lookup
-from relay.outbox.records import Record
+from relay.outbox import State
+from relay.outbox.records import RARE, Record
 
 PAGE: Final = 50
 """Entries on a page."""
@@ -58,61 +58,73 @@ def find(
         before = lookup.stored_before(criteria.until) + 1
         start = before if start is None else min(start, before)
     last = lookup.stored_before(criteria.since) if criteria.since else 0
-    found: list[Record] = []
     give_up_at = clock() + PATIENCE_SECONDS
     if text:
-
-        def looked_at(_count: int) -> None:
-            if clock() > give_up_at:
-                raise _EnoughError
-
-        try:
-            about = _about(lookup, criteria, text, start=start, end=last + 1, looked_at=looked_at)
-            found.extend(islice(about, PAGE + 1))  # keeps what came before it gives up
-        except _EnoughError:
-            return Page(found, None, looked_to=found[-1].id if found else None, given_up=True)
-        return _page(found)
+        return _about(lookup, criteria, text, start, last + 1, lambda: clock() > give_up_at)
+    found: list[Record] = []
     position = lookup.newest() + 1 if start is None else start
     stretch = _FIRST_STRETCH
+    has_index = (
+        bool(criteria.reason) or criteria.collection in RARE or State.DEAD in criteria.states
+    )
     while position > last + 1:
         end = max(last + 1, position - stretch)
         looked = lookup.find(criteria, start=position, end=end)
         found += islice(looked, PAGE + 1 - len(found))
         if len(found) > PAGE:
             return _page(found)
-        position, stretch = end, min(stretch * 2, _LONGEST_STRETCH)
+        position, stretch = end, stretch * 4 if has_index else min(stretch * 2, _LONGEST_STRETCH)
         if clock() > give_up_at:
             return Page(found, position, looked_to=position)
     return _page(found)
+
+
+def _page(found: Iterable[Record], *, given_up: bool = False) -> Page:
+    records = [*islice(found, PAGE + 1)]
+    older = records[PAGE - 1].id if len(records) > PAGE else None
+    return Page(records[:PAGE], older, given_up=given_up)
 
 
 class _EnoughError(Exception):
     """The page is waited for."""
 
 
-def _page(found: list[Record]) -> Page:
-    return Page(found[:PAGE], found[PAGE - 1].id if len(found) > PAGE else None)
-
-
 def _about(
     lookup: Lookup,
     criteria: Criteria,
     text: str,
-    **options: Any,  # noqa: ANN401 (passed on)
-) -> Iterator[Record]:
+    start: int | None,
+    end: int,
+    is_late: Callable[[], bool],
+) -> Page:
     """What the text is about, whichever of the ids or the address it is."""
     ways = ["email_id", "user_id"]
     if "@" in text or re.fullmatch("[0-9a-fA-F]{64}", text):
         ways.append("address")
     if _MESSAGE_ID.fullmatch(text):
         ways = ["message_id", *ways]
-    found = merge(
-        *(lookup.find(structs.replace(criteria, **{way: text}), **options) for way in ways),
-        key=lambda record: record.id,
-        reverse=True,
-    )
-    latest = None
-    for record in found:
-        if record.id != latest:
-            latest = record.id
-            yield record
+    either = [structs.replace(criteria, **{way: text}) for way in ways]
+    found: dict[int, Record] = {}
+    for each in either:
+        read = lookup.find_read(each, start=start, end=end)
+        found |= {record.id: record for record in islice(read, PAGE + 1)}
+    given_up = False
+    if not criteria.states or State.DEAD in criteria.states:
+
+        def looked_at(_count: int) -> None:
+            if is_late():
+                raise _EnoughError
+
+        unread = lookup.find_unread(
+            [each for each in either if not each.message_id],
+            start=start,
+            end=end,
+            looked_at=looked_at,
+        )
+        try:
+            for record in islice(unread, PAGE + 1):
+                found[record.id] = record
+        except _EnoughError:
+            given_up = True
+    newest_first = sorted(found.values(), key=lambda record: record.id, reverse=True)
+    return _page(newest_first, given_up=given_up)

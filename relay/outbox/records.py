@@ -93,6 +93,14 @@ class Operation(Struct, frozen=True):
     entries: int
 
 
+RARE: Final = (
+    "Email Link Clicked",
+    "Email Unsubscribed",
+    "Email Bounced",
+    "Email Marked as Spam",
+)
+"""Collections that stores have an index of: of the other three, each few entries hold one."""
+
 SOME: Final = 10_000
 """So many entries of a state are quicker sorted than found among the others."""
 

@@ -53,7 +53,12 @@ class PostgresRecords:
         with translated(), self._connection() as connection:
             # An expression keeps the planner from walking the whole table in the order of its ids.
             order = sql.SQL("id + 0" if _are_few(connection, query) else "id")
-            statement = _FIND.format(condition=condition, direction=direction, order=order)
+            statement = _FIND.format(
+                source=_BY_KEY if query.key else _BY_ENTRY,
+                condition=condition,
+                direction=direction,
+                order=order,
+            )
             rows = connection.execute(
                 statement, {**values, "limit": limit, "bytes": _MOST_BYTES}, binary=True
             ).fetchall()
@@ -69,7 +74,8 @@ class PostgresRecords:
     def count(self, query: Query) -> int:
         """See `Records.count`."""
         condition, values = _where(query)
-        ((count,),) = self._run(_COUNT.format(condition=condition), values)
+        source = _BY_KEY if query.key else _BY_ENTRY
+        ((count,),) = self._run(_COUNT.format(source=source, condition=condition), values)
         return int(count)
 
     def begin(self, kind: str, what: str) -> Operation:
@@ -160,8 +166,7 @@ _FIND: Final = sql.SQL("""
     FROM (
         SELECT *, sum(octet_length(body)) OVER (ORDER BY id {direction}) AS total
         FROM (
-            SELECT * FROM relay.entries LEFT JOIN relay.keys ON entry = id
-            WHERE {condition} ORDER BY {order} {direction} LIMIT %(limit)s
+            SELECT * FROM {source} WHERE {condition} ORDER BY {order} {direction} LIMIT %(limit)s
         ) AS asked
     ) AS summed
     WHERE total - octet_length(body) < %(bytes)s
@@ -169,7 +174,16 @@ _FIND: Final = sql.SQL("""
 """)
 
 _COUNT: Final = sql.SQL("""
-    SELECT count(*) FROM relay.entries LEFT JOIN relay.keys ON entry = id WHERE {condition}
+    SELECT count(*) FROM {source} WHERE {condition}
+""")
+
+_BY_KEY: Final = sql.SQL("relay.keys JOIN relay.entries ON id = entry")
+
+# The keys of each entry found, one by one: the planner may think little of reading all of them.
+_BY_ENTRY: Final = sql.SQL("""
+    relay.entries LEFT JOIN LATERAL (
+        SELECT * FROM relay.keys WHERE entry = entries.id OFFSET 0
+    ) AS keys ON true
 """)
 
 _IN_ANY_BLOCK: Final = sql.SQL("""

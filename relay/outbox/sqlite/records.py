@@ -10,12 +10,11 @@ from msgspec import json, structs
 
 from relay.errors import OutboxError
 from relay.outbox import Clock, Keys, State
-from relay.outbox.records import SOME, Happening, Operation, Query, Record, Revival
+from relay.outbox.records import RARE, SOME, Happening, Operation, Query, Record, Revival
 from relay.outbox.sqlite.schema import (
     BLOCK_BITS,
     COUNT,
     IS_RARE,
-    RARE,
     Disk,
     milliseconds,
     moment,

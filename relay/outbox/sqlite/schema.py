@@ -13,6 +13,7 @@ import apsw
 
 from relay.errors import OutboxBrokenError, OutboxError
 from relay.outbox import Role
+from relay.outbox.records import RARE
 from relay.outbox.sqlite.fileformat import log_fault, size_on_disk
 from relay.outbox.tallies import SLOT
 
@@ -25,14 +26,6 @@ BLOCK_BITS: Final = 9
 A commit writes each page it touches. One index over all keys would put each new entry on a page of
 its own; a block of 512 has three pages, and a search takes 2 µs a block.
 """
-
-RARE: Final = (
-    "Email Link Clicked",
-    "Email Unsubscribed",
-    "Email Bounced",
-    "Email Marked as Spam",
-)
-"""Collections that have an index: the other three are found by looking at each entry."""
 
 IS_RARE: Final = f"collection IN {RARE}"
 """Only a query that says it in these words is answered by that index."""
