@@ -1,6 +1,6 @@
 # Each target does its own set-up: Python 3.11 or newer with venv, and make, are all it needs.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test faults mutants lint types imports format bench lock clean
+.PHONY: help run demo test faults pictures mutants lint types imports format bench lock clean
 
 # pyenv reads .python-version, and its python3 may not run here where it lacks that version; then it
 # is the one of the root directory.
@@ -24,6 +24,9 @@ test: $(VENV)/dev  ## the whole test suite
 
 faults: $(VENV)/dev  ## each fault of README's table, many times
 	$(BIN)/python -m pytest tests/faults --long --timeout 1800
+
+pictures: $(VENV)/dev  ## README's pictures of the console, made anew (needs Debian's chromium)
+	$(BIN)/python -m tests.console.pictures
 
 mutants: $(VENV)/dev  ## planted defects, each of which a test must catch
 	$(BIN)/python -m tests.mutants

@@ -439,6 +439,8 @@ def introduction(url: str) -> str:
 {title}: webhooks as Vero sends them -> the real relay -> a stand-in for Segment.
 All of it is made up, and nothing leaves this machine. Ctrl-C ends it.
 
+Watch it in a browser:
+  {url}/console
 Send in a webhook of your own, from another terminal:
   curl {url}{PATH} \\
     -d '{{"type": "clicked", "user": {{"id": 42, "email": "you@example.com"}}}}'

@@ -8,7 +8,11 @@ from tests.postgres import PostgresServer
 from tests.processes import PostgresStore, SqliteStore
 
 pytest.register_assert_rewrite(
-    "tests.contracts", "tests.records_contract", "tests.changes_contract", "tests.suspects_contract"
+    "tests.contracts",
+    "tests.records_contract",
+    "tests.changes_contract",
+    "tests.suspects_contract",
+    "tests.tallies_contract",
 )
 # A machine shared with others stalls now and then: how long an example takes says nothing.
 settings.register_profile("relay", deadline=None)

@@ -116,7 +116,8 @@ class Console:
             exception_handlers={HTTPException: self._failed, OutboxError: self._outbox_failed},
         )
         self.routes = [
-            Route(HOME, _go_home),
+            Route("/", Guard(_HOME, password)),
+            Route(HOME, Guard(_HOME, password)),
             Mount(HOME, Guard(app, password)),
         ]
 
@@ -411,8 +412,7 @@ class Console:
 _FILTERS: Final = ("state", "collection", "reason", "provider", "since", "until", "q")
 
 
-def _go_home(_request: Request) -> Response:
-    return RedirectResponse(f"{HOME}/")
+_HOME: Final = RedirectResponse(f"{HOME}/")
 
 
 def _criteria(query: Mapping[str, str]) -> Criteria:

@@ -1,0 +1,126 @@
+"""Makes README's pictures of the console: `make pictures`.
+
+A relay that has worked for a day, with what a day brings, and a browser that looks at it.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
+from itertools import islice
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any, Final, get_args
+
+from playwright.sync_api import Browser, expect
+
+from relay.demo import Webhook, journeys
+from relay.intake import arrival_of
+from relay.outbox import Arrival, open_outbox
+from relay.providers import provider_classes
+from relay.segment import Segment
+from tests.console.browsing import Scheme, chromium, window
+from tests.fakes import Answer, SegmentServer
+from tests.processes import WRITE_KEY, RelayProcess, SqliteStore
+
+PICTURES: Final = Path(__file__).parents[2] / "pictures"
+
+_EVENTS: Final = 4_000
+_HEIGHTS: Final = {"overview": 1200, "events": 680, "event": 1330, "dead": 840, "playground": 1560}
+
+
+def made_up_day(now: datetime) -> Iterator[Arrival]:
+    """What came in within the last day, more of it by day than by night."""
+    rng = Random(7)
+    seconds = sorted(_moment(rng) for _ in range(_EVENTS))
+    at = iter(seconds)
+    latest = [0.0]
+
+    def clock() -> float:
+        return (now - timedelta(days=1)).timestamp() + latest[0]
+
+    vero = provider_classes()["vero"]
+    provider = vero(vero.settings_model())
+    segment = Segment(WRITE_KEY, "https://example.com")
+    webhooks = journeys(rng, clock=clock)
+    for moment in at:
+        latest[0] = moment
+        body = next(webhooks).body
+        arrival = arrival_of(provider, segment, body, datetime.fromtimestamp(clock(), UTC))
+        if isinstance(arrival, Arrival):
+            yield arrival
+
+
+def _moment(rng: Random) -> float:
+    """Within a day, in seconds."""
+    while True:
+        at = rng.uniform(0, 86_400)
+        if rng.random() < 0.55 + 0.45 * math.sin((at / 86_400 - 0.2) * 2 * math.pi):
+            return at
+
+
+def fill(store: SqliteStore) -> None:
+    """Have the day's events in the store, nearly all of them delivered."""
+    with closing(open_outbox(store.url)) as outbox:
+        arrivals = made_up_day(datetime.now(UTC))
+        while group := [*islice(arrivals, 500)]:
+            outbox.add(group)
+    store.run_sql(
+        "UPDATE entries SET state = 'delivered', pending_since = NULL, attempts = 1,"
+        " delivered_at = received_at + 240 WHERE state = 'pending'"
+    )
+
+
+def refuse_some(batch: list[dict[str, Any]]) -> Answer:
+    """For there to be a dead letter of that kind, too."""
+    return Answer(400 if any(m["event"] == "Email Marked as Spam" for m in batch) else 200)
+
+
+def go_on(relay: RelayProcess, webhooks: Iterator[Webhook]) -> None:
+    """Post three webhooks a second, until relay ends."""
+    with suppress(OSError, HTTPException):
+        for webhook in webhooks:
+            relay.post(webhook.body)
+            time.sleep(0.3)
+
+
+def shoot(browser: Browser, url: str, scheme: Scheme) -> None:
+    """Make all pictures in one scheme of colours."""
+    for name, height in _HEIGHTS.items():
+        with window(browser, url, height=height, scheme=scheme) as context:
+            page = context.new_page()
+            page.goto(
+                {"overview": "/console/", "event": "/console/events"}.get(name, f"/console/{name}")
+            )
+            if name == "event":
+                page.get_by_role("link", name=":").first.click()
+            if name == "playground":
+                page.get_by_role("button", name="Try it").click()
+            if name in {"overview", "events"}:
+                expect(page.get_by_text("· live")).to_be_visible()
+                page.wait_for_timeout(2_500)  # for a rate to be told
+            page.screenshot(path=PICTURES / f"{name}-{scheme}.png")
+
+
+def main() -> None:
+    """Make them all."""
+    PICTURES.mkdir(exist_ok=True)
+    with TemporaryDirectory() as directory, SegmentServer() as segment, chromium() as browser:
+        store = SqliteStore(Path(directory, "relay.db"))
+        fill(store)
+        with RelayProcess(store, segment.url) as relay:
+            segment.judge = refuse_some
+            webhooks = journeys(Random(11))
+            for webhook in islice(webhooks, 40):
+                relay.post(webhook.body)
+            threading.Thread(target=go_on, args=(relay, webhooks), daemon=True).start()
+            for scheme in get_args(Scheme):
+                shoot(browser, f"http://127.0.0.1:{relay.port}", scheme)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""What a person sees and does, in a real browser at a real relay."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.console.browsing import PAGES, Scheme
+from tests.console.conftest import OpenPage
+from tests.processes import SECRET, within
+from tests.tools.desk import CANARY, Desk, address, webhook
+
+ANSWERED = "Segment's last answer: accepted"
+
+
+def one_of_each(desk: Desk) -> None:
+    """A delivered event, and dead letters of two reasons."""
+    desk.refused.add("refused")
+    desk.delivered(webhook("ana"), webhook("ben", campaign={"name": "refused"}))
+    desk.relay.post(webhook("cut")[:-1])
+    desk.refused.clear()
+
+
+def test_the_first_run_says_what_to_do_and_shows_the_first_event_as_it_comes(
+    desk: Desk, open_page: OpenPage
+) -> None:
+    page = open_page("/")
+    expect(page.get_by_role("heading", name="Waiting for your first webhook")).to_be_visible()
+    expect(page.locator(".paste code")).to_contain_text("/webhooks/vero/")
+    expect(page.locator(".paste code")).not_to_contain_text(SECRET)
+    page.get_by_role("link", name="Reveal the secret").click()
+    expect(page.locator(".paste code")).to_have_text(
+        f"http://127.0.0.1:{desk.relay.port}/webhooks/vero/{SECRET}"
+    )
+    desk.post(webhook("first"))
+
+    expect(page.get_by_text("Waiting for your first webhook")).to_have_count(0)
+    row = page.get_by_role("row", name=re.compile("Email Opened"))
+    expect(row.get_by_role("cell").nth(0)).to_have_text("1")
+    expect(page.get_by_text("All is well.")).to_be_visible()
+    expect(page.locator(".standing")).to_contain_text(ANSWERED)
+
+
+def test_an_event_appears_by_itself_and_becomes_delivered(desk: Desk, open_page: OpenPage) -> None:
+    page = open_page("/events")
+    expect(page.get_by_text("No events yet.")).to_be_visible()
+    with desk.posting(webhook("live", campaign={"name": "slow"}), "slow"):
+        row = page.locator("tbody tr")
+        expect(row).to_have_count(1)
+        expect(row).to_contain_text("Email Opened")
+        expect(row).to_contain_text("pending")
+
+    expect(row).to_contain_text("delivered")
+    desk.post(webhook("live", 1, kind="bounced"))
+    expect(page.locator("tbody tr").first).to_contain_text("Email Bounced")
+    expect(page.locator("tbody tr")).to_have_count(2)
+
+
+def test_rows_do_not_move_away_under_the_pointer(desk: Desk, open_page: OpenPage) -> None:
+    desk.delivered(webhook("first"))
+    page = open_page("/events")
+    expect(page.get_by_text("· live")).to_be_visible()
+    page.locator("tbody tr").hover()
+    desk.delivered(webhook("second", kind="clicked"))
+    expect(page.get_by_text("paused while you point at a row")).to_be_visible()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.mouse.move(0, 0)
+
+    expect(page.locator("tbody tr")).to_have_count(2)
+
+
+@pytest.mark.parametrize(
+    "text", ["mail-ben-0", "user-ben", address("ben").upper()], ids=["email", "user", "address"]
+)
+def test_an_event_is_found_by_whom_and_what_it_is_about(
+    desk: Desk, open_page: OpenPage, text: str
+) -> None:
+    desk.delivered(webhook("ana"), webhook("ben", kind="bounced"))
+    page = open_page("/events")
+    page.get_by_label("Message id, email id, user id or address").fill(text)
+    page.get_by_role("button", name="Find").click()
+
+    expect(page.locator("tbody tr")).to_have_count(1)
+    expect(page.locator("tbody tr")).to_contain_text("Email Bounced")
+
+
+def test_addresses_are_masked_until_they_are_revealed(desk: Desk, open_page: OpenPage) -> None:
+    desk.delivered(webhook("ana"))
+    page = open_page("/events")
+    page.locator("tbody a").click()
+    expect(page.get_by_role("heading", name="Email Opened")).to_be_visible()
+    before = page.content()
+    page.get_by_role("link", name="Reveal addresses").click()
+    after = page.content()
+    page.get_by_role("link", name="Hide addresses").click()
+
+    assert CANARY not in before
+    assert after.count(address("ana")) >= 3
+    assert CANARY not in page.content()
+
+
+def test_one_event_shows_which_field_went_where(desk: Desk, open_page: OpenPage) -> None:
+    desk.delivered(webhook("ana", campaign={"id": 7}, colour="green"))
+    page = open_page("/events")
+    page.locator("tbody a").click()
+    left, right = page.locator(".json.left"), page.locator(".json.right")
+    expect(right.locator("[data-path='properties.campaign_id']")).to_contain_text("← campaign.id")
+    expect(right.locator("[data-path=userId]")).to_contain_text("← user.id")
+    expect(left.locator("[data-path=colour]")).to_contain_text("not used")
+    left.locator("[data-path='campaign.id']").hover()
+
+    expect(page.locator(".wires path.lit")).to_have_count(1)
+    expect(right.locator("li.lit")).to_have_attribute("data-path", "properties.campaign_id")
+    expect(page.locator(".story")).to_contain_text("delivered: Segment accepted it")
+
+
+def test_a_dead_letter_is_replayed_to_delivered(desk: Desk, open_page: OpenPage) -> None:
+    one_of_each(desk)
+    page = open_page("/dead")
+    rejected = page.get_by_role("region", name=re.compile("rejected"))
+    expect(rejected).to_contain_text("Read Segment's words, mend what they name, and replay it.")
+    rejected.get_by_role("link", name=re.compile("received")).click()
+    expect(page.locator(".story")).to_contain_text("dead: rejected")
+    page.get_by_role("button", name="Replay").click()
+    expect(page.get_by_role("status").first).to_contain_text("It is pending again")
+    desk.settle()
+    page.reload()
+
+    expect(page.locator("h1 .state")).to_have_text("delivered")
+    assert len(desk.arrivals("ben")) == 1
+
+
+def test_all_dead_letters_of_a_reason_are_replayed(desk: Desk, open_page: OpenPage) -> None:
+    desk.refused.add("refused")
+    desk.delivered(*(webhook("many", number, campaign={"name": "refused"}) for number in range(5)))
+    desk.refused.clear()
+    page = open_page("/dead")
+    page.get_by_role("button", name="Replay all 5").click()
+    expect(page.get_by_role("status").first).to_contain_text("Replaying all of rejected")
+
+    assert within(20, lambda: len(desk.arrivals("many")) == 5)
+    page.goto("/console/dead")
+    expect(page.get_by_text("None. Every event")).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("replay.*rejected"))).to_contain_text("5")
+
+
+def test_the_playground_tells_what_a_body_becomes_and_keeps_nothing(
+    desk: Desk, open_page: OpenPage
+) -> None:
+    page = open_page("/playground")
+    page.get_by_role("button", name="Try it").click()
+    expect(page.locator(".answer > .code")).to_contain_text("200")
+    expect(page.locator(".json.right [data-path=event]")).to_contain_text("Email Opened")
+    page.get_by_label("The webhook's body").fill('{"type": "opened"')
+    page.get_by_role("button", name="Try it").click()
+    expect(page.locator(".answer > .code")).to_contain_text("400")
+    page.get_by_label("The webhook's body").fill(webhook("tried").decode())
+    page.get_by_role("button", name="Try it").click()
+    expect(page.locator(".answer > .code")).to_contain_text("accepted")
+    tried = page.locator(".answer code").first.inner_text()
+
+    assert desk.store.stored() == []
+    assert desk.post(webhook("tried")) == [tried]
+
+
+HOSTILE = (
+    "<script>window.ran = 1; alert(1)</script>",
+    '"><img src=x onerror="window.ran = 1">',
+    "</textarea></pre></title><svg onload='window.ran = 1'>",
+    "javascript:window.ran=1",
+    "{{ 7 * 7 }}{% raw %}",
+    "';alert(1);//\"--></style>",
+)
+
+
+def test_what_webhooks_hold_is_never_markup(desk: Desk, open_page: OpenPage) -> None:
+    bodies = []
+    for number, text in enumerate(HOSTILE):
+        fields = ("name", "subject", "type", "tags", "variation", "id", text)
+        everywhere: dict[str, Any] = {
+            "message_id": text,
+            "user": {"id": text, "email": f"{text}@example.com", text: text},
+            "campaign": dict.fromkeys(fields, text),
+            "user_agent": text,
+            text: [text, {text: text}],
+        }
+        bodies.append(webhook("hostile", number, **everywhere))
+        bodies.append(json.dumps({"type": text, "user": {"id": text}}).encode())
+        bodies.append(text.encode())
+    for body in bodies:
+        desk.relay.post(body)
+    desk.settle()
+    pages = ["/", "/events", "/dead", *(f"/events/{number + 1}" for number in range(len(bodies)))]
+    page = open_page("/")
+    for path in pages:
+        page.goto(f"/console{path}?reveal=1")
+        expect(page.locator("footer")).to_be_visible()
+
+        assert page.evaluate("window.ran") is None, path
+    page.goto("/console/playground")
+    for body in bodies:
+        page.get_by_label("The webhook's body").fill(body.decode())
+        page.get_by_role("button", name="Try it").click()
+
+        assert page.evaluate("window.ran") is None
+    page.goto("/console/events")
+    page.get_by_label("Message id, email id, user id or address").fill(HOSTILE[1])
+    page.get_by_role("button", name="Find").click()
+    expect(page.locator("tbody tr").first).to_be_visible()
+
+    assert page.evaluate("window.ran") is None
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_keeps_anybody_out_of_a_page(
+    desk: Desk, open_page: OpenPage, scheme: Scheme
+) -> None:
+    empty = open_page("/", scheme=scheme)
+    refusals = refused_by_axe(empty)
+    one_of_each(desk)
+    desk.relay.ask("POST", "/webhooks/vero/wrong", b"{}")
+    for path in (*PAGES, "/events/1", "/events/2", "/events/3"):
+        page = open_page(path, scheme=scheme)
+        page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
+        refusals += refused_by_axe(page)
+    page = open_page("/playground", scheme=scheme)
+    page.get_by_role("button", name="Try it").click()
+    refusals += refused_by_axe(page)
+
+    assert refusals == []
+
+
+def refused_by_axe(page: Page) -> list[str]:
+    """What axe finds wrong with the page."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{page.url}: {each['id']}: {node['html'][:120]}"
+        for each in found
+        for node in each["nodes"]
+    ]
+
+
+def test_everything_is_come_at_by_the_keyboard(desk: Desk, open_page: OpenPage) -> None:
+    desk.delivered(webhook("ana"))
+    page = open_page("/events")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Message id, email id, user id or address")).to_be_focused()
+    page.keyboard.type("user-ana")
+    page.keyboard.press("Enter")
+    link = page.locator("tbody a")
+    expect(page).to_have_url(re.compile("q=user-ana"))
+    link.focus()
+    page.keyboard.press("Enter")
+
+    expect(page.get_by_role("heading", name="Email Opened")).to_be_visible()
+
+
+def test_a_phone_shows_all_of_it(desk: Desk, open_page: OpenPage) -> None:
+    one_of_each(desk)
+    for path in (*PAGES, "/events/1", "/events/3"):
+        page = open_page(path, width=360)
+        expect(page.get_by_role("link", name="Dead letters", exact=True)).to_be_visible()
+
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
