@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
+from itertools import chain, islice
+from pathlib import Path as FilePath
 from typing import Any, Final
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs, quote, urlencode
 
 import structlog
 from msgspec import Struct, json
@@ -17,8 +19,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
-from relay.answers import answer_to
+from relay.answers import Answer, answer_to
 from relay.console.access import Guard
 from relay.console.actions import Replays
 from relay.console.documents import lines
@@ -35,9 +38,10 @@ from relay.masking import mask, masked
 from relay.outbox import Arrival, Clock, Outbox, State, utc_now
 from relay.outbox.records import Query, Record
 from relay.providers import Provider, read_object
+from relay.receiver import MAX_BODY_BYTES
 from relay.segment import Segment
 from relay.stories import full
-from relay.tracing import Link, links
+from relay.tracing import Link, Path, links, named, traced
 
 __all__ = ["HOME", "Console", "Endpoint"]
 
@@ -45,6 +49,7 @@ MAX_FORM_BYTES: Final = 4 * 2**20
 MAX_STREAMS: Final = 24
 """Pages that are kept up to date at the same time; others are when they are loaded anew."""
 
+_MOST_FIELDS: Final = 20  # of a form
 _LOOK_SECONDS: Final = 1.0
 _LONGEST_STREAM_SECONDS: Final = 3_600
 _LARGEST_ID: Final = 2**63 - 1
@@ -103,20 +108,20 @@ class Console:
             routes=[
                 Route("/", self._overview),
                 Route("/events", self._events),
-                Route("/events/{id:int}", self._event),
-                Route("/events/{id:int}/replay", self._replay_one, methods=["POST"]),
+                Route("/events/{id}", self._event),
+                Route("/events/{id}/replay", self._replay_one, methods=["POST"]),
                 Route("/dead", self._dead),
                 Route("/dead/replay", self._replay_dead, methods=["POST"]),
                 Route("/dead/export", self._export),
                 Route("/playground", self._playground, methods=["GET", "POST"]),
                 Route("/live/overview", self._live_overview),
                 Route("/live/events", self._live_events),
-                Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
+                Mount("/static", StaticFiles(directory=FilePath(__file__).parent / "static")),
             ],
             exception_handlers={HTTPException: self._failed, OutboxError: self._outbox_failed},
         )
         self.routes = [
-            Route(HOME, _go_home),
+            Route(HOME, Guard(RedirectResponse(f"{HOME}/"), password)),
             Mount(HOME, Guard(app, password)),
         ]
 
@@ -135,7 +140,7 @@ class Console:
             "live": "overview",
             "o": overview,
             "endpoints": self._endpoints,
-            "origin": f"{request.url.scheme}://{request.headers.get('host', '')}",
+            "origin": f"{request.scope['scheme']}://{request.headers.get('host', '')}",
             "waiting": overview.counts.waiting_since
             and span(overview.now - overview.counts.waiting_since),
             "probe_in": standing.next_at and span(standing.next_at - overview.now),
@@ -180,10 +185,7 @@ class Console:
         }
 
     def _event(self, request: Request) -> Response:
-        found = self._lookup.find(Criteria(ids=(request.path_params["id"],)), with_history=True)
-        record = next(found, None)
-        if record is None:
-            raise HTTPException(404, "There is no such event. It may have been delivered long ago.")
+        record = self._record(request)
         mapped = self._mapping.map(record)
         plan = self._replays.plan(record.id, self._clock())
         reveal = bool(_revealed(request.query_params))
@@ -199,6 +201,15 @@ class Console:
             **self._sides(record, mapped, reveal=reveal),
         )
 
+    def _record(self, request: Request) -> Record:
+        """The entry that the path names."""
+        id_ = _int(request.path_params["id"])
+        criteria = Criteria(ids=(-1 if id_ is None else id_,))
+        record = next(self._lookup.find(criteria, with_history=True), None)
+        if record is None:
+            raise HTTPException(404, "There is no such event. It may have been delivered long ago.")
+        return record
+
     def _sides(
         self, stored: Record | Arrival, mapped: Mapped | Unusable | None, *, reveal: bool
     ) -> dict[str, Any]:
@@ -209,11 +220,13 @@ class Console:
             document = read_object(stored.body)
         except UnreadableError:
             document = None
+
+        def name(path: Path) -> str:  # which may be an address, too
+            return named(tuple(show(step) for step in path))
+
         found: list[Link] = []
         if document and isinstance(mapped, Mapped):
-            found = links(document, mapped.message, lambda body: self._map(stored, body))
-        if not reveal:  # a name may be an address, too
-            found = [Link(mask(link.source), mask(link.target)) for link in found]
+            found = links(document, mapped.message, lambda body: self._map(stored, body), name=name)
         sources: dict[str, list[str]] = {}
         for link in found:
             sources.setdefault(link.target, []).append(link.source)
@@ -224,7 +237,7 @@ class Console:
             "right": None if message is None else lines(show(message)),
             "raw": raw if reveal else mask(raw),
             "sources": sources,
-            "used": used,
+            "unused": {name(path) for path, _ in traced(document or {})} - used,
             "links": [(link.source, link.target) for link in found],
             "curls": self._curls(stored, message, show),
         }
@@ -256,6 +269,7 @@ class Console:
         return commands
 
     def _dead(self, request: Request) -> Response:
+        asked = request.query_params.get("asked")
         return self._page(
             request,
             "dead.html",
@@ -263,12 +277,12 @@ class Console:
             groups=[(reason, self._row(reason.example)) for reason in reasons(self._outbox)],
             operations=self._outbox.records.operations(5),
             under_way=self._replays.under_way,
-            asked=request.query_params.get("asked"),
+            asked=asked if asked in {*DeadReason, "busy"} else None,
         )
 
     async def _replay_one(self, request: Request) -> Response:
-        id_ = request.path_params["id"]
         revealed = _revealed(await _form(request))
+        id_ = (await run_in_threadpool(self._record, request)).id
         replayed = await run_in_threadpool(self._replays.one, id_)
         query = urlencode({"replayed": replayed, **revealed})
         return RedirectResponse(f"{HOME}/events/{id_}?{query}", status_code=303)
@@ -285,15 +299,17 @@ class Console:
     def _export(self, request: Request) -> Response:
         query = request.query_params
         reveal = bool(_revealed(query))
-        criteria = Criteria(states=(State.DEAD,), reason=query.get("reason") or None)
+        reason = query.get("reason", "")
+        if reason not in {*DeadReason, ""}:
+            raise HTTPException(404, "There is no such reason.")
+        criteria = Criteria(states=(State.DEAD,), reason=reason or None)
         found = self._lookup.find(criteria, newest_first=False, with_history=True)
-        name = f"dead-{criteria.reason or 'letters'}".replace('"', "")
+        found = chain([*islice(found, 1)], found)  # an outbox that fails can still be told of
+        name = f"dead-{criteria.reason or 'letters'}.jsonl"
         return StreamingResponse(
             self._exported(found, reveal=reveal),
             media_type="application/jsonl",
-            headers={"content-disposition": f'attachment; filename="{name}.jsonl"'}
-            if name.isascii() and name.isprintable()
-            else None,
+            headers={"content-disposition": f'attachment; filename="{name}"'},
         )
 
     def _exported(self, records: Iterable[Record], *, reveal: bool) -> Iterator[bytes]:
@@ -326,10 +342,13 @@ class Console:
         )
 
     def _played_values(self, provider: Provider, body: bytes) -> dict[str, Any]:
+        if len(body) > MAX_BODY_BYTES:
+            said = f"a body has {MAX_BODY_BYTES} bytes at the most"
+            return {"answer": Answer(413, {"status": "refused", "error": said})}
         now = self._clock()
         arrival = arrival_of(provider, self._segment, body, now)
         if isinstance(arrival, Ignored):
-            return {"answer": answer_to(arrival, True), "arrival": None, "unusable": None}  # noqa: FBT003 (as a Fate)
+            return {"answer": answer_to(arrival, True)}  # noqa: FBT003 (as a Fate)
         known = bool(self._outbox.records.find(Query(message_id=arrival.message_id), 1))
         mapped = arrival.fault or self._mapping.map(arrival)
         return {
@@ -341,42 +360,47 @@ class Console:
 
     async def _live_overview(self, request: Request) -> Response:
         return self._stream(
-            lambda: self._render(request, "_overview.html", **self._overview_values(request))
+            request,
+            lambda: self._render(request, "_overview.html", **self._overview_values(request)),
         )
 
     async def _live_events(self, request: Request) -> Response:
         return self._stream(
-            lambda: self._render(request, "_events.html", **self._events_values(request))
+            request,
+            lambda: self._render(request, "_events.html", **self._events_values(request)),
         )
 
-    def _stream(self, render: Callable[[], str]) -> Response:
+    def _stream(self, request: Request, render: Callable[[], str]) -> Response:
         """What the page shows, each time that it is another."""
         if self._streams >= MAX_STREAMS or self._leaving:
             raise HTTPException(503, "Too many pages are kept up to date already.")
-        return StreamingResponse(
+        headers = {"x-accel-buffering": "no"}  # nginx would wait for more
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream", headers=headers)
+        self._streams += 1
+        return _Stream(
             self._streamed(render),
+            self._stream_ended,
             media_type="text/event-stream",
-            headers={"x-accel-buffering": "no"},  # nginx would wait for more
+            headers=headers,
         )
 
+    def _stream_ended(self) -> None:
+        self._streams -= 1
+
     async def _streamed(self, render: Callable[[], str]) -> AsyncIterator[bytes]:
-        self._streams += 1
-        try:
-            shown = None
-            give_up_at = asyncio.get_running_loop().time() + _LONGEST_STREAM_SECONDS
-            while not self._leaving and asyncio.get_running_loop().time() < give_up_at:
-                try:
-                    now = await run_in_threadpool(render)
-                except OutboxError:
-                    now = shown or ""
-                if now != shown:
-                    shown = now
-                    yield b"data: %b\n\n" % json.encode(now)
-                else:
-                    yield b":\n\n"
-                await asyncio.sleep(_LOOK_SECONDS)
-        finally:
-            self._streams -= 1
+        shown: str | None = None
+        give_up_at = asyncio.get_running_loop().time() + _LONGEST_STREAM_SECONDS
+        while not self._leaving and asyncio.get_running_loop().time() < give_up_at:
+            now = shown
+            with suppress(OutboxError):  # what is shown stays
+                now = await run_in_threadpool(render)
+            if now is not None and now != shown:
+                shown = now
+                yield b"data: %b\n\n" % json.encode(now)
+            else:
+                yield b":\n\n"
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def _page(self, request: Request, template: str, **values: Any) -> Response:  # noqa: ANN401 (whatever it shows)
         return HTMLResponse(self._render(request, template, **values))
@@ -384,13 +408,13 @@ class Console:
     def _render(self, request: Request, template: str, **values: Any) -> str:  # noqa: ANN401 (as above)
         query = request.query_params
         plain = {name: value for name, value in query.items() if name not in {"reveal", "replayed"}}
+        path = quote(request.scope["path"])
         values.setdefault("live", None)
         return self._pages.render(
             template,
             reveal=bool(_revealed(query)),
-            this_page=request.url.path,
-            hidden_url=request.url.path + (f"?{urlencode(plain)}" if plain else ""),
-            revealed_url=f"{request.url.path}?{urlencode({**plain, 'reveal': 1})}",
+            hidden_url=path + (f"?{urlencode(plain)}" if plain else ""),
+            revealed_url=f"{path}?{urlencode({**plain, 'reveal': 1})}",
             **values,
         )
 
@@ -399,7 +423,8 @@ class Console:
         said = error.detail if isinstance(error, HTTPException) else "relay failed."
         said = "There is no such page." if said == "Not Found" else said
         page = self._render(request, "failed.html", page="", status=status, said=said)
-        return HTMLResponse(page, status_code=status)
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return HTMLResponse(page, status_code=status, headers=headers)
 
     async def _outbox_failed(self, request: Request, error: Exception) -> Response:
         _log.warning("console.outbox_failed", error=str(error))
@@ -409,10 +434,6 @@ class Console:
 
 
 _FILTERS: Final = ("state", "collection", "reason", "provider", "since", "until", "q")
-
-
-def _go_home(_request: Request) -> Response:
-    return RedirectResponse(f"{HOME}/")
 
 
 def _criteria(query: Mapping[str, str]) -> Criteria:
@@ -452,10 +473,35 @@ def _quoted(text: str) -> str:
 
 async def _form(request: Request) -> dict[str, str]:
     """The fields of the form that was sent."""
-    body = b""
+    body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_FORM_BYTES:
             raise HTTPException(413, "That is more than a webhook may be.")
-    fields = parse_qs(body.decode(errors="replace"), keep_blank_values=True)
+    text = body.decode(errors="replace")
+    try:
+        fields = await run_in_threadpool(
+            parse_qs, text, keep_blank_values=True, max_num_fields=_MOST_FIELDS
+        )
+    except ValueError:
+        raise HTTPException(400, "That is no form of the console's.") from None
     return {name: values[-1] for name, values in fields.items()}
+
+
+class _Stream(StreamingResponse):
+    """Tells when it has ended, however that comes about."""
+
+    def __init__(
+        self,
+        content: AsyncIterator[bytes],
+        ended: Callable[[], None],
+        **options: Any,  # noqa: ANN401 (passed on)
+    ) -> None:
+        super().__init__(content, **options)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()

@@ -2,14 +2,16 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
 from itertools import islice
 from typing import Any, Final
 
 from msgspec import Struct, structs
 
+from relay.events import DeadReason
 from relay.lookup import Criteria, Lookup
+from relay.outbox import State
 from relay.outbox.records import Record
 
 PAGE: Final = 50
@@ -19,6 +21,7 @@ PATIENCE_SECONDS: Final = 0.06
 
 _FIRST_STRETCH: Final = 2_000  # ids looked at in one go, and twice as many the next time
 _LONGEST_STRETCH: Final = 32_000
+_READ: Final = (DeadReason.REJECTED, DeadReason.OVERSIZED)  # of what was an event when it came
 _MESSAGE_ID: Final = re.compile(r"[a-z]+-[0-9a-zA-Z-]{8,}")
 
 
@@ -66,13 +69,18 @@ def find(
             if clock() > give_up_at:
                 raise _EnoughError
 
+        options: dict[str, Any] = {"start": start, "end": last + 1}
+        about = _about(lookup, [criteria], text, looked_at=looked_at, **options)
         try:
-            about = _about(lookup, criteria, text, start=start, end=last + 1, looked_at=looked_at)
             found.extend(islice(about, PAGE + 1))  # keeps what came before it gives up
         except _EnoughError:
-            return Page(found, None, looked_to=found[-1].id if found else None, given_up=True)
+            found += islice(_about(lookup, _with_keys(criteria), text, **options), PAGE + 1)
+            found = sorted({record.id: record for record in found}.values(), key=_id, reverse=True)
+            return structs.replace(_page(found), given_up=True)
         return _page(found)
-    position = lookup.newest() + 1 if start is None else start
+    position = lookup.newest() + 1
+    if start is not None:
+        position = min(position, start)
     stretch = _FIRST_STRETCH
     while position > last + 1:
         end = max(last + 1, position - stretch)
@@ -81,7 +89,7 @@ def find(
         if len(found) > PAGE:
             return _page(found)
         position, stretch = end, min(stretch * 2, _LONGEST_STRETCH)
-        if clock() > give_up_at:
+        if position > last + 1 and clock() > give_up_at:
             return Page(found, position, looked_to=position)
     return _page(found)
 
@@ -94,9 +102,26 @@ def _page(found: list[Record]) -> Page:
     return Page(found[:PAGE], found[PAGE - 1].id if len(found) > PAGE else None)
 
 
+def _id(record: Record) -> int:
+    return record.id
+
+
+def _with_keys(criteria: Criteria) -> list[Criteria]:
+    """The same, of what can be found without reading dead letters one by one."""
+    states = criteria.states or (*State,)
+    if State.DEAD not in states:
+        return [criteria]
+    living = tuple(state for state in states if state is not State.DEAD)
+    return [structs.replace(criteria, states=living)] * bool(living) + [
+        structs.replace(criteria, states=(State.DEAD,), reason=reason)
+        for reason in _READ
+        if criteria.reason in {None, reason}
+    ]
+
+
 def _about(
     lookup: Lookup,
-    criteria: Criteria,
+    criteria: Sequence[Criteria],
     text: str,
     **options: Any,  # noqa: ANN401 (passed on)
 ) -> Iterator[Record]:
@@ -107,8 +132,12 @@ def _about(
     if _MESSAGE_ID.fullmatch(text):
         ways = ["message_id", *ways]
     found = merge(
-        *(lookup.find(structs.replace(criteria, **{way: text}), **options) for way in ways),
-        key=lambda record: record.id,
+        *(
+            lookup.find(structs.replace(each, **{way: text}), **options)
+            for way in ways
+            for each in criteria
+        ),
+        key=_id,
         reverse=True,
     )
     latest = None
