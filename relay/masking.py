@@ -7,8 +7,8 @@ from typing import Any, Final
 # where a word or a quotation does and nowhere else, so the time taken grows with the text's length
 # and not with its square.
 _ADDRESS: Final = re.compile(
-    r"""(?:(?<![^\s"<>,;{}])[^\s"<>,;{}]+|"[^"]{1,100}")"""
-    r"""(?:@|%(?:25)*40|\\u0040)[^\s"<>,;{}]+""",
+    r"""(?:(?<![^\s"<>,;])[^\s"<>,;]+|"[^"]{1,100}")"""
+    r"""(?:@|%(?:25)*40|\\u0040)[^\s"<>,;]+""",
     re.IGNORECASE,
 )
 # An email id may look like an address, as Vero's do; nobody is called like this.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from itertools import islice
 from typing import Any, Final
 
 from msgspec import Struct, json
@@ -11,6 +12,8 @@ from relay.mapping import Mapped
 
 MOST_FIELDS: Final = 300
 """Of a webhook with more, the rest is not traced."""
+MOST_BYTES: Final = 8 * 2**20
+"""Mapped for all fields together: the larger the webhook, the fewer are traced."""
 
 Path = tuple[str | int, ...]
 """How a value is come at in a document: names in objects, places in lists."""
@@ -41,10 +44,18 @@ def named(path: Path) -> str:
     return "".join(steps).removeprefix(".")
 
 
+def traced(document: Mapping[str, Any]) -> list[tuple[Path, Any]]:
+    """The fields whose ways are looked for: all but those of very large webhooks."""
+    most = min(MOST_FIELDS, MOST_BYTES // len(json.encode(document)))
+    return [*islice(leaves(document), most)]
+
+
 def links(
     document: Mapping[str, Any],
     message: Mapping[str, Any],
     map_body: Callable[[bytes], Mapped | Unusable],
+    *,
+    name: Callable[[Path], str] = named,
 ) -> list[Link]:
     """What becomes of each field, whatever the mapping does with it.
 
@@ -52,30 +63,35 @@ def links(
         document: the webhook's.
         message: the track call that it becomes.
         map_body: today's mapping.
+        name: how paths are told.
     """
     before = dict(leaves(message))
+    changed = deepcopy(document)
     found = []
-    for path, value in [*leaves(document)][:MOST_FIELDS]:
-        changed = deepcopy(document)
-        _put(changed, path, _another(value))
+    for path, value in traced(document):
+        another = _another(value)
+        if another is value:
+            continue
+        _put(changed, path, another)
         mapped = map_body(json.encode(changed))
+        _put(changed, path, value)
         # It decides what the webhook is, or whether it is anything.
         targets: list[Path] = [("event",)]
         if isinstance(mapped, Mapped) and mapped.message["event"] == message["event"]:
             after = dict(leaves(mapped.message))
             targets = [p for p in before | after if before.get(p) != after.get(p)]
-        found += [Link(named(path), named(target)) for target in targets]
+        found += [Link(name(path), name(target)) for target in targets]
     return found
 
 
 def _another(value: Any) -> Any:  # noqa: ANN401 (any JSON)
-    """Another value of the same kind."""
-    if isinstance(value, str):
+    """Another value of the same kind; the same where there is none that tells anything."""
+    if isinstance(value, str) and value.strip():
         return f"{value}0"
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        return value + 1
+        return value - 1 if value > 1 else value + 1  # no digit more than JSON can hold
     return value  # null, and what is empty, goes nowhere
 
 

@@ -1,13 +1,14 @@
 """The console: what came in, what became of it, what goes to Segment, and how to put it right."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final
-from urllib.parse import parse_qs, urlencode
+from itertools import chain, islice
+from pathlib import Path as FilePath
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qs, quote, urlencode
 
 import structlog
+from anyio import CapacityLimiter, to_thread
 from msgspec import Struct, json
 from pydantic import SecretStr
 from starlette.applications import Starlette
@@ -18,36 +19,39 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from relay.answers import answer_to
+from relay.answers import Answer, answer_to
 from relay.console.access import Guard
 from relay.console.actions import Replays
-from relay.console.documents import lines
+from relay.console.live import Live
 from relay.console.overview import Watch
 from relay.console.pages import HOME, Pages, span
 from relay.console.search import Page, find
-from relay.errors import OutboxError, UnreadableError
+from relay.console.sides import Sides
+from relay.errors import OutboxError
 from relay.events import Collection, DeadReason, Ignored, Unusable
 from relay.intake import arrival_of
 from relay.lookup import Criteria, Lookup, reasons
 from relay.mapping import Mapped
 from relay.mapping import Mapping as Mapper
-from relay.masking import mask, masked
-from relay.outbox import Arrival, Clock, Outbox, State, utc_now
+from relay.masking import masked
+from relay.outbox import Clock, Outbox, State, utc_now
 from relay.outbox.records import Query, Record
-from relay.providers import Provider, read_object
+from relay.providers import Provider
+from relay.receiver import MAX_BODY_BYTES
 from relay.segment import Segment
 from relay.stories import full
-from relay.tracing import Link, links
 
 __all__ = ["HOME", "Console", "Endpoint"]
 
 MAX_FORM_BYTES: Final = 4 * 2**20
-MAX_STREAMS: Final = 24
-"""Pages that are kept up to date at the same time; others are when they are loaded anew."""
+MAX_AT_ONCE: Final = 3
+"""Looks at the outbox, for all who look: what comes in must not wait for a connection."""
 
-_LOOK_SECONDS: Final = 1.0
-_LONGEST_STREAM_SECONDS: Final = 3_600
+_MOST_FIELDS: Final = 20  # of a form
 _LARGEST_ID: Final = 2**63 - 1
+
+_T = TypeVar("_T")
+_View = Callable[[Request], Awaitable[Response]]
 
 _log = structlog.get_logger()
 
@@ -97,21 +101,22 @@ class Console:
         self._replays = Replays(outbox, self._lookup, self._mapping)
         self._watch = Watch(outbox, clock=clock)
         self._pages = Pages(clock, [*self._providers])
-        self._streams = 0
-        self._leaving = False
+        self._sides = Sides(self._mapping)
+        self._live = Live()
+        self._limiter = CapacityLimiter(MAX_AT_ONCE)
         app = Starlette(
             routes=[
-                Route("/", self._overview),
-                Route("/events", self._events),
-                Route("/events/{id:int}", self._event),
-                Route("/events/{id:int}/replay", self._replay_one, methods=["POST"]),
-                Route("/dead", self._dead),
+                Route("/", self._in_turn(self._overview)),
+                Route("/events", self._in_turn(self._events)),
+                Route("/events/{id}", self._in_turn(self._event)),
+                Route("/events/{id}/replay", self._replay_one, methods=["POST"]),
+                Route("/dead", self._in_turn(self._dead)),
                 Route("/dead/replay", self._replay_dead, methods=["POST"]),
-                Route("/dead/export", self._export),
+                Route("/dead/export", self._in_turn(self._export)),
                 Route("/playground", self._playground, methods=["GET", "POST"]),
                 Route("/live/overview", self._live_overview),
                 Route("/live/events", self._live_events),
-                Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
+                Mount("/static", StaticFiles(directory=FilePath(__file__).parent / "static")),
             ],
             exception_handlers={HTTPException: self._failed, OutboxError: self._outbox_failed},
         )
@@ -123,7 +128,17 @@ class Console:
 
     def leave(self) -> None:
         """End what keeps pages up to date, so that the server can end."""
-        self._leaving = True
+        self._live.leave()
+
+    def _in_turn(self, view: Callable[[Request], Response]) -> _View:
+        async def endpoint(request: Request) -> Response:
+            return await self._aside(view, request)
+
+        return endpoint
+
+    async def _aside(self, do: Callable[..., _T], *given: Any) -> _T:  # noqa: ANN401 (passed on)
+        """Do it in a thread, when there is one."""
+        return await to_thread.run_sync(do, *given, limiter=self._limiter)
 
     def _overview(self, request: Request) -> Response:
         return self._page(request, "overview.html", **self._overview_values(request))
@@ -136,7 +151,7 @@ class Console:
             "live": "overview",
             "o": overview,
             "endpoints": self._endpoints,
-            "origin": f"{request.url.scheme}://{request.headers.get('host', '')}",
+            "origin": f"{request.scope['scheme']}://{request.headers.get('host', '')}",
             "waiting": overview.counts.waiting_since
             and span(overview.now - overview.counts.waiting_since),
             "probe_in": standing.next_at and span(standing.next_at - overview.now),
@@ -181,10 +196,7 @@ class Console:
         }
 
     def _event(self, request: Request) -> Response:
-        found = self._lookup.find(Criteria(ids=(request.path_params["id"],)), with_history=True)
-        record = next(found, None)
-        if record is None:
-            raise HTTPException(404, "There is no such event. It may have been delivered long ago.")
+        record = self._record(request)
         mapped = self._mapping.map(record)
         plan = self._replays.plan(record.id, self._clock())
         reveal = bool(_revealed(request.query_params))
@@ -197,66 +209,20 @@ class Console:
             unusable=mapped if isinstance(mapped, Unusable) else None,
             plan=plan,
             done=_int(request.query_params.get("replayed")),
-            **self._sides(record, mapped, reveal=reveal),
+            **self._sides.show(record, mapped, reveal=reveal),
         )
 
-    def _sides(
-        self, stored: Record | Arrival, mapped: Mapped | Unusable | None, *, reveal: bool
-    ) -> dict[str, Any]:
-        """The webhook and the track call side by side, and what connects them."""
-        show: Callable[[Any], Any] = (lambda document: document) if reveal else masked
-        raw = stored.body.decode(errors="replace")
-        try:
-            document = read_object(stored.body)
-        except UnreadableError:
-            document = None
-        found: list[Link] = []
-        if document and isinstance(mapped, Mapped):
-            found = links(document, mapped.message, lambda body: self._map(stored, body))
-        if not reveal:  # a name may be an address, too
-            found = [Link(mask(link.source), mask(link.target)) for link in found]
-        sources: dict[str, list[str]] = {}
-        for link in found:
-            sources.setdefault(link.target, []).append(link.source)
-        used = {link.source for link in found}
-        message = mapped.message if isinstance(mapped, Mapped) else None
-        return {
-            "left": None if document is None else lines(show(document)),
-            "right": None if message is None else lines(show(message)),
-            "raw": raw if reveal else mask(raw),
-            "sources": sources,
-            "used": used,
-            "links": [(link.source, link.target) for link in found],
-            "curls": self._curls(stored, message, show),
-        }
-
-    def _map(self, stored: Record | Arrival, body: bytes) -> Mapped | Unusable:
-        changed = Arrival(stored.provider, stored.message_id, stored.received_at, body)
-        return self._mapping.map(changed)
-
-    def _curls(
-        self,
-        stored: Record | Arrival,
-        message: Mapping[str, Any] | None,
-        show: Callable[[Any], Any],
-    ) -> list[tuple[str, str]]:
-        """Commands that send the same once more, each with what it is; no secret is in them."""
-        body = stored.body.decode(errors="replace")
-        try:
-            body = json.encode(show(read_object(stored.body))).decode()
-        except UnreadableError:
-            body = body if show(body) == body else mask(body)
-        path = f"/webhooks/{stored.provider}/$RELAY_{stored.provider.upper()}_SECRET"
-        to_relay = f'curl "$RELAY_URL{path}" --data-raw {_quoted(body)}'
-        commands = [("The webhook, to relay", to_relay)]
-        if message is not None:
-            call = json.encode(show(dict(message))).decode()
-            to_segment = 'curl "$SEGMENT_HOST/v1/track" -u "$SEGMENT_WRITE_KEY:"'
-            to_segment += f" -H 'Content-Type: application/json' --data-raw {_quoted(call)}"
-            commands.append(("The track call, to Segment", to_segment))
-        return commands
+    def _record(self, request: Request) -> Record:
+        """The entry that the path names."""
+        id_ = _int(request.path_params["id"])
+        criteria = Criteria(ids=(-1 if id_ is None else id_,))
+        record = next(self._lookup.find(criteria, with_history=True), None)
+        if record is None:
+            raise HTTPException(404, "There is no such event. It may have been delivered long ago.")
+        return record
 
     def _dead(self, request: Request) -> Response:
+        asked = request.query_params.get("asked")
         return self._page(
             request,
             "dead.html",
@@ -264,13 +230,13 @@ class Console:
             groups=[(reason, self._row(reason.example)) for reason in reasons(self._outbox)],
             operations=self._outbox.records.operations(5),
             under_way=self._replays.under_way,
-            asked=request.query_params.get("asked"),
+            asked=asked if asked in {*DeadReason, "busy"} else None,
         )
 
     async def _replay_one(self, request: Request) -> Response:
-        id_ = request.path_params["id"]
         revealed = _revealed(await _form(request))
-        replayed = await run_in_threadpool(self._replays.one, id_)
+        id_ = (await self._aside(self._record, request)).id
+        replayed = await self._aside(self._replays.one, id_)
         query = urlencode({"replayed": replayed, **revealed})
         return RedirectResponse(f"{HOME}/events/{id_}?{query}", status_code=303)
 
@@ -279,22 +245,24 @@ class Console:
         reason = form.get("reason", "")
         if reason not in {*DeadReason}:
             raise HTTPException(400, "There is no such reason.")
-        begun = await run_in_threadpool(self._replays.all_dead, reason)
+        begun = await self._aside(self._replays.all_dead, reason)
         query = urlencode({"asked": reason if begun else "busy", **_revealed(form)})
         return RedirectResponse(f"{HOME}/dead?{query}", status_code=303)
 
     def _export(self, request: Request) -> Response:
         query = request.query_params
         reveal = bool(_revealed(query))
-        criteria = Criteria(states=(State.DEAD,), reason=query.get("reason") or None)
+        reason = query.get("reason", "")
+        if reason not in {*DeadReason, ""}:
+            raise HTTPException(404, "There is no such reason.")
+        criteria = Criteria(states=(State.DEAD,), reason=reason or None)
         found = self._lookup.find(criteria, newest_first=False, with_history=True)
-        name = f"dead-{criteria.reason or 'letters'}".replace('"', "")
+        found = chain([*islice(found, 1)], found)  # an outbox that fails can still be told of
+        name = f"dead-{criteria.reason or 'letters'}.jsonl"
         return StreamingResponse(
             self._exported(found, reveal=reveal),
             media_type="application/jsonl",
-            headers={"content-disposition": f'attachment; filename="{name}.jsonl"'}
-            if name.isascii() and name.isprintable()
-            else None,
+            headers={"content-disposition": f'attachment; filename="{name}"'},
         )
 
     def _exported(self, records: Iterable[Record], *, reveal: bool) -> Iterator[bytes]:
@@ -304,7 +272,7 @@ class Console:
 
     async def _playground(self, request: Request) -> Response:
         form = await _form(request) if request.method == "POST" else {}
-        return await run_in_threadpool(self._played, request, form)
+        return await self._aside(self._played, request, form)
 
     def _played(self, request: Request, form: Mapping[str, str]) -> Response:
         configured = [name for name, provider in self._providers.items() if provider.configured]
@@ -327,57 +295,37 @@ class Console:
         )
 
     def _played_values(self, provider: Provider, body: bytes) -> dict[str, Any]:
+        if len(body) > MAX_BODY_BYTES:
+            said = f"a body has {MAX_BODY_BYTES} bytes at the most"
+            return {"answer": Answer(413, {"status": "refused", "error": said})}
         now = self._clock()
         arrival = arrival_of(provider, self._segment, body, now)
         if isinstance(arrival, Ignored):
-            return {"answer": answer_to(arrival, True), "arrival": None, "unusable": None}  # noqa: FBT003 (as a Fate)
+            return {"answer": answer_to(arrival, True)}  # noqa: FBT003 (as a Fate)
         known = bool(self._outbox.records.find(Query(message_id=arrival.message_id), 1))
         mapped = arrival.fault or self._mapping.map(arrival)
         return {
             "answer": answer_to(arrival, not known),
             "arrival": arrival,
             "unusable": mapped if isinstance(mapped, Unusable) else None,
-            **self._sides(arrival, mapped, reveal=True),
+            **self._sides.show(arrival, mapped, reveal=True),
         }
 
     async def _live_overview(self, request: Request) -> Response:
-        return self._stream(
-            lambda: self._render(request, "_overview.html", **self._overview_values(request))
+        return self._live.stream(
+            request,
+            lambda: self._aside(
+                lambda: self._render(request, "_overview.html", **self._overview_values(request))
+            ),
         )
 
     async def _live_events(self, request: Request) -> Response:
-        return self._stream(
-            lambda: self._render(request, "_events.html", **self._events_values(request))
+        return self._live.stream(
+            request,
+            lambda: self._aside(
+                lambda: self._render(request, "_events.html", **self._events_values(request))
+            ),
         )
-
-    def _stream(self, render: Callable[[], str]) -> Response:
-        """What the page shows, each time that it is another."""
-        if self._streams >= MAX_STREAMS or self._leaving:
-            raise HTTPException(503, "Too many pages are kept up to date already.")
-        return StreamingResponse(
-            self._streamed(render),
-            media_type="text/event-stream",
-            headers={"x-accel-buffering": "no"},  # nginx would wait for more
-        )
-
-    async def _streamed(self, render: Callable[[], str]) -> AsyncIterator[bytes]:
-        self._streams += 1
-        try:
-            shown = None
-            give_up_at = asyncio.get_running_loop().time() + _LONGEST_STREAM_SECONDS
-            while not self._leaving and asyncio.get_running_loop().time() < give_up_at:
-                try:
-                    now = await run_in_threadpool(render)
-                except OutboxError:
-                    now = shown or ""
-                if now != shown:
-                    shown = now
-                    yield b"data: %b\n\n" % json.encode(now)
-                else:
-                    yield b":\n\n"
-                await asyncio.sleep(_LOOK_SECONDS)
-        finally:
-            self._streams -= 1
 
     def _page(self, request: Request, template: str, **values: Any) -> Response:  # noqa: ANN401 (whatever it shows)
         return HTMLResponse(self._render(request, template, **values))
@@ -385,13 +333,13 @@ class Console:
     def _render(self, request: Request, template: str, **values: Any) -> str:  # noqa: ANN401 (as above)
         query = request.query_params
         plain = {name: value for name, value in query.items() if name not in {"reveal", "replayed"}}
+        path = quote(request.scope["path"])
         values.setdefault("live", None)
         return self._pages.render(
             template,
             reveal=bool(_revealed(query)),
-            this_page=request.url.path,
-            hidden_url=request.url.path + (f"?{urlencode(plain)}" if plain else ""),
-            revealed_url=f"{request.url.path}?{urlencode({**plain, 'reveal': 1})}",
+            hidden_url=path + (f"?{urlencode(plain)}" if plain else ""),
+            revealed_url=f"{path}?{urlencode({**plain, 'reveal': 1})}",
             **values,
         )
 
@@ -400,7 +348,8 @@ class Console:
         said = error.detail if isinstance(error, HTTPException) else "relay failed."
         said = "There is no such page." if said == "Not Found" else said
         page = self._render(request, "failed.html", page="", status=status, said=said)
-        return HTMLResponse(page, status_code=status)
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return HTMLResponse(page, status_code=status, headers=headers)
 
     async def _outbox_failed(self, request: Request, error: Exception) -> Response:
         _log.warning("console.outbox_failed", error=str(error))
@@ -445,17 +394,18 @@ def _revealed(query: Mapping[str, str]) -> dict[str, int]:
     return {"reveal": 1} if query.get("reveal") == "1" else {}
 
 
-def _quoted(text: str) -> str:
-    """As one word of a shell's."""
-    return "'" + text.replace("'", "'\\''") + "'"
-
-
 async def _form(request: Request) -> dict[str, str]:
     """The fields of the form that was sent."""
-    body = b""
+    body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_FORM_BYTES:
             raise HTTPException(413, "That is more than a webhook may be.")
-    fields = parse_qs(body.decode(errors="replace"), keep_blank_values=True)
+    text = body.decode(errors="replace")
+    try:
+        fields = await run_in_threadpool(
+            parse_qs, text, keep_blank_values=True, max_num_fields=_MOST_FIELDS
+        )
+    except ValueError:
+        raise HTTPException(400, "That is no form of the console's.") from None
     return {name: values[-1] for name, values in fields.items()}

@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.providers import SecretCheck
 
-# What a proxy adds: through it anyone may come, whatever the request's Host says.
-_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+# What a proxy adds: through it anyone may come, whatever the request's Host says. nginx by itself
+# adds nothing and names this machine as the Host, but speaks HTTP/1.0, which no browser does.
+_FORWARDED: Final = ("forwarded", "x-forwarded", "x-real-ip", "x-client-ip", "via", "cf-")
 
 _HEADERS: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"
@@ -52,9 +53,10 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        refusal = self._refusal(Headers(scope=scope), scope["method"])
-        if refusal:
-            await refusal(scope, receive, send)
+        headers = Headers(scope=scope)
+        if self._password is None and not _asks_for_loopback(headers, scope["http_version"]):
+            hidden = JSONResponse({"status": "refused", "error": "Not Found"}, status_code=404)
+            await hidden(scope, receive, send)
             return
 
         async def send_guarded(message: Message) -> None:
@@ -70,13 +72,12 @@ class Guard:
                 ]
             await send(message)
 
-        await self._app(scope, receive, send_guarded)
+        app = self._refusal(headers, scope["method"]) or self._app
+        await app(scope, receive, send_guarded)
 
     def _refusal(self, headers: Headers, method: str) -> Response | None:
-        if self._password is None:
-            if not _asks_for_loopback(headers):
-                return JSONResponse({"status": "refused", "error": "Not Found"}, status_code=404)
-        elif not self._password.accepts(_password(headers.get("authorization", ""))):
+        given = _password(headers.get("authorization", ""))
+        if self._password and not self._password.accepts(given):
             challenge = {"www-authenticate": 'Basic realm="relay", charset="UTF-8"'}
             return PlainTextResponse("A password is needed.", status_code=401, headers=challenge)
         if method not in {"GET", "HEAD"} and not _is_from_own_page(headers):
@@ -84,18 +85,22 @@ class Guard:
         return None
 
 
-def _asks_for_loopback(headers: Headers) -> bool:
+def _asks_for_loopback(headers: Headers, http_version: str) -> bool:
     """Also a name that was made to point here is somebody else's."""
-    if any(name in headers for name in _FORWARDED):
+    if http_version == "1.0" or any(name.startswith(_FORWARDED) for name in headers):
         return False
-    return is_loopback(urlsplit(f"//{headers.get('host', '')}").hostname or "")
+    try:
+        return is_loopback(urlsplit(f"//{headers.get('host', '')}").hostname or "")
+    except ValueError:
+        return False
 
 
 def _is_from_own_page(headers: Headers) -> bool:
     """Whether it came of a page of this very origin; browsers tell, and pages cannot lie."""
     if site := headers.get("sec-fetch-site"):
         return site == "same-origin"
-    return urlsplit(headers.get("origin", "")).netloc == headers.get("host", "?")
+    scheme, _, place = headers.get("origin", "").partition("://")
+    return scheme in {"http", "https"} and bool(place) and place == headers.get("host")
 
 
 def _password(authorization: str) -> bytes:

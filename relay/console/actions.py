@@ -23,6 +23,7 @@ class Replays:
         self._lookup = lookup
         self._mapping = mapping
         self._thread: threading.Thread | None = None
+        self._beginning = threading.Lock()
 
     @property
     def under_way(self) -> bool:
@@ -40,13 +41,14 @@ class Replays:
 
     def all_dead(self, reason: str) -> bool:
         """Begin to replay the dead letters of the reason; False while others are replayed."""
-        if self.under_way:
-            return False
         criteria = Criteria(states=(State.DEAD,), reason=reason)
-        self._thread = threading.Thread(
-            target=self._do_all, args=(criteria, f"state=dead reason={reason}"), daemon=True
-        )
-        self._thread.start()
+        with self._beginning:
+            if self.under_way:
+                return False
+            self._thread = threading.Thread(
+                target=self._do_all, args=(criteria, f"state=dead reason={reason}"), daemon=True
+            )
+            self._thread.start()
         return True
 
     def _do_all(self, criteria: Criteria, what: str) -> None:

@@ -1,11 +1,15 @@
 """JSON documents as lines of a page, each with the path of what stands in it."""
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 from msgspec import Struct, json
 
 from relay.tracing import Path, named
+
+MOST_LINES: Final = 3_000
+"""Of a document with more, the rest is told by its bytes alone."""
 
 
 class Line(Struct, frozen=True):
@@ -30,7 +34,11 @@ class Line(Struct, frozen=True):
 
 def lines(document: Any) -> list[Line]:  # noqa: ANN401 (any JSON)
     """The document, a line for each value."""
-    return [*_lines(document, (), None, comma=False)]
+    shown = [*islice(_lines(document, (), None, comma=False), MOST_LINES)]
+    if len(shown) == MOST_LINES:
+        rest = "\N{HORIZONTAL ELLIPSIS} and more than can be shown here"
+        shown.append(Line(0, None, rest, None, is_leaf=False, comma=False))
+    return shown
 
 
 def _lines(value: Any, path: Path, name: str | None, *, comma: bool) -> Iterator[Line]:  # noqa: ANN401 (any JSON)

@@ -62,7 +62,8 @@ def find(
     if text:
         return _about(lookup, criteria, text, start, last + 1, lambda: clock() > give_up_at)
     found: list[Record] = []
-    position = lookup.newest() + 1 if start is None else start
+    newest = lookup.newest() + 1
+    position = newest if start is None else min(start, newest)
     stretch = _FIRST_STRETCH
     has_index = (
         bool(criteria.reason) or criteria.collection in RARE or State.DEAD in criteria.states
@@ -74,7 +75,7 @@ def find(
         if len(found) > PAGE:
             return _page(found)
         position, stretch = end, stretch * 4 if has_index else min(stretch * 2, _LONGEST_STRETCH)
-        if clock() > give_up_at:
+        if position > last + 1 and clock() > give_up_at:
             return Page(found, position, looked_to=position)
     return _page(found)
 

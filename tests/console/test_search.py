@@ -1,0 +1,226 @@
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from relay.console.search import PAGE, PATIENCE_SECONDS, Page, find
+from relay.events import DeadReason, Unusable
+from relay.intake import arrival_of
+from relay.lookup import Criteria, Lookup
+from relay.outbox import Arrival, State
+from relay.outbox.sqlite import SqliteOutbox
+from relay.providers.vero import Vero, VeroSettings
+from relay.segment import Segment
+from tests.contracts import NOON
+from tests.fakes import Clock
+from tests.tools.desk import webhook
+
+VERO = Vero(VeroSettings())
+SEGMENT = Segment("a-write-key", "http://127.0.0.1:1")
+FEW, MANY = 130, 2_504
+SECOND = timedelta(seconds=1)
+ANY = Criteria()
+NAMES = ("ana", "ben", "cleo")
+Time = Callable[[], float]
+
+
+@pytest.fixture(scope="module")
+def lookup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lookup]:
+    """One event a second; each seventh is dead, and each fourteenth cannot be read either."""
+    yield from _filled(tmp_path_factory.mktemp("few") / "relay.db", FEW)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lookup]:
+    """More events than one stretch holds."""
+    yield from _filled(tmp_path_factory.mktemp("many") / "relay.db", MANY)
+
+
+def _filled(path: Path, count: int) -> Iterator[Lookup]:
+    outbox = SqliteOutbox(path)
+    outbox.add([_event(number) for number in range(1, count + 1)])
+    yield Lookup(outbox.records, [VERO])
+    outbox.close()
+
+
+def _event(number: int) -> Arrival:
+    body = webhook(NAMES[number % 3], number, kind="snoozed" if number % 7 == 0 else "opened")
+    if number % 14 == 0:
+        body = body[:-1]
+    arrival = arrival_of(VERO, SEGMENT, body, NOON + number * SECOND)
+    assert isinstance(arrival, Arrival)
+    return arrival
+
+
+def ids(page: Page) -> list[int]:
+    return [record.id for record in page.records]
+
+
+def patiently() -> float:
+    """No time passes."""
+    return 0
+
+
+def impatiently() -> Time:
+    """Each look at the clock takes longer than patience lasts."""
+    clock = Clock()
+
+    def look() -> float:
+        clock.sleep(2 * PATIENCE_SECONDS)
+        return clock.monotonic()
+
+    return look
+
+
+def through(
+    lookup: Lookup,
+    criteria: Criteria,
+    text: str = "",
+    clock: Callable[[], Time] = lambda: patiently,
+) -> list[int]:
+    """The ids on all pages, the next of each being asked for until there is none."""
+    found: list[int] = []
+    start = None
+    while True:
+        page = find(lookup, criteria, text, start=start, clock=clock())
+        found += ids(page)
+        assert page.older is None or start is None or page.older < start
+        if page.older is None:
+            return found
+        start = page.older
+
+
+def test_a_page_holds_the_newest(lookup: Lookup) -> None:
+    page = find(lookup, ANY, "", clock=patiently)
+
+    assert ids(page) == [*range(FEW, FEW - PAGE, -1)]
+    assert (page.older, page.looked_to, page.given_up) == (FEW - PAGE + 1, None, False)
+
+
+def test_the_last_page_says_that_it_is_the_last(lookup: Lookup) -> None:
+    page = find(lookup, ANY, "", start=PAGE + 1, clock=patiently)
+
+    assert ids(page) == [*range(PAGE, 0, -1)]
+    assert (page.older, page.looked_to) == (None, None)
+
+
+@pytest.mark.parametrize("start", [FEW + 1, FEW * 1_000, 2**63 - 1])
+def test_what_begins_behind_all_begins_at_the_newest(lookup: Lookup, start: int) -> None:
+    assert find(lookup, ANY, "", start=start, clock=impatiently()) == find(
+        lookup, ANY, "", clock=patiently
+    )
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_before_the_first_there_is_none(lookup: Lookup, start: int) -> None:
+    for text in ("", "user-ana"):
+        assert find(lookup, ANY, text, start=start, clock=impatiently()) == Page([], None)
+
+
+def test_it_looks_for_as_long_as_a_page_may_take(large: Lookup) -> None:
+    nobody = Criteria(provider="nobody")
+    first = find(large, nobody, "", clock=impatiently())
+    second = find(large, nobody, "", start=first.older, clock=impatiently())
+
+    assert first == Page([], older=MANY - 1_999, looked_to=MANY - 1_999)
+    assert second == Page([], None)  # all has been looked at, however long it took
+
+
+def test_patience_loses_nothing_and_tells_nothing_twice(large: Lookup) -> None:
+    dead = Criteria(states=(State.DEAD,))
+
+    assert through(large, dead, clock=impatiently) == through(large, dead)
+    assert len(through(large, dead)) == MANY // 7
+
+    rare = Criteria(ids=(1, 503, 504, 505, 506, MANY))  # around the end of the first stretch
+
+    for clock in (impatiently, lambda: patiently):
+        assert through(large, rare, clock=clock) == [MANY, 506, 505, 504, 503, 1]
+
+
+@pytest.mark.parametrize("clock", [lambda: patiently, impatiently])
+def test_times_bound_what_is_looked_at(large: Lookup, clock: Callable[[], Time]) -> None:
+    criteria = Criteria(since=NOON + 10 * SECOND, until=NOON + 20 * SECOND)
+    page = find(large, criteria, "", clock=clock())
+
+    assert ids(page) == [*range(19, 9, -1)]
+    assert (page.older, page.looked_to) == (None, None)
+
+
+def test_an_event_is_told_once_whatever_it_was_found_by(tmp_path: Path) -> None:
+    outbox = SqliteOutbox(tmp_path / "relay.db")
+    same = "ana@example.com"
+    body = webhook("ana", message_id=same, user={"id": same, "email": same})
+    arrivals = [arrival_of(VERO, SEGMENT, each, NOON) for each in (body, body[:-1])]
+    outbox.add([arrival for arrival in arrivals if isinstance(arrival, Arrival)])
+    lookup = Lookup(outbox.records, [VERO])
+
+    assert ids(find(lookup, ANY, same)) == [2, 1]
+    assert ids(find(lookup, ANY, sha256(same.encode()).hexdigest())) == [2, 1]
+    assert ids(find(lookup, ANY, "ana")) == []
+
+    outbox.close()
+
+
+def test_giving_up_on_what_must_be_read_one_by_one_hides_nothing_else(tmp_path: Path) -> None:
+    outbox = SqliteOutbox(tmp_path / "relay.db")
+    mine = [_event(1), _event(4), _event(7)]  # the last one is of an unknown type
+    outbox.add(mine[:2])
+    (entry, _) = outbox.claim(2, lease=SECOND)
+    outbox.bury(entry, Unusable(DeadReason.REJECTED, "refused"))
+    outbox.add([*mine[2:], *(_unreadable(number) for number in range(1_200))])
+    lookup = Lookup(outbox.records, [VERO])
+    in_haste = find(lookup, ANY, "user-ben", clock=impatiently())
+    at_leisure = find(lookup, ANY, "user-ben", clock=patiently)
+
+    assert (ids(at_leisure), at_leisure.given_up) == ([3, 2, 1], False)
+    assert (ids(in_haste), in_haste.given_up) == ([2, 1], True)
+    assert find(lookup, ANY, "user-x", clock=impatiently()) == Page([], None, given_up=True)
+    for criteria, expected in (
+        (Criteria(states=(State.DEAD,)), [1]),
+        (Criteria(states=(State.PENDING,)), [2]),
+        (Criteria(reason="unknown_type"), [3]),
+        (Criteria(reason="rejected"), [1]),
+    ):
+        assert ids(find(lookup, criteria, "user-ben", clock=impatiently())) == expected
+
+    outbox.close()
+
+
+def _unreadable(number: int) -> Arrival:
+    fault = Unusable(DeadReason.UNREADABLE, "not JSON")
+    return Arrival("vero", f"vero-{number:08}", NOON, b"user-nobody", fault)
+
+
+def moments() -> st.SearchStrategy[datetime | None]:
+    return st.none() | st.integers(-5, FEW + 5).map(lambda seconds: NOON + seconds * SECOND)
+
+
+@given(
+    criteria=st.builds(
+        Criteria,
+        states=st.lists(st.sampled_from(State), unique=True, max_size=2).map(tuple),
+        provider=st.sampled_from([None, None, "vero", "nobody"]),
+        collection=st.sampled_from([None, None, "Email Opened"]),
+        reason=st.sampled_from([None, None, "unreadable", "unknown_type"]),
+        since=moments(),
+        until=moments(),
+    ),
+    user=st.sampled_from([None, "user-ana", "user-ben", "user-nobody"]),
+    hasty=st.booleans(),
+)
+def test_all_pages_together_are_what_is_found_without_pages(
+    lookup: Lookup,
+    criteria: Criteria,
+    user: str | None,
+    hasty: bool,  # noqa: FBT001 (hypothesis gives it)
+) -> None:
+    whole = structs.replace(criteria, user_id=user)
+    clock = impatiently if hasty and not user else lambda: patiently
+
+    assert through(lookup, criteria, user or "", clock) == [r.id for r in lookup.find(whole)]
