@@ -224,10 +224,11 @@ class Ledger:
         broken += [f"arrived out of nowhere: {messages}" for messages in arrived.values()]
         kept = [entry.body for entry in entries]
         broken += [f"kept twice: {body!r}" for body, count in Counter(kept).items() if count > 1]
+        there = {*kept}
         return broken + [
             f"lost: {webhook}"
             for webhook in self.webhooks.values()
-            if webhook.answered_at and webhook.fate != "ignored" and webhook.body not in {*kept}
+            if webhook.answered_at and webhook.fate != "ignored" and webhook.body not in there
         ]
 
 

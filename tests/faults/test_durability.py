@@ -15,6 +15,7 @@ from tests.fakes import Answer, SegmentServer
 from tests.oracle import Ledger, Message, misbehaving, well
 from tests.processes import (
     PATH,
+    PostgresStore,
     RelayProcess,
     Store,
     ask,
@@ -86,6 +87,9 @@ def test_whenever_relay_is_killed_no_accepted_webhook_is_lost(
     assert exit_code == 0
 
 
+_IS_MADE = "SELECT to_regclass('relay.pace') IS NOT NULL"
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("segment", ["well", "down", "silent"])
 def test_sigterm_ends_well_under_load(
@@ -104,6 +108,9 @@ def test_sigterm_ends_well_under_load(
         server.judge = judge
         for _ in range(1 if segment == "silent" else times(4, 20)):
             asked.clear()
+            if isinstance(store, PostgresStore) and store.run_sql(_IS_MADE) == [(True,)]:
+                # Its pace outlives a restart: the next probe would go after minutes.
+                store.run_sql("UPDATE pace SET pace = '{}'")
             with RelayProcess(store, server.url) as relay, crowd(relay.port, ledger):
                 assert asked.wait(30)
                 ledger.await_answers(1_000)
