@@ -94,8 +94,11 @@ class Webhooks:
         try:
             provider = self._provider(scope["path"])
             self._check_method(scope["method"])
-            self._authenticate(provider, scope["path"], scope["headers"])
+            if not provider.signs:  # then nothing is read for whoever does not know the secret
+                self._authenticate(provider, scope["path"], scope["headers"], b"")
             body = await self._read(scope, receive)
+            if provider.signs:
+                self._authenticate(provider, scope["path"], scope["headers"], body)
             answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
             self._take(provider, body, partial(_resolve, answer))
             await _send(send, await answer)
@@ -113,7 +116,7 @@ class Webhooks:
         """
         try:
             provider = self._provider(path)
-            self._authenticate(provider, path, headers)
+            self._authenticate(provider, path, headers, body)
         except _RefusedError:
             return False
         if len(body) > MAX_BODY_BYTES:
@@ -131,9 +134,10 @@ class Webhooks:
         if method != "POST":
             raise _RefusedError(405, "webhooks are posted", (b"allow", b"POST"))
 
-    def _authenticate(self, provider: Provider, path: str, headers: Headers) -> None:
+    def _authenticate(self, provider: Provider, path: str, headers: Headers, body: bytes) -> None:
         _, named, path_secret = path.partition(f"/{provider.name}/")
-        if not provider.authenticate(Webhook(path_secret if named else None, headers)):
+        webhook = Webhook(path_secret if named else None, headers, body, self._clock())
+        if not provider.authenticate(webhook):
             challenge = (b"www-authenticate", b'Basic realm="relay"')
             raise _RefusedError(401, "wrong or missing secret", challenge)
 

@@ -266,7 +266,8 @@ class Settings(BaseModel):
         }
         shown = self.model_dump(mode="json", exclude=hidden) | {"outbox": self.outbox_shown}
         for name, model in self._providers.items():
-            shown[name] = model.model_dump(mode="json", exclude={"secret"})
+            hidden = {field for field, value in model if _is_secret(value)}
+            shown[name] = model.model_dump(mode="json", exclude=hidden)
         return shown
 
     def secrets(self) -> list[str]:
@@ -283,6 +284,10 @@ class Settings(BaseModel):
             if isinstance(secret, SecretStr)
         ]
         return own + [unquote(password) for password in passwords if password]
+
+
+def _is_secret(value: object) -> bool:
+    return isinstance(value, SecretStr | tuple)
 
 
 class Variable(Struct, frozen=True):

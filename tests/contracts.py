@@ -67,17 +67,19 @@ class ProviderContract:
     documents: ClassVar[Sequence[Mapping[str, Any]]]
     shaped: ClassVar[st.SearchStrategy[dict[str, Any]]]
 
+    credential = "secret"
+    """The setting that holds it."""
     first = "first-secret-0123456789"
     second = "second-secret-0123456789"
 
     def provider(self, *secrets: str) -> Provider:
         """One that is configured with the secrets."""
-        given = {"secret": ",".join(secrets)} if secrets else {}
+        given = {self.credential: ",".join(secrets)} if secrets else {}
         return self.provider_class(self.provider_class.settings_model(**given))
 
     def webhook(self, secret: str) -> Webhook:
         """One that carries the secret."""
-        return Webhook(secret, [])
+        return Webhook(secret, [], b"", NOON)
 
     def read(self, body: bytes) -> Reading:
         """What the provider makes of a body received at noon."""
@@ -106,7 +108,7 @@ class ProviderContract:
         assert not self.provider(self.first).authenticate(self.webhook(secret))
 
     def test_a_webhook_without_credentials_is_refused(self) -> None:
-        assert not self.provider(self.first).authenticate(Webhook(None, []))
+        assert not self.provider(self.first).authenticate(Webhook(None, [], b"{}", NOON))
 
     def test_while_secrets_rotate_each_of_them_is_accepted(self) -> None:
         provider = self.provider(self.first, self.second)
@@ -122,32 +124,39 @@ class ProviderContract:
         assert not provider.configured
         assert not provider.authenticate(self.webhook(secret))
 
-    @_law
-    @given(st.binary())
-    def test_any_bytes_give_a_lawful_reading(self, body: bytes) -> None:
-        _assert_lawful(self.read(body))
+    def test_any_bytes_give_a_lawful_reading(self) -> None:
+        @_law
+        @given(st.binary())
+        def check(body: bytes) -> None:
+            _assert_lawful(self.read(body))
 
-    @_law
-    @given(st.data())
-    def test_any_object_gives_a_lawful_reading(self, data: st.DataObject) -> None:
-        document = data.draw(self.shaped | st.dictionaries(ANY_TEXT, VALUES))
+        check()
 
-        _assert_lawful(self.read(json.dumps(document).encode()))
+    def test_any_object_gives_a_lawful_reading(self) -> None:
+        @_law
+        @given(self.shaped | st.dictionaries(ANY_TEXT, VALUES))
+        def check(document: dict[str, Any]) -> None:
+            _assert_lawful(self.read(json.dumps(document).encode()))
 
-    @_law
-    @given(st.data())
-    def test_the_same_body_gives_the_same_reading(self, data: st.DataObject) -> None:
-        body = json.dumps(data.draw(self.shaped)).encode()
+        check()
 
-        assert self.read(body) == self.read(body)
+    def test_the_same_body_gives_the_same_reading(self) -> None:
+        @_law
+        @given(self.shaped)
+        def check(document: dict[str, Any]) -> None:
+            body = json.dumps(document).encode()
 
-    @_law
-    @given(st.data())
-    def test_the_order_of_keys_changes_nothing(self, data: st.DataObject) -> None:
-        document = data.draw(self.shaped)
-        shuffled = _shuffled(document, data.draw(st.randoms(use_true_random=False)))
+            assert self.read(body) == self.read(body)
 
-        assert self.identity(shuffled) == self.identity(document)
+        check()
+
+    def test_the_order_of_keys_changes_nothing(self) -> None:
+        @_law
+        @given(self.shaped, st.randoms(use_true_random=False))
+        def check(document: dict[str, Any], random: Random) -> None:
+            assert self.identity(_shuffled(document, random)) == self.identity(document)
+
+        check()
 
     def test_what_is_another_event_has_another_identity(self) -> None:
         identities = [self.identity(document) for document in self.documents]

@@ -69,6 +69,9 @@ def test_every_variable_is_read() -> None:
         RELAY_VERO_SECRET=SECRET,
         RELAY_VERO_TESTS="forward",
         RELAY_VERO_LOOP="allow",
+        RELAY_CUSTOMERIO_SIGNING_KEY=f"another {SECRET}",
+        RELAY_CUSTOMERIO_TOLERANCE="300",
+        RELAY_CUSTOMERIO_MACHINE="drop",
     )
 
     assert read_settings.shown() == {
@@ -85,8 +88,9 @@ def test_every_variable_is_read() -> None:
         "log_level": "debug",
         "log_format": "console",
         "vero": {"tests": "forward", "loop": "allow"},
+        "customerio": {"tolerance": 300, "machine": "drop"},
     }
-    assert read_settings.secrets() == ["a-write-key", SECRET]
+    assert read_settings.secrets() == ["a-write-key", f"another {SECRET}", SECRET]
 
 
 @pytest.mark.parametrize("name", NAMES)

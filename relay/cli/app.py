@@ -23,7 +23,7 @@ from relay.settings import Settings
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Receive Vero's email webhooks, store each durably, forward them to Segment.
+    """Receive Vero's and Customer.io's email webhooks, store each durably, forward them to Segment.
 
     A webhook answered 200 is on disk; what is on disk reaches Segment, or waits where you can see
     why. Settings are environment variables: `relay settings` lists them.

@@ -221,7 +221,8 @@ def check() -> None:
     click.echo(f"segment   ok: {settings.segment_url} can be reached")
     receiving = [provider for provider in providers if provider.configured]
     for provider in receiving:
-        click.echo(f"webhook   https://<where relay is reached>/webhooks/{provider.name}/<secret>")
+        secret = "" if provider.signs else "/<secret>"
+        click.echo(f"webhook   https://<where relay is reached>/webhooks/{provider.name}{secret}")
     if not receiving:
         raise click.ClickException("no provider has a secret: relay would receive nothing")
 
@@ -292,7 +293,9 @@ def _run(
     if forwarder:
         forwarder.start()
     webhook_urls = [
-        f"{url}/webhooks/{provider.name}/***" for provider in providers if provider.configured
+        f"{url}/webhooks/{provider.name}{'' if provider.signs else '/***'}"
+        for provider in providers
+        if provider.configured
     ]
     _log.info(
         "serve.started",
@@ -302,7 +305,7 @@ def _run(
         console=console_url,
     )
     if not webhook_urls:
-        _log.warning("serve.receives_nothing", missing="RELAY_VERO_SECRET")
+        _log.warning("serve.receives_nothing", missing="any provider's secret")
     _spare_the_collector()
     try:
         serve_http(
@@ -323,7 +326,9 @@ def _run(
 def _console(settings: Settings, providers: Sequence[Provider], outbox: Outbox) -> Console:
     endpoints = [
         Endpoint(
-            provider.name, f"/webhooks/{provider.name}/", settings.webhook_secret(provider.name)
+            provider.name,
+            f"/webhooks/{provider.name}{'' if provider.signs else '/'}",
+            settings.webhook_secret(provider.name),
         )
         for provider in providers
         if provider.configured

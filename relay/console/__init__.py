@@ -101,7 +101,7 @@ class Console:
         self._replays = Replays(outbox, self._lookup, self._mapping)
         self._watch = Watch(outbox, clock=clock)
         self._pages = Pages(clock, [*self._providers])
-        self._sides = Sides(self._mapping)
+        self._sides = Sides(self._mapping, self._providers)
         self._live = Live()
         self._limiter = CapacityLimiter(MAX_AT_ONCE)
         app = Starlette(
@@ -121,7 +121,6 @@ class Console:
             exception_handlers={HTTPException: self._failed, OutboxError: self._outbox_failed},
         )
         self.routes = [
-            Route("/", Guard(_HOME, password)),
             Route(HOME, Guard(_HOME, password)),
             Mount(HOME, Guard(app, password)),
         ]

@@ -13,15 +13,16 @@ from relay.mapping import Mapping as Mapper
 from relay.masking import mask, masked
 from relay.outbox import Arrival
 from relay.outbox.records import Record
-from relay.providers import read_object
+from relay.providers import Provider, read_object
 from relay.tracing import Link, Path, links, named, traced
 
 
 class Sides:
     """Shows both by today's mapping."""
 
-    def __init__(self, mapping: Mapper) -> None:
+    def __init__(self, mapping: Mapper, providers: Mapping[str, Provider]) -> None:
         self._mapping = mapping
+        self._providers = providers
 
     def show(
         self, stored: Record | Arrival, mapped: Mapped | Unusable | None, *, reveal: bool
@@ -71,9 +72,9 @@ class Sides:
             body = json.encode(show(read_object(stored.body))).decode()
         except UnreadableError:
             body = body if show(body) == body else mask(body)
-        path = f"/webhooks/{stored.provider}/$RELAY_{stored.provider.upper()}_SECRET"
-        to_relay = f'curl "$RELAY_URL{path}" --data-raw {_quoted(body)}'
-        commands = [("The webhook, to relay", to_relay)]
+        commands = []
+        if provider := self._providers.get(stored.provider):
+            commands.append(("The webhook, to relay", f"body={_quoted(body)}\n{provider.curl}"))
         if message is not None:
             call = json.encode(show(dict(message))).decode()
             to_segment = 'curl "$SEGMENT_HOST/v1/track" -u "$SEGMENT_WRITE_KEY:"'

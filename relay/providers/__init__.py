@@ -4,8 +4,9 @@ A provider is one module in this folder, found by its name, with `PROVIDER` nami
 """
 
 import hmac
+import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from importlib import import_module
 from pkgutil import iter_modules
@@ -15,7 +16,7 @@ import msgspec
 from pydantic import BaseModel, BeforeValidator, SecretStr
 
 from relay.errors import UnreadableError
-from relay.events import Reading
+from relay.events import DeadReason, Reading, Unusable
 
 MAX_NESTING: Final = 50
 SHORTEST_SECRET: Final = 16
@@ -28,10 +29,14 @@ class Webhook(msgspec.Struct, frozen=True):
         path_secret: what follows the provider's name in the path, percent-decoded; None where
             nothing does.
         headers: names, in lower case, and values, as they came.
+        body: as it came; empty for a provider that does not sign it, as it is not read yet.
+        received_at: when it came.
     """
 
     path_secret: str | None
     headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+    received_at: datetime
 
     def header(self, name: bytes) -> bytes:
         """The value of the first header of this name; empty where there is none."""
@@ -48,6 +53,11 @@ class Provider(Protocol):
     """As in `/webhooks/<name>`."""
     settings_model: ClassVar[type[BaseModel]]
     """Its settings; the field `secret` is read from `RELAY_<NAME>_SECRET`, and so on."""
+    signs: ClassVar[bool]
+    """Whether its credentials cover the body, which then is read before they are looked at, and
+    not, as a secret would, the path."""
+    curl: ClassVar[str]
+    """A shell command that posts `$body` to `$RELAY_URL`; its credentials are relay's variables."""
     example: ClassVar[str]
     """A body as it might come, for people to try."""
 
@@ -105,6 +115,15 @@ class SecretCheck:
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return any(matches)
 
+
+_ADDRESS: Final = re.compile(r"[^\s@]+@[^\s@]+")
+_TYPE_NAME: Final = re.compile(r"[a-z][a-z_]{0,39}")
+_NUMBER: Final = re.compile(r"-?\d{1,15}(\.\d{1,9})?", re.ASCII)
+_FIRST_MILLISECONDS: Final = 10**12  # 13 digits; as seconds this would be the year 33658
+_END_OF_MILLISECONDS: Final = 10**13
+_END_OF_TIME: Final = 253_402_300_800  # the year 10000, where datetime ends
+_EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_FURTHEST_AHEAD: Final = timedelta(days=1)
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _decode = msgspec.json.Decoder().decode
@@ -166,3 +185,53 @@ def text(value: object) -> str | None:
     if isinstance(value, list):
         return ", ".join(filter(None, map(text, value))) or None
     return None
+
+
+def unknown_type(kind: str | None) -> Unusable:
+    """A dead letter of a type that its provider does not know."""
+    if kind is None:
+        return Unusable(DeadReason.UNKNOWN_TYPE, "no type")
+    # Only what looks like a type is repeated: the value may be anything, an address too.
+    named = f": {kind}" if _TYPE_NAME.fullmatch(kind) else ""
+    return Unusable(DeadReason.UNKNOWN_TYPE, f"a type relay does not know{named}")
+
+
+def word(value: object) -> str | None:
+    """What identifies: a string or a number, never the text of anything else."""
+    return text(value) if type(value) in {str, int, float} else None
+
+
+def address(value: object) -> str | None:
+    """The value if it is an address."""
+    candidate = word(value)
+    return candidate if candidate and _ADDRESS.fullmatch(candidate) else None
+
+
+def instant(value: object) -> datetime | None:
+    """The instant that a time field names; None when it names none."""
+    if isinstance(value, str):
+        value = value.strip()
+        if not _NUMBER.fullmatch(value):
+            return _iso_instant(value)
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if _FIRST_MILLISECONDS <= value < _END_OF_MILLISECONDS:
+        value /= 1000
+    return datetime.fromtimestamp(value, UTC) if 0 <= value < _END_OF_TIME else None
+
+
+def _iso_instant(value: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(value)
+        moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        return moment if moment.timestamp() >= 0 else None
+    except (ValueError, OverflowError):  # the second for the first and last days of the calendar
+        return None
+
+
+def occurred(said_at: datetime | None, received_at: datetime) -> datetime:
+    """When it happened: when the provider says, unless that cannot be."""
+    if said_at and _EARLIEST <= said_at <= received_at + _FURTHEST_AHEAD:
+        return said_at
+    return received_at

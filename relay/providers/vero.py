@@ -8,16 +8,26 @@ seen as a number and as a string, padded with blanks, and under other names in `
 
 import base64
 import binascii
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from relay.errors import UnreadableError
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, Unusable
-from relay.providers import SecretCheck, Secrets, Webhook, read_object, text
+from relay.providers import (
+    SecretCheck,
+    Secrets,
+    Webhook,
+    address,
+    instant,
+    occurred,
+    read_object,
+    text,
+    unknown_type,
+    word,
+)
 
 _COLLECTIONS: Final = {
     "sent": Collection.SENT,
@@ -61,15 +71,6 @@ _CAMPAIGN: Final = {
 
 # The recipient of the sample that Vero's Test button sends.
 _SAMPLE_USER: Final = ("123", "steve@getvero.com")
-
-_ADDRESS: Final = re.compile(r"[^\s@]+@[^\s@]+")
-_TYPE_NAME: Final = re.compile(r"[a-z][a-z_]{0,39}")
-_NUMBER: Final = re.compile(r"-?\d{1,15}(\.\d{1,9})?", re.ASCII)
-_FIRST_MILLISECONDS: Final = 10**12  # 13 digits; as seconds this would be the year 33658
-_END_OF_MILLISECONDS: Final = 10**13
-_END_OF_TIME: Final = 253_402_300_800  # the year 10000, where datetime ends
-_EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
-_FURTHEST_AHEAD: Final = timedelta(days=1)
 
 
 class VeroSettings(BaseModel):
@@ -115,6 +116,8 @@ class Vero:
 
     name: ClassVar[str] = "vero"
     settings_model: ClassVar[type[BaseModel]] = VeroSettings
+    signs: ClassVar[bool] = False
+    curl: ClassVar[str] = 'curl "$RELAY_URL/webhooks/vero/$RELAY_VERO_SECRET" --data-raw "$body"'
     example: ClassVar[str] = _EXAMPLE
 
     def __init__(self, settings: VeroSettings) -> None:
@@ -136,29 +139,28 @@ class Vero:
         except UnreadableError as error:
             return Unusable(DeadReason.UNREADABLE, str(error))
         # `user_updated` has been seen with its type under `action`.
-        kind = _word(document.get("type")) or _word(document.get("action"))
+        kind = word(document.get("type")) or word(document.get("action"))
         collection = _COLLECTIONS.get(kind) if kind else None
         if collection is None:
-            return Ignored(kind) if kind in _OTHER_TYPES else _unknown_type(kind)
+            return Ignored(kind) if kind in _OTHER_TYPES else unknown_type(kind)
         user = _object(document.get("user"))
         campaign = _object(document.get("campaign"))
         # Vero sends pushes and text messages under the same types; older webhooks name no channel.
         channel = text(campaign.get("channel"))
         if channel and channel.lower() != "email":
             return Ignored("other_channel")
-        user_id = _word(user.get("id"))
-        email = _word(user.get("email")) or _address(campaign.get("sent_to"))
+        user_id = word(user.get("id"))
+        email = word(user.get("email")) or address(campaign.get("sent_to"))
         if self._ignores_samples and (user_id, email) == _SAMPLE_USER:
             return Ignored("test_sample")
         if not (user_id or email):
             return Unusable(DeadReason.NO_RECIPIENT, "neither a user id nor an address")
         properties = _properties(document, campaign)
         user_agent = text(document.get("user_agent"))
-        said_at = _instant(document.get(f"{kind}_at"))
-        plausible = said_at and _EARLIEST <= said_at <= received_at + _FURTHEST_AHEAD
+        said_at = instant(document.get(f"{kind}_at"))
         return EmailEvent(
             collection=collection,
-            occurred_at=said_at if said_at and plausible else received_at,
+            occurred_at=occurred(said_at, received_at),
             said_at=said_at,
             identity=_identity(kind, said_at, user_id or email, user_agent, properties),
             user_id=user_id,
@@ -184,26 +186,8 @@ def _credentials(authorization: bytes) -> bytes:
     return b""
 
 
-def _unknown_type(kind: str | None) -> Unusable:
-    if kind is None:
-        return Unusable(DeadReason.UNKNOWN_TYPE, "no type")
-    # Only what looks like a type is repeated: the value may be anything, an address too.
-    named = f": {kind}" if _TYPE_NAME.fullmatch(kind) else ""
-    return Unusable(DeadReason.UNKNOWN_TYPE, f"a type relay does not know{named}")
-
-
 def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _word(value: object) -> str | None:
-    """What identifies: a string or a number, never the text of anything else."""
-    return text(value) if type(value) in {str, int, float} else None
-
-
-def _address(value: object) -> str | None:
-    candidate = _word(value)
-    return candidate if candidate and _ADDRESS.fullmatch(candidate) else None
 
 
 def _properties(document: dict[str, Any], campaign: dict[str, Any]) -> dict[str, str]:
@@ -213,29 +197,6 @@ def _properties(document: dict[str, Any], campaign: dict[str, Any]) -> dict[str,
             if key in source and name not in properties and (value := text(source[key])):
                 properties[name] = value
     return properties
-
-
-def _instant(value: object) -> datetime | None:
-    """The instant that a time field names; None when it names none."""
-    if isinstance(value, str):
-        value = value.strip()
-        if not _NUMBER.fullmatch(value):
-            return _iso_instant(value)
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if _FIRST_MILLISECONDS <= value < _END_OF_MILLISECONDS:
-        value /= 1000
-    return datetime.fromtimestamp(value, UTC) if 0 <= value < _END_OF_TIME else None
-
-
-def _iso_instant(value: str) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(value)
-        moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
-        return moment if moment.timestamp() >= 0 else None
-    except (ValueError, OverflowError):  # the second for the first and last days of the calendar
-        return None
 
 
 def _identity(

@@ -449,7 +449,7 @@ def test_message_ids_are_the_same_for_ever(document: object, message_id: str) ->
 
 
 def _authorized(authorization: str) -> Webhook:
-    return Webhook(None, [(b"authorization", authorization.encode("latin-1"))])
+    return Webhook(None, [(b"authorization", authorization.encode("latin-1"))], b"", NOON)
 
 
 def _basic(credentials: str) -> str:
@@ -475,7 +475,9 @@ def test_another_password_or_token_is_refused(authorization: str) -> None:
 
 
 def test_a_wrong_secret_in_the_path_is_not_made_good_by_a_header() -> None:
-    assert not VERO.authenticate(Webhook("", [(b"authorization", f"Bearer {SECRET}".encode())]))
+    assert not VERO.authenticate(
+        Webhook("", [(b"authorization", f"Bearer {SECRET}".encode())], b"", NOON)
+    )
 
 
 @pytest.mark.parametrize(("loop", "integrations"), [("block", {"Vero": False}), ("allow", {})])
