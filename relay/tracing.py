@@ -52,7 +52,7 @@ def traced(document: Mapping[str, Any]) -> list[tuple[Path, Any]]:
 
 def links(
     document: Mapping[str, Any],
-    message: Mapping[str, Any],
+    mapped: Mapped,
     map_body: Callable[[bytes], Mapped | Unusable],
     *,
     name: Callable[[Path], str] = named,
@@ -61,11 +61,11 @@ def links(
 
     Args:
         document: the webhook's.
-        message: the track call that it becomes.
+        mapped: what it becomes.
         map_body: today's mapping.
         name: how paths are told.
     """
-    before = dict(leaves(message))
+    before = dict(leaves(mapped.message))
     changed = deepcopy(document)
     found = []
     for path, value in traced(document):
@@ -73,13 +73,15 @@ def links(
         if another is value:
             continue
         _put(changed, path, another)
-        mapped = map_body(json.encode(changed))
+        other = map_body(json.encode(changed))
         _put(changed, path, value)
         # It decides what the webhook is, or whether it is anything.
         targets: list[Path] = [("event",)]
-        if isinstance(mapped, Mapped) and mapped.message["event"] == message["event"]:
-            after = dict(leaves(mapped.message))
+        if isinstance(other, Mapped) and other.event.collection == mapped.event.collection:
+            after = dict(leaves(other.message))
             targets = [p for p in before | after if before.get(p) != after.get(p)]
+            if other.event.identity != mapped.event.identity:
+                targets.append(("messageId",))
         found += [Link(name(path), name(target)) for target in targets]
     return found
 

@@ -65,7 +65,7 @@ def map_body(body: bytes) -> Any:  # noqa: ANN401 (as Mapping's)
 def of(document: dict[str, Any], **options: Any) -> list[Link]:  # noqa: ANN401 (passed on)
     mapped = map_body(json.dumps(document).encode())
     assert isinstance(mapped, Mapped)
-    return links(document, mapped.message, map_body, **options)
+    return links(document, mapped, map_body, **options)
 
 
 def targets(document: dict[str, Any], source: str) -> set[str]:
@@ -74,7 +74,7 @@ def targets(document: dict[str, Any], source: str) -> set[str]:
 
 @pytest.mark.parametrize(("source", "name"), PROPERTIES.items())
 def test_a_field_is_linked_to_the_property_that_it_becomes(source: str, name: str) -> None:
-    assert targets(WEBHOOK, source) == {f"properties.{name}"}
+    assert targets(WEBHOOK, source) - {"messageId"} == {f"properties.{name}"}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,13 @@ def test_a_field_is_linked_to_the_property_that_it_becomes(source: str, name: st
     ],
 )
 def test_a_field_is_linked_to_whatever_else_it_becomes(source: str, target: str) -> None:
-    assert targets(WEBHOOK, source) == {target}
+    assert targets(WEBHOOK, source) - {"messageId"} == {target}
+
+
+def test_what_tells_the_event_from_others_is_linked_to_its_message_id() -> None:
+    identity = {link.source for link in of(WEBHOOK) if link.target == "messageId"}
+
+    assert identity == {"bounced_at", "message_id", "user_agent", "user.id"}
 
 
 def test_all_that_the_track_call_says_of_the_webhook_comes_from_somewhere() -> None:
@@ -95,7 +101,7 @@ def test_all_that_the_track_call_says_of_the_webhook_comes_from_somewhere() -> N
     said = {named(path) for path, _ in leaves(mapped.message)}
     fixed = {name for name in said if name.startswith(("context.integration", "context.library"))}
     fixed |= {name for name in said if name.startswith("integrations")}
-    fixed |= {"type", "messageId", "anonymousId"}  # the last is null where there is a user id
+    fixed |= {"type", "anonymousId"}  # the last is null where there is a user id
 
     assert {link.target for link in of(WEBHOOK)} == said - fixed
 
@@ -192,5 +198,5 @@ def test_it_makes_something_of_any_webhook_that_is_mapped(
         return
     names = {named(path) for path, _ in leaves(document)}
 
-    assert {link.source for link in links(document, mapped.message, map_body)} <= names
+    assert {link.source for link in links(document, mapped, map_body)} <= names
     assert lines(document)[-1].value in {"}", "{}"}

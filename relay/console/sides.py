@@ -40,7 +40,7 @@ class Sides:
 
         found: list[Link] = []
         if document and isinstance(mapped, Mapped):
-            found = links(document, mapped.message, lambda body: self._map(stored, body), name=name)
+            found = links(document, mapped, lambda body: self._map(stored, body), name=name)
         sources: dict[str, list[str]] = {}
         for link in found:
             sources.setdefault(link.target, []).append(link.source)

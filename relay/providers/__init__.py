@@ -57,7 +57,7 @@ class Provider(Protocol):
     """Whether its credentials cover the body, which then is read before they are looked at, and
     not, as a secret would, the path."""
     curl: ClassVar[str]
-    """A shell command that posts `$body` to `$RELAY_URL`; its credentials are relay's variables."""
+    """A shell command that posts `$body` to `$URL`; its credentials are relay's variables."""
     example: ClassVar[str]
     """A body as it might come, for people to try."""
 

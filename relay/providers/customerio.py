@@ -98,7 +98,7 @@ _EXAMPLE: Final = """{
 _CURL: Final = r'''at=$(date +%s)
 signature=$(printf 'v0:%s:%s' "$at" "$body" |
   openssl dgst -sha256 -hmac "$RELAY_CUSTOMERIO_SIGNING_KEY" -r | cut -d ' ' -f 1)
-curl "$RELAY_URL/webhooks/customerio" --data-raw "$body" \
+curl "$URL/webhooks/customerio" --data-raw "$body" \
   -H "X-CIO-Timestamp: $at" -H "X-CIO-Signature: $signature"'''
 
 
