@@ -41,7 +41,7 @@ MUTANTS = [
     ),
     Mutant(
         "an answer of 200 to what could not be stored",
-        "receiver.py",
+        "answers.py",
         "return Answer(503, content,",
         "return Answer(200, content,",
         "tests/test_receiver.py -k never_answered_200",
@@ -143,7 +143,7 @@ MUTANTS = [
     Mutant(
         "the time of receipt in place of the event's",
         "providers/vero.py",
-        "occurred_at=said_at if said_at and plausible else received_at",
+        "occurred_at=occurred(said_at, received_at)",
         "occurred_at=received_at",
         "tests/providers/test_vero.py",
     ),
@@ -195,6 +195,34 @@ MUTANTS = [
         "if _is_page(response, said):",
         "if False:",
         "tests/test_segment.py",
+    ),
+    Mutant(
+        "replays are not tallied",
+        "outbox/sqlite/schema.py",
+        '        {_tally("new", "revived")}\n',
+        "",
+        "tests/outbox/test_sqlite.py -k tallied",
+    ),
+    Mutant(
+        "an action for a page of any other origin",
+        "console/access.py",
+        'return site == "same-origin"',
+        "return True",
+        "tests/console/test_access.py",
+    ),
+    Mutant(
+        "the console shows addresses unasked",
+        "console/pages.py",
+        "return said if reveal else mask(said)",
+        "return said",
+        "tests/console/test_pages.py",
+    ),
+    Mutant(
+        "a signature over the time alone",
+        "providers/customerio.py",
+        'signed = b"v0:%b:%b" % (sent_at, webhook.body)',
+        'signed = b"v0:%b:{}" % sent_at',
+        "tests/providers/test_customerio.py",
     ),
 ]
 
