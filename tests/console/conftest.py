@@ -14,9 +14,12 @@ OpenPage = Callable[..., Page]
 """Opens a path of the console in a window of its own."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One for all tests; without it they are skipped."""
+    """One for all tests of a module; without it they are skipped.
+
+    No longer: its driver runs an event loop in this very thread, and other tests have their own.
+    """
     if CHROMIUM is None:
         pytest.skip("no browser: apt-get install chromium")
     with chromium() as browser:
