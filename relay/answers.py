@@ -9,6 +9,7 @@ from relay.errors import OutboxError
 from relay.events import DeadReason, Ignored
 from relay.intake import Fate
 from relay.outbox import Arrival
+from relay.providers import Provider
 
 RETRY_AFTER_SECONDS: Final = 5
 
@@ -31,10 +32,11 @@ class Answer(Struct, frozen=True):
         return self.status, headers, body
 
 
-def answer_to(arrival: Arrival | Ignored, fate: Fate) -> Answer:
+def answer_to(provider: Provider, arrival: Arrival | Ignored, fate: Fate) -> Answer:
     """What the sender is told of a webhook, once it is known what has become of it.
 
     Args:
+        provider: whose it is.
         arrival: what it was to be stored as, if at all.
         fate: what came of storing it; of no account where it was ignored.
     """
@@ -44,7 +46,8 @@ def answer_to(arrival: Arrival | Ignored, fate: Fate) -> Answer:
         content = {"status": "unavailable", "error": "not stored; send it again"}
         return Answer(503, content, ((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),))
     if fault := arrival.fault:
-        status = 400 if fault.reason is DeadReason.UNREADABLE else 200
+        is_error = fault.reason is DeadReason.UNREADABLE and not provider.holds_back
+        status = 400 if is_error else 200
         return Answer(status, {"status": "dead", "reason": fault.reason, "error": fault.detail})
     outcome = "accepted" if fate else "duplicate"
     return Answer(200, {"status": outcome, "message_id": arrival.message_id})

@@ -188,7 +188,7 @@ class Webhooks:
 
 def _told(provider: Provider, arrival: Arrival | Ignored, new: Fate) -> Answer:
     """The answer, which is counted, and told to the log."""
-    answer = answer_to(arrival, new)
+    answer = answer_to(provider, arrival, new)
     outcome = answer.content["status"]
     if isinstance(new, OutboxError):
         _log.error("webhook.not_stored", provider=provider.name, error=str(new))

@@ -300,11 +300,11 @@ class Console:
         now = self._clock()
         arrival = arrival_of(provider, self._segment, body, now)
         if isinstance(arrival, Ignored):
-            return {"answer": answer_to(arrival, True)}  # noqa: FBT003 (as a Fate)
+            return {"answer": answer_to(provider, arrival, True)}  # noqa: FBT003 (as a Fate)
         known = bool(self._outbox.records.find(Query(message_id=arrival.message_id), 1))
         mapped = arrival.fault or self._mapping.map(arrival)
         return {
-            "answer": answer_to(arrival, not known),
+            "answer": answer_to(provider, arrival, not known),
             "arrival": arrival,
             "unusable": mapped if isinstance(mapped, Unusable) else None,
             **self._sides.show(arrival, mapped, reveal=True),

@@ -56,6 +56,9 @@ class Provider(Protocol):
     signs: ClassVar[bool]
     """Whether its credentials cover the body, which then is read before they are looked at, and
     not, as a secret would, the path."""
+    holds_back: ClassVar[bool]
+    """Whether an error keeps it from sending what is behind the webhook; then what is stored is
+    answered 200, whatever it is."""
     curl: ClassVar[str]
     """A shell command that posts `$body` to `$URL`; its credentials are relay's variables."""
     example: ClassVar[str]

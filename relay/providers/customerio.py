@@ -131,6 +131,7 @@ class Customerio:
     name: ClassVar[str] = "customerio"
     settings_model: ClassVar[type[BaseModel]] = CustomerioSettings
     signs: ClassVar[bool] = True
+    holds_back: ClassVar[bool] = True
     curl: ClassVar[str] = _CURL
     example: ClassVar[str] = _EXAMPLE
 

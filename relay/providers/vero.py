@@ -117,6 +117,7 @@ class Vero:
     name: ClassVar[str] = "vero"
     settings_model: ClassVar[type[BaseModel]] = VeroSettings
     signs: ClassVar[bool] = False
+    holds_back: ClassVar[bool] = False
     curl: ClassVar[str] = 'curl "$URL/webhooks/vero/$RELAY_VERO_SECRET" --data-raw "$body"'
     example: ClassVar[str] = _EXAMPLE
 

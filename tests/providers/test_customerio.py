@@ -303,6 +303,22 @@ def test_each_try_to_deliver_an_event_has_its_identity() -> None:
     assert event(changed(nameless, delivery_id=None)).identity is None
 
 
+def test_what_is_stored_is_answered_200_even_if_it_cannot_be_read(tmp_path: Path) -> None:
+    """Customer.io would send nothing else for an hour."""
+    answers = {}
+    with (
+        SegmentServer() as segment,
+        RelayProcess(tmp_path / "r.db", segment.url, RELAY_CUSTOMERIO_SIGNING_KEY=KEY) as relay,
+    ):
+        for body in (b"{", b"[]", b'{"object_type":"email","metric":"snoozed"}', b"{}"):
+            mark = signature(KEY, body).decode()
+            headers = {"X-CIO-Timestamp": SENT_AT.decode(), "X-CIO-Signature": mark}
+            reply = relay.ask("POST", "/webhooks/customerio", body, headers)
+            answers[body] = reply.status, reply.content["status"]
+
+    assert set(answers.values()) == {(200, "dead")}
+
+
 def test_both_providers_are_received_and_forwarded_by_one_relay(tmp_path: Path) -> None:
     body = json.dumps(CLICKED).encode()
     headers = {
