@@ -1,5 +1,4 @@
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
@@ -7,44 +6,18 @@ from urllib.parse import quote
 import pytest
 
 from relay.receiver import MAX_BODY_BYTES
-from tests.console.asking import act, at_work, event, id_of, live, look, newest, rejected, shown
+from tests.console.asking import act, event, id_of, live, look, newest, rejected, shown
 from tests.fakes import SegmentServer
-from tests.postgres import PostgresServer
 from tests.processes import (
     PATH,
     SECRET,
-    PostgresStore,
     RelayProcess,
-    SqliteStore,
     Store,
     within,
 )
 from tests.tools.desk import CANARY, Desk, webhook
 
 PAGES = ["", "events", "events?q=x", "events/1", "dead", "dead/export"]
-
-
-@pytest.fixture(scope="module")
-def sqlite_desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """One relay on SQLite for all tests of the actions."""
-    yield from at_work(SqliteStore(tmp_path_factory.mktemp("sqlite") / "relay.db"))
-
-
-@pytest.fixture(scope="module")
-def postgres_desk(
-    postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Desk]:
-    """One relay on PostgreSQL for all tests of the actions."""
-    url = postgres.create_database()
-    yield from at_work(PostgresStore(url, tmp_path_factory.mktemp("postgres")))
-    postgres.drop_database(url)
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def desk(request: pytest.FixtureRequest) -> Desk:
-    """Each of them in turn; the recipients of each test are its own."""
-    desk: Desk = request.getfixturevalue(f"{request.param}_desk")
-    return desk
 
 
 @pytest.fixture(params=["sqlite_store", "postgres_store"])

@@ -9,7 +9,6 @@ from relay.console.search import PAGE
 from tests.console.asking import (
     Page,
     act,
-    at_work,
     event,
     found,
     id_of,
@@ -19,8 +18,6 @@ from tests.console.asking import (
     rejected,
     shown,
 )
-from tests.postgres import PostgresServer
-from tests.processes import PostgresStore, SqliteStore
 from tests.tools.desk import CANARY, Desk, address, hashed, webhook
 from tests.tools.test_export import HOLDERS
 
@@ -52,29 +49,6 @@ NONSENSE = [
     "no_such=filter",
     "%ff=%ff&&&=",
 ]
-
-
-@pytest.fixture(scope="module")
-def sqlite_desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """One relay on SQLite for all tests of the pages."""
-    yield from at_work(SqliteStore(tmp_path_factory.mktemp("sqlite") / "relay.db"))
-
-
-@pytest.fixture(scope="module")
-def postgres_desk(
-    postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Desk]:
-    """One relay on PostgreSQL for all tests of the pages."""
-    url = postgres.create_database()
-    yield from at_work(PostgresStore(url, tmp_path_factory.mktemp("postgres")))
-    postgres.drop_database(url)
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def desk(request: pytest.FixtureRequest) -> Desk:
-    """Each of them in turn; the recipients of each test are its own."""
-    desk: Desk = request.getfixturevalue(f"{request.param}_desk")
-    return desk
 
 
 def pages_of(ids: list[int]) -> Iterator[str]:
