@@ -3,6 +3,7 @@
     RelayError
     ├── SettingsError              the environment cannot be used; names every fault
     ├── OutboxError                the outbox could not do it; nothing was promised
+    │   ├── OutboxUnusableError        nor will it, until an operator acts
     │   └── OutboxBrokenError          nor will it, in this process: its disk has failed
     ├── UnreadableError            a body that is not a usable JSON object
     └── SegmentError               a batch was not accepted
@@ -36,6 +37,10 @@ class SettingsError(RelayError):
 
 class OutboxError(RelayError):
     """The outbox could not do what it was asked; nothing that was asked has happened."""
+
+
+class OutboxUnusableError(OutboxError):
+    """The outbox cannot be opened until an operator acts: waiting cures nothing."""
 
 
 class OutboxBrokenError(OutboxError):
