@@ -139,7 +139,8 @@ class Webhooks:
         webhook = Webhook(path_secret if named else None, headers, body, self._clock())
         if not provider.authenticate(webhook):
             challenge = (b"www-authenticate", b'Basic realm="relay"')
-            raise _RefusedError(401, "wrong or missing secret", challenge)
+            credential = "signature" if provider.signs else "secret"
+            raise _RefusedError(401, f"wrong or missing {credential}", challenge)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         """The body, read within the limits of size and time.

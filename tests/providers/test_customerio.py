@@ -319,6 +319,19 @@ def test_what_is_stored_is_answered_200_even_if_it_cannot_be_read(tmp_path: Path
     assert set(answers.values()) == {(200, "dead")}
 
 
+def test_a_wrong_signature_is_called_one(tmp_path: Path) -> None:
+    with (
+        SegmentServer() as segment,
+        RelayProcess(tmp_path / "r.db", segment.url, RELAY_CUSTOMERIO_SIGNING_KEY=KEY) as relay,
+    ):
+        signed_wrongly = relay.ask("POST", "/webhooks/customerio", b"{}")
+        without_secret = relay.ask("POST", "/webhooks/vero/wrong", b"{}")
+
+    assert (signed_wrongly.status, without_secret.status) == (401, 401)
+    assert signed_wrongly.content["error"] == "wrong or missing signature"
+    assert without_secret.content["error"] == "wrong or missing secret"
+
+
 def test_both_providers_are_received_and_forwarded_by_one_relay(tmp_path: Path) -> None:
     body = json.dumps(CLICKED).encode()
     headers = {
