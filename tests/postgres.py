@@ -56,6 +56,7 @@ class PostgresServer:
 
     Attributes:
         port: where it listens, across restarts.
+        programs: the directory of its programs.
         log: its file.
     """
 
@@ -96,13 +97,13 @@ class PostgresServer:
     def _make(self) -> None:
         self._home.chmod(0o755)
         self._give_away()
-        self._programs = self._reachable_programs()
+        self.programs = self._reachable_programs()
         self._data.mkdir(mode=0o700)
         password = self._home / "password"
         password.write_text(PASSWORD)
         self._give_away()
         self._run(
-            *(self._programs / "initdb", "--auth=scram-sha-256", f"--pwfile={password}"),
+            *(self.programs / "initdb", "--auth=scram-sha-256", f"--pwfile={password}"),
             *(f"--username={_ADMIN}", "--encoding=UTF8", "--locale=C", "--no-sync"),
             *("-D", self._data),
         )
@@ -184,7 +185,7 @@ class PostgresServer:
 
     def _control(self, command: str, *options: object) -> None:
         wait = ("-w", "-t", _START_SECONDS)
-        self._run(self._programs / "pg_ctl", command, "-D", self._data, *wait, *options)
+        self._run(self.programs / "pg_ctl", command, "-D", self._data, *wait, *options)
 
     def _run(self, *command: object) -> None:
         # Into a file: the server inherits the output, and a pipe would be open as long as it runs.

@@ -344,6 +344,66 @@ def test_the_file_of_a_newer_relay_is_refused(path: Path) -> None:
     assert "newer relay" in _refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("DROP INDEX entries_dead", "index entries_dead is missing"),
+        ("DROP TRIGGER entry_died", "trigger entry_died is missing"),
+        ("DROP TABLE status", "table status is missing"),
+        ("ALTER TABLE entries DROP COLUMN deaths", "table entries differs"),
+        ("ALTER TABLE history ADD COLUMN by TEXT", "table history differs"),
+        ("ALTER TABLE status RENAME beat TO 'it''s  a -- beat'", "table status differs"),
+        (
+            "DROP INDEX history_entry; CREATE INDEX history_entry ON history (entry, at)",
+            "index history_entry differs",
+        ),
+        (
+            "DROP TABLE operations; CREATE VIEW operations AS SELECT 1 AS id",
+            "table operations is missing",
+        ),
+        (
+            "CREATE TRIGGER theirs BEFORE INSERT ON entries BEGIN SELECT RAISE(IGNORE); END",
+            "trigger theirs is not relay's",
+        ),
+        (
+            "CREATE UNIQUE INDEX theirs ON entries (user_key)",
+            "index theirs is not relay's",
+        ),
+    ],
+)
+def test_a_file_with_other_tables_than_its_version_has_is_refused(
+    path: Path, change: str, told: str
+) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.add([arrival("a")])
+    if "deaths" in change:
+        run_sql(path, "DROP INDEX entries_suspect")
+    run_sql(path, change)
+    before = path.read_bytes()
+    refusal = _refusal(path)
+
+    assert told in refusal
+    assert f"{path} does not have the tables of version 1" in refusal
+    assert f"`relay salvage {path} NEW`" in refusal
+    assert path.read_bytes() == before
+
+
+def test_what_somebody_added_to_look_at_the_file_is_left_alone(path: Path) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.add([arrival("a")])
+    for statement in (
+        "ANALYZE",
+        "CREATE INDEX theirs ON entries (received_at)",
+        "CREATE TABLE notes (text)",
+        "CREATE UNIQUE INDEX notes_once ON notes (text)",
+        "CREATE VIEW waiting AS SELECT * FROM entries WHERE state = 'pending'",
+        "VACUUM",
+    ):
+        run_sql(path, statement)
+    with closing(SqliteOutbox(path)) as outbox:
+        assert states(outbox)["pending"] == 1
+
+
 def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
     path.write_bytes(b"not a database" * 100)
 

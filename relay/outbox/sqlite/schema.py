@@ -15,6 +15,7 @@ from relay.errors import OutboxBrokenError, OutboxError
 from relay.outbox import Role
 from relay.outbox.records import RARE
 from relay.outbox.sqlite.fileformat import log_fault, size_on_disk
+from relay.outbox.sqlite.shape import differences
 from relay.outbox.tallies import SLOT
 
 MARK: Final = 0x52_4C_41_59
@@ -54,8 +55,9 @@ def _tally(row: str, change: str, at: str = _NOW) -> str:
 _BUSY_MILLISECONDS: Final = 5_000
 _CHECK_STEPS: Final = 100  # between looks at the time; about as many pages
 
-# One script a version; a file at version n has had the first n.
-MIGRATIONS: Final = (
+# One script a version; a file at version n has had the first n. A script that has been released is
+# never changed: the next one does what is to be different (see tests/outbox/released.py).
+MIGRATIONS: Final[tuple[str, ...]] = (
     f"""
     CREATE TABLE entries (
         id           INTEGER PRIMARY KEY,
@@ -271,13 +273,10 @@ def migrate(connection: apsw.Connection, path: Path) -> None:
     """Bring the file up to date.
 
     Raises:
-        OutboxError: it is another program's, or a newer relay's; nothing has been written to it.
+        OutboxError: it is another program's, a newer relay's, or its tables are not those of its
+            version; nothing has been written to it.
     """
-    tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
-    if tables and connection.pragma("application_id") != MARK:
-        raise OutboxError(f"{path} is a SQLite file of some other program")
-    if connection.pragma("user_version") > len(MIGRATIONS):
-        raise OutboxError(f"{path} was written by a newer relay")
+    _refuse_others(connection, path)
     connection.pragma("journal_mode", "wal")
     if connection.pragma("user_version") == len(MIGRATIONS):
         return  # nothing is written, so that a full disk does not keep a file from being opened
@@ -287,6 +286,26 @@ def migrate(connection: apsw.Connection, path: Path) -> None:
             connection.execute(migration)
         connection.pragma("application_id", MARK)
         connection.pragma("user_version", len(MIGRATIONS))
+
+
+def _refuse_others(connection: apsw.Connection, path: Path) -> None:
+    connection.execute("BEGIN DEFERRED")  # another process may be about to migrate the file
+    try:
+        tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
+        if tables and connection.pragma("application_id") != MARK:
+            raise OutboxError(f"{path} is a SQLite file of some other program")
+        version: int = connection.pragma("user_version")
+        if version > len(MIGRATIONS):
+            raise OutboxError(f"{path} was written by a newer relay")
+        if differing := differences(connection, MIGRATIONS[:version]):
+            raise OutboxError(
+                f"{path} does not have the tables of version {version}, which it claims to have"
+                f" ({', '.join(differing)}); another build of relay has made it, or someone has"
+                " changed it. It is left as it is: have the relay that wrote it forward what"
+                f" waits, or run `relay salvage {path} NEW`, and start this one on a new file"
+            )
+    finally:
+        connection.execute("ROLLBACK")
 
 
 def milliseconds(moment: datetime) -> int:

@@ -1,0 +1,118 @@
+"""See tests/outbox/released.py."""
+
+from collections import Counter
+from contextlib import closing
+
+import pytest
+
+from relay.errors import OutboxError
+from relay.outbox import State, open_outbox
+from relay.outbox.postgres import schema as postgres_schema
+from relay.outbox.records import Record
+from relay.outbox.sqlite import schema as sqlite_schema
+from relay.outbox.tallies import population
+from tests.fakes import SegmentServer
+from tests.outbox.released import (
+    DELIVERED,
+    LATEST,
+    PENDING,
+    REJECTED,
+    REPLAYED,
+    UNUSABLE,
+    fixtures,
+    load,
+)
+from tests.processes import RelayProcess, Store, pending, within
+from tests.records import everything
+
+MIGRATIONS = {"sqlite": sqlite_schema, "postgres": postgres_schema}
+KEPT = {"RELAY_RETENTION_DAYS": "36500"}
+"""The fixtures are older each day."""
+
+Released = tuple[Store, int]
+
+
+@pytest.fixture(
+    params=[(store, version) for store in MIGRATIONS for version in fixtures(store)],
+    ids=lambda fixture: "-".join(map(str, fixture)),
+)
+def released(request: pytest.FixtureRequest) -> Released:
+    """A store with the outbox of a released version, and that version."""
+    kind, version = request.param
+    store: Store = request.getfixturevalue(f"{kind}_store")
+    load(store, version)
+    return store, version
+
+
+def by_body(store: Store) -> dict[bytes, Record]:
+    """All that the outbox holds, as this version reads it."""
+    with closing(open_outbox(store.url)) as outbox:
+        found = everything(outbox.records)
+        counted = Counter(record.state for record in found)
+        counts, tallied = outbox.counts(), population(outbox.tallies())
+
+    assert (counts.pending, counts.delivered, counts.dead) == tuple(counted[s] for s in State)
+    assert sum(tallied.values()) == len(found)
+    return {record.body: record for record in found}
+
+
+def what_happened(record: Record) -> list[tuple[str, str]]:
+    return [(happening.what, happening.said) for happening in record.history]
+
+
+@pytest.mark.parametrize("kind", MIGRATIONS)
+def test_there_is_a_fixture_for_each_released_version(kind: str) -> None:
+    assert fixtures(kind) == [*range(1, LATEST[kind] + 1)]
+
+
+def test_all_that_a_released_version_left_is_read(released: Released) -> None:
+    found = by_body(released[0])
+
+    assert found.keys() == {*DELIVERED, *REJECTED, *REPLAYED, *UNUSABLE, *PENDING}
+    for state, bodies in {
+        State.DELIVERED: [*DELIVERED, *REPLAYED],
+        State.DEAD: [*REJECTED, *UNUSABLE],
+        State.PENDING: PENDING,
+    }.items():
+        assert {found[body].state for body in bodies} == {state}
+    assert [found[body].reason for body in [*REJECTED, *UNUSABLE]] == [
+        "rejected",
+        "unknown_type",
+        "unreadable",
+    ]
+    assert [what for what, _ in what_happened(found[REPLAYED[0]])] == ["dead", "replayed"]
+    assert ("posted", "503 Service Unavailable") in [
+        told for body in PENDING for told in what_happened(found[body])
+    ]
+
+
+def test_its_operations_are_read(released: Released) -> None:
+    with closing(open_outbox(released[0].url)) as outbox:
+        operations = outbox.records.operations(9)
+
+    assert [(each.kind, each.entries) for each in operations] == [("erase", 1), ("replay", 1)]
+    assert all(each.finished_at for each in operations)
+
+
+def test_what_waits_in_it_is_forwarded_and_copies_are_recognised(released: Released) -> None:
+    store, _ = released
+    before = {body: record.message_id for body, record in by_body(store).items()}
+    with SegmentServer() as segment, RelayProcess(store, segment.url, **KEPT) as relay:
+        assert within(30, lambda: pending(store) == 0)
+        copies = [relay.post(body).content for body in [*DELIVERED, *PENDING]]
+    sent = [message["messageId"] for message in segment.accepted]
+
+    assert sorted(sent) == sorted(before[body] for body in PENDING)
+    assert copies == [
+        {"status": "duplicate", "message_id": before[body]} for body in [*DELIVERED, *PENDING]
+    ]
+    assert {record.state for record in by_body(store).values()} == {State.DELIVERED, State.DEAD}
+
+
+def test_an_older_relay_refuses_it(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an older relay, all that matters is how many migrations it knows."""
+    store, version = released
+    for schema in MIGRATIONS.values():
+        monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[: version - 1])
+    with pytest.raises(OutboxError, match="newer relay"):
+        open_outbox(store.url)
