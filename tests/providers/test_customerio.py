@@ -145,6 +145,39 @@ def test_what_was_signed_is_the_time_and_the_very_body() -> None:
     assert not any(customerio().authenticate(webhook) for webhook in forged)
 
 
+def test_one_signature_fits_one_split_into_time_and_body() -> None:
+    """What is signed holds more colons than the one between the two."""
+    whole = SENT_AT + b":" + json.dumps(CLICKED).encode()
+    mark = signature(KEY, *reversed(whole.split(b":", 1)))
+    parts = whole.split(b":")
+    splits = [(b":".join(parts[:n]), b":".join(parts[n:])) for n in range(1, len(parts))]
+    webhooks = [
+        Webhook(None, [(b"x-cio-timestamp", time), (b"x-cio-signature", mark)], body, NOON)
+        for time, body in splits
+    ]
+
+    assert len(webhooks) > 9
+    assert [customerio().authenticate(webhook) for webhook in webhooks] == [
+        True,
+        *[False] * (len(webhooks) - 1),
+    ]
+
+
+_NO_TIMES = [b"", b" ", b"soon", b" 1772366400", b"1772366400\n", b"+1772366400", b"1772366400.0"]
+_NO_TIMES += [b"1e9", b"1_000", "\u0661".encode(), b"\xb2", b"1:{", b"0" * 21]
+
+
+@pytest.mark.parametrize("tolerance", [0, 10**9])
+@pytest.mark.parametrize("sent_at", _NO_TIMES)
+def test_a_time_is_digits(sent_at: bytes, tolerance: int) -> None:
+    assert not customerio(tolerance=tolerance).authenticate(signed(KEY, b"{}", sent_at))
+
+
+@pytest.mark.parametrize("sent_at", [SENT_AT, b"00" + SENT_AT, SENT_AT + b"000", b"0", b"9" * 20])
+def test_any_digits_are_a_time_while_its_age_is_of_no_interest(sent_at: bytes) -> None:
+    assert customerio().authenticate(signed(KEY, b"{}", sent_at))
+
+
 @pytest.mark.parametrize(("tolerance", "accepted"), [(0, True), (299, False), (300, True)])
 def test_how_old_a_signature_may_be_is_a_setting(tolerance: int, accepted: bool) -> None:  # noqa: FBT001 (drawn)
     for seconds in (-300, 300):
