@@ -26,7 +26,7 @@ from tests.processes import RelayProcess, Store, pending, within
 from tests.records import everything
 
 MIGRATIONS = {"sqlite": sqlite_schema, "postgres": postgres_schema}
-KEPT = {"RELAY_RETENTION_DAYS": "36500"}
+KEPT_DAYS = "36500"
 """The fixtures are older each day."""
 
 Released = tuple[Store, int]
@@ -97,7 +97,10 @@ def test_its_operations_are_read(released: Released) -> None:
 def test_what_waits_in_it_is_forwarded_and_copies_are_recognised(released: Released) -> None:
     store, _ = released
     before = {body: record.message_id for body, record in by_body(store).items()}
-    with SegmentServer() as segment, RelayProcess(store, segment.url, **KEPT) as relay:
+    with (
+        SegmentServer() as segment,
+        RelayProcess(store, segment.url, RELAY_RETENTION_DAYS=KEPT_DAYS) as relay,
+    ):
         assert within(30, lambda: pending(store) == 0)
         copies = [relay.post(body).content for body in [*DELIVERED, *PENDING]]
     sent = [message["messageId"] for message in segment.accepted]
