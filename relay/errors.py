@@ -3,7 +3,7 @@
     RelayError
     ├── SettingsError              the environment cannot be used; names every fault
     ├── OutboxError                the outbox could not do it; nothing was promised
-    │   ├── OutboxUnusableError        nor will it, until an operator acts
+    │   ├── OutboxUnusableError        nor will waiting change that: the operator must act
     │   └── OutboxBrokenError          nor will it, in this process: its disk has failed
     ├── UnreadableError            a body that is not a usable JSON object
     └── SegmentError               a batch was not accepted
@@ -40,7 +40,10 @@ class OutboxError(RelayError):
 
 
 class OutboxUnusableError(OutboxError):
-    """The outbox cannot be opened until an operator acts: waiting cures nothing."""
+    """The outbox cannot be used as it is, and waiting does not change that: the operator must act.
+
+    Its URL, its password, its version or its owner is wrong, or it is damaged.
+    """
 
 
 class OutboxBrokenError(OutboxError):

@@ -3,21 +3,29 @@
 import hmac
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Final
 
 import click
+import structlog
 from pydantic import BaseModel
 
 from relay import __version__, logs
-from relay.errors import OutboxError, SettingsError
+from relay.errors import OutboxBrokenError, OutboxError, OutboxUnusableError, SettingsError
 from relay.limits import Limits
 from relay.outbox import Outbox, open_outbox
 from relay.providers import Provider, provider_classes
 from relay.segment import Segment
 from relay.settings import Settings
+
+PATIENCE_SECONDS: Final = 20
+"""How long a command waits for a database that is not there yet."""
+
+_log = structlog.get_logger()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,13 +76,32 @@ def opened(settings: Settings, *, made_before: bool = False) -> Iterator[Outbox]
     if made_before and settings.on_sqlite and not path.exists():
         raise click.ClickException(f"outbox: {path} does not exist (RELAY_OUTBOX_URL names it)")
     try:
-        outbox = open_outbox(settings.outbox, allow_ephemeral=settings.allow_ephemeral)
+        outbox = _open(settings)
     except OutboxError as error:
         raise click.ClickException(f"outbox: {error}") from None
     try:
         yield outbox
     finally:
         outbox.close()
+
+
+def _open(settings: Settings) -> Outbox:
+    """The outbox, once its server is there.
+
+    Raises:
+        OutboxError: it is not there in time, or waiting would not help.
+    """
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return open_outbox(settings.outbox, allow_ephemeral=settings.allow_ephemeral)
+        except (OutboxUnusableError, OutboxBrokenError):
+            raise
+        except OutboxError as error:
+            if time.monotonic() > give_up_at:
+                raise
+            _log.warning("outbox.awaited", error=str(error))
+            time.sleep(1)
 
 
 @contextmanager

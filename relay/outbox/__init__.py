@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from msgspec import Struct
 
-from relay.errors import OutboxError
+from relay.errors import OutboxUnusableError
 from relay.events import EmailEvent, Unusable
 from relay.pacing import Pace, Standing
 
@@ -233,7 +233,7 @@ class Outbox(Protocol):
             patience: for how long another one is waited for that is about to end.
 
         Raises:
-            OutboxError: another process has it.
+            OutboxUnusableError: another process has it.
         """
         ...
 
@@ -251,18 +251,19 @@ _STORES: Final = {"sqlite": "sqlite", "postgresql": "postgres", "postgres": "pos
 
 
 def open_outbox(url: str, *, allow_ephemeral: bool = False) -> Outbox:
-    """Open the outbox at the URL, made or migrated forward as needed.
+    """Open the outbox at the URL, made or migrated forward as needed; try once.
 
     Args:
         url: the store's kind and place.
         allow_ephemeral: it may lie where a restart of the machine wipes it.
 
     Raises:
-        OutboxError: it cannot be opened, or no store goes by the URL's scheme.
+        OutboxError: it cannot be opened now, and may be later: its server is away.
+        OutboxUnusableError: it cannot be opened, and will not be before the operator has acted.
     """
     scheme = url.partition(":")[0]
     if scheme not in _STORES:
-        raise OutboxError(
+        raise OutboxUnusableError(
             f"no store goes by {scheme or 'an empty scheme'}:; known: {', '.join(_STORES)}"
         )
     outbox: Outbox = import_module(f"{__name__}.{_STORES[scheme]}").open_url(

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from msgspec import structs
 
-from relay.errors import OutboxError
+from relay.errors import OutboxError, OutboxUnusableError
 from relay.events import DeadReason, Unusable
 from relay.lookup import reasons
 from relay.outbox import Arrival, Keys, Outbox, Role, State
@@ -216,7 +216,7 @@ def test_there_is_room_for_any_number_of_processes(url: str) -> None:
 
 
 def test_a_server_that_does_not_sync_is_refused(postgres: PostgresServer, url: str) -> None:
-    with postgres.configured("fsync", "off"), pytest.raises(OutboxError, match="fsync=off"):
+    with postgres.configured("fsync", "off"), pytest.raises(OutboxUnusableError, match="fsync=off"):
         PostgresOutbox(url)
 
 
@@ -256,7 +256,7 @@ def test_a_schema_of_a_newer_relay_is_refused(url: str) -> None:
     PostgresOutbox(url).close()
     query(url, "INSERT INTO relay.migrations VALUES (1000)")
 
-    with pytest.raises(OutboxError, match="newer relay"):
+    with pytest.raises(OutboxUnusableError, match="newer relay"):
         PostgresOutbox(url)
 
 
@@ -281,15 +281,66 @@ def test_who_waits_for_entries_is_woken_by_the_server(url: str, outbox: Outbox) 
     adding.close()
 
 
-def test_a_server_that_starts_later_is_waited_for(postgres: PostgresServer, url: str) -> None:
+def test_a_command_waits_for_a_server_that_starts_later(postgres: PostgresServer, url: str) -> None:
     postgres.stop("fast")
-    with ThreadPoolExecutor(1) as thread:
-        opened = thread.submit(PostgresOutbox, url)
+    environ = {"SEGMENT_WRITE_KEY": "wk", "RELAY_OUTBOX_URL": url, "RELAY_LOG_FORMAT": "json"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "relay", "migrate"], env=environ, stderr=subprocess.PIPE
+    ) as migrating:
+        assert migrating.stderr is not None
+        awaited = b"outbox.awaited" in migrating.stderr.readline()
         postgres.start()
-        outbox = opened.result()
+        migrating.stderr.read()
+        code = migrating.wait(20)
 
-    assert works(outbox)
-    outbox.close()
+    assert awaited
+    assert code == 0
+
+
+def test_a_server_that_is_away_is_tried_once_and_may_come_back(
+    postgres: PostgresServer, url: str
+) -> None:
+    postgres.stop("fast")
+    try:
+        with pytest.raises(OutboxError) as raised:
+            PostgresOutbox(url)
+    finally:
+        postgres.start()
+
+    assert not isinstance(raised.value, OutboxUnusableError)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("relay:", "nobody:"),
+        (PASSWORD, "wrong"),
+        (f":{PASSWORD}", ""),
+        ("/test_", "/absent_"),
+        ("?", "?sslmode=require&"),
+        ("?", "?sslmode=no-verify&"),
+        (PASSWORD, f"{PASSWORD}%zz"),
+    ],
+)
+def test_what_waiting_does_not_cure_is_told_from_a_server_that_is_away(
+    url: str, change: tuple[str, str]
+) -> None:
+    with pytest.raises(OutboxUnusableError):
+        PostgresOutbox(f"{url}?application_name=test".replace(*change))
+
+
+def test_a_host_called_like_a_fault_is_still_only_away(postgres: PostgresServer, url: str) -> None:
+    hosts = "127.0.0.1,127.0.0.1"
+    ports = f"{postgres.port},1"
+    address = f"127.0.0.1:{postgres.port}"
+    wrong = url.replace(PASSWORD, "wrong")
+    away = wrong.replace(address, "") + f"?host={hosts}&port={ports}"
+    named = url.replace(address, "127.0.0.1:1").replace("test_", "certificate_")
+
+    for tried in (away, named):
+        with pytest.raises(OutboxError) as raised:
+            PostgresOutbox(tried)
+        assert not isinstance(raised.value, OutboxUnusableError), tried
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])

@@ -1,20 +1,15 @@
 """The tables of a PostgreSQL outbox, how it is connected to, and what several modules need."""
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, LiteralString
 
 import psycopg
-import structlog
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import PoolTimeout
 
-from relay.errors import OutboxError
-
-PATIENCE_SECONDS: Final = 20
-"""How long a server that is not there yet is waited for at the start."""
+from relay.errors import OutboxError, OutboxUnusableError
 
 # One script a version, each run in a transaction; a schema at version n has had the first n.
 MIGRATIONS: Final[tuple[LiteralString, ...]] = (
@@ -166,13 +161,14 @@ COUNT: Final = "SELECT change, sum(entries)::bigint FROM relay.tallies GROUP BY 
 _MIGRATION_LOCK: Final = 0x52_4C_41_59  # "RLAY", among the database's advisory locks
 
 _CONNECT_SECONDS: Final = 3
-# What waiting does not mend.
+# What waiting does not mend, in the words of libpq, the server and PgBouncer. A connection that is
+# refused has no SQLSTATE, and a server that speaks another language is waited for.
 _HOPELESS: Final = re.compile(
-    r"authentication failed|does not exist|pg_hba|certificate|support SSL"
+    r"authentication failed|does not exist|no such (database|user)|not permitted to log in"
+    r"|permission denied for database|pg_hba|no password supplied|certificate|support SSL"
+    r"|invalid [a-z ]*(value|number)"
 )
-
-
-_log = structlog.get_logger()
+_QUOTED: Final = re.compile(r'"[^"]*"')  # a host or a role may be called like a fault
 
 
 def connection_parameters(url: str) -> dict[str, Any]:
@@ -180,7 +176,7 @@ def connection_parameters(url: str) -> dict[str, Any]:
     try:
         given = conninfo_to_dict(url)
     except psycopg.ProgrammingError:  # its text may hold the URL, and with it the password
-        raise OutboxError("PostgreSQL: its URL cannot be read") from None
+        raise OutboxUnusableError("PostgreSQL: its URL cannot be read") from None
     defaults = {
         "connect_timeout": _CONNECT_SECONDS,
         "keepalives_idle": 10,
@@ -195,29 +191,35 @@ def connection_parameters(url: str) -> dict[str, Any]:
 
 
 def prepare(parameters: dict[str, Any]) -> None:
-    """Bring the schema up to date, once the server is there.
+    """Bring the schema up to date.
 
     Raises:
-        OutboxError: it is not there in time, does not let us in, or is not durable.
+        OutboxError: the server is not there now.
+        OutboxUnusableError: it does not let us in, is not durable, or has another schema.
     """
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            with psycopg.connect(**parameters) as connection:
-                _check_durability(connection)
-                _migrate(connection)
-                return
-        except psycopg.OperationalError as error:
-            if _HOPELESS.search(str(error)) or time.monotonic() > give_up_at:
-                raise
-            _log.warning("outbox.awaited", error=_line(error))
-            time.sleep(1)
+    try:
+        with psycopg.connect(**parameters) as connection:
+            _check_durability(connection)
+            _migrate(connection)
+    except psycopg.ProgrammingError as error:  # what is missing, or not permitted
+        raise OutboxUnusableError(f"PostgreSQL: {_line(error)}") from error
+    except psycopg.OperationalError as error:
+        if _is_hopeless(error):
+            raise OutboxUnusableError(f"PostgreSQL: {_line(error)}") from error
+        raise
+
+
+def _is_hopeless(error: psycopg.OperationalError) -> bool:
+    """Whether each host that was tried gave a reason that waiting does not change."""
+    said = _QUOTED.sub("", str(error))
+    attempts = [line for line in said.splitlines() if line.startswith("- ")] or [said]
+    return all(_HOPELESS.search(attempt) for attempt in attempts)
 
 
 def _check_durability(connection: psycopg.Connection[Any]) -> None:
     row: Any = connection.execute("SHOW fsync").fetchone()
     if row[0] != "on":
-        raise OutboxError("PostgreSQL runs with fsync=off: what it commits may be lost")
+        raise OutboxUnusableError("PostgreSQL runs with fsync=off: what it commits may be lost")
 
 
 def _migrate(connection: psycopg.Connection[Any]) -> None:
@@ -234,7 +236,7 @@ def _migrate(connection: psycopg.Connection[Any]) -> None:
         )
         version = _version(connection)
         if version > len(MIGRATIONS):
-            raise OutboxError("the schema relay was written by a newer relay")
+            raise OutboxUnusableError("the schema relay was written by a newer relay")
         for number, migration in enumerate(MIGRATIONS[version:], version + 1):
             connection.execute(migration)
             connection.execute("INSERT INTO relay.migrations VALUES (%s)", (number,))

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 import apsw
 from msgspec import Struct, json, structs
 
-from relay.errors import OutboxBrokenError, OutboxError
+from relay.errors import OutboxBrokenError, OutboxError, OutboxUnusableError
 from relay.events import Unusable
 from relay.outbox import (
     DEATHS_IN_COMPANY,
@@ -56,11 +56,11 @@ def open_url(url: str, *, allow_ephemeral: bool) -> "SqliteOutbox":
     """Open `sqlite:///relative.db` or `sqlite:////absolute.db`."""
     path = url.removeprefix("sqlite:///")
     if path == url or not path or path.startswith(":"):
-        raise OutboxError(
+        raise OutboxUnusableError(
             "a SQLite outbox is named sqlite:///file.db or sqlite:////path/to/file.db"
         )
     if not allow_ephemeral and _file_system(Path(path).parent) in _IN_MEMORY:
-        raise OutboxError(
+        raise OutboxUnusableError(
             f"{path} would lie in memory (tmpfs), which a restart of the machine wipes; name a file"
             " on a disk, or set RELAY_ALLOW_EPHEMERAL=1 to lose events"
         )
@@ -258,7 +258,7 @@ class SqliteOutbox:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if self._elapsed() >= give_up_at:
-                        raise OutboxError(_TAKEN[role].format(self._path)) from None
+                        raise OutboxUnusableError(_TAKEN[role].format(self._path)) from None
                     time.sleep(_LOCK_LOOK_SECONDS)
                 except OSError as error:
                     raise OutboxError(f"{self._path} cannot be locked: {error.strerror}") from None

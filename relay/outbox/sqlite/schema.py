@@ -11,7 +11,7 @@ from typing import Final
 
 import apsw
 
-from relay.errors import OutboxBrokenError, OutboxError
+from relay.errors import OutboxBrokenError, OutboxError, OutboxUnusableError
 from relay.outbox import Role
 from relay.outbox.records import RARE
 from relay.outbox.sqlite.fileformat import log_fault, size_on_disk
@@ -159,12 +159,14 @@ def translated() -> Iterator[None]:
         yield
     except (apsw.CorruptError, apsw.NotADBError) as error:
         raise _damage(str(error)) from error
+    except apsw.ReadOnlyError as error:
+        raise OutboxUnusableError(f"SQLite: {type(error).__name__}: {error}") from error
     except apsw.Error as error:
         raise OutboxError(f"SQLite: {type(error).__name__}: {error}") from error
 
 
-def _damage(said: str, path: Path | None = None) -> OutboxError:
-    return OutboxError(
+def _damage(said: str, path: Path | None = None) -> OutboxUnusableError:
+    return OutboxUnusableError(
         f"{path or 'the outbox'} is damaged ({said}); stop relay, run `relay salvage"
         f" {path or 'DAMAGED'} NEW`, and start it on the new file; the damaged one is left as it is"
     )
@@ -175,7 +177,7 @@ def connect(path: Path) -> apsw.Connection:
     try:
         connection = apsw.Connection(str(path))
     except apsw.CantOpenError:
-        raise OutboxError(f"{path} cannot be opened") from None
+        raise OutboxUnusableError(f"{path} cannot be opened") from None
     connection.set_busy_timeout(_BUSY_MILLISECONDS)
     return connection
 
@@ -192,7 +194,8 @@ def refuse_damage(connection: apsw.Connection, path: Path, *, seconds: float = 1
         seconds: how long at the most.
 
     Raises:
-        OutboxError: it is damaged; nothing has been written to it, and the connection is closed.
+        OutboxUnusableError: it is damaged; nothing has been written to it, and the connection is
+            closed.
     """
     fault = log_fault(path)
     if fault is None and size_on_disk(path):
@@ -273,8 +276,8 @@ def migrate(connection: apsw.Connection, path: Path) -> None:
     """Bring the file up to date.
 
     Raises:
-        OutboxError: it is another program's, a newer relay's, or its tables are not those of its
-            version; nothing has been written to it.
+        OutboxUnusableError: it is another program's, a newer relay's, or its tables are not those
+            of its version; nothing has been written to it.
     """
     _refuse_others(connection, path)
     connection.pragma("journal_mode", "wal")
@@ -293,12 +296,12 @@ def _refuse_others(connection: apsw.Connection, path: Path) -> None:
     try:
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
         if tables and connection.pragma("application_id") != MARK:
-            raise OutboxError(f"{path} is a SQLite file of some other program")
+            raise OutboxUnusableError(f"{path} is a SQLite file of some other program")
         version: int = connection.pragma("user_version")
         if version > len(MIGRATIONS):
-            raise OutboxError(f"{path} was written by a newer relay")
+            raise OutboxUnusableError(f"{path} was written by a newer relay")
         if differing := differences(connection, MIGRATIONS[:version]):
-            raise OutboxError(
+            raise OutboxUnusableError(
                 f"{path} does not have the tables of version {version}, which it claims to have"
                 f" ({', '.join(differing)}); another build of relay has made it, or someone has"
                 " changed it. It is left as it is: have the relay that wrote it forward what"
