@@ -227,6 +227,11 @@ class RelayProcess:
         self.kill()
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def outbox(self) -> Path:
         """The file of a SQLite outbox."""
         assert isinstance(self.store, SqliteStore)

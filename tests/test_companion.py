@@ -1,6 +1,10 @@
 import os
 import re
+import resource
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -9,9 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from relay.companion import telling, texts
+import relay
+from relay.companion import Companion, telling, texts
 from tests.fakes import Answer, SegmentServer
-from tests.processes import SECRET, WRITE_KEY, ForwarderProcess, RelayProcess, run, within
+from tests.processes import (
+    SECRET,
+    WRITE_KEY,
+    ForwarderProcess,
+    RelayProcess,
+    Store,
+    closed_port,
+    run,
+    within,
+)
 
 OPENED = b'{"type": "opened", "opened_at": 1772366400, "user": {"id": 7}, "message_id": "%d"}'
 
@@ -186,3 +200,147 @@ def test_a_file_takes_one_receiver_and_one_forwarder_apart(tmp_path: Path) -> No
         relay.post(OPENED % 1)
 
         assert within(20, lambda: len(server.accepted) == 1)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """An empty one."""
+    store: Store = request.getfixturevalue(f"{request.param}_store")
+    return store
+
+
+def test_a_forwarder_that_hangs_makes_relay_unready_and_is_replaced(store: Store) -> None:
+    with SegmentServer() as server, RelayProcess(store, server.url) as relay:
+        relay.post(OPENED % 1)
+        assert within(20, lambda: len(server.accepted) == 1)
+        hanging = relay.forwarder()
+        os.kill(hanging, signal.SIGSTOP)
+        relay.post(OPENED % 2)
+
+        def reasons() -> object:
+            return relay.ask("GET", "/readyz").content.get("reasons")
+
+        assert within(60, lambda: reasons() == ["the forwarder is not running"])
+        assert within(60, lambda: len(server.accepted) == 2)
+        assert within(60, lambda: reasons() is None)
+        assert relay.forwarder() != hanging
+        assert [line["code"] for line in relay.log() if line["event"] == "companion.died"] == [-9]
+
+
+def test_a_forwarder_that_cannot_be_started_is_started_once_it_can(tmp_path: Path) -> None:
+    with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
+        before = resource.prlimit(relay.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(relay.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        relay.kill_forwarder()
+        failures = [{"error": "[Errno 24] Too many open files", "kind": "OSError"}] * 2
+
+        def failed() -> list[dict[str, str]]:
+            lines = [line for line in relay.log() if line["event"] == "companion.failed"]
+            return [{"error": line["error"], "kind": line["kind"]} for line in lines]
+
+        assert within(60, lambda: failed()[:2] == failures)
+        resource.prlimit(relay.pid, resource.RLIMIT_NOFILE, before)
+
+        assert within(60, lambda: relay.ask("GET", "/readyz").status == 200)
+        relay.post(OPENED % 1)
+        assert within(60, lambda: len(server.accepted) == 1)
+
+
+_HANGS_THE_FIRST_TIME = """
+import sys, time
+starts = open(sys.argv[1], "r+")
+first = not starts.read()
+starts.write(" ".join(sys.argv[2:]) + ".")
+starts.close()
+while True:
+    sys.stdout.write("# EOF\\n")
+    sys.stdout.flush()
+    time.sleep(10_000 if first else 0.1)
+"""
+
+
+def test_one_that_is_silent_is_ended_and_the_next_is_told_so(tmp_path: Path) -> None:
+    script, starts = tmp_path / "script.py", tmp_path / "starts"
+    script.write_text(_HANGS_THE_FIRST_TIME)
+    starts.touch()
+    command = [sys.executable, str(script)]
+    companion = Companion([str(starts), "forward"], {}, command=command, silence_seconds=2)
+    companion.start()
+    try:
+        assert within(60, lambda: starts.read_text().startswith("forward.forward --after-crash."))
+        assert within(60, lambda: companion.running)
+    finally:
+        companion.stop(0)
+
+
+def test_one_that_closes_its_output_and_stays_is_ended(tmp_path: Path) -> None:
+    script, starts = tmp_path / "script.py", tmp_path / "starts"
+    script.write_text(
+        "import os, sys, time; open(sys.argv[1], 'a').write('.'); os.close(1); time.sleep(999)"
+    )
+    command = [sys.executable, str(script)]
+    companion = Companion([str(starts)], {}, command=command, silence_seconds=1)
+    companion.start()
+    try:
+        assert within(60, lambda: starts.exists() and len(starts.read_text()) >= 2)
+    finally:
+        companion.stop(0)
+
+
+def test_who_started_it_hears_when_nothing_starts_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # pytest's would fail the test
+    lost = threading.Event()
+    command = [sys.executable, "-c", f"raise SystemExit({os.EX_IOERR})"]
+    companion = Companion([], {}, command=command, broken=sys.exit, lost=lost.set)
+    companion.start()
+
+    assert lost.wait(60)
+
+
+_TELLS_WHO_IMPORTS_IT = """
+import os
+with open({!r}, "a") as output:
+    output.write(f"{{os.getpid()}}\\n")
+"""
+
+
+@pytest.mark.parametrize("python_path", ["", ":", ".", "{elsewhere}:"])
+def test_a_forwarder_is_this_very_relay_and_imports_nothing_from_the_working_directory(
+    tmp_path: Path, python_path: str
+) -> None:
+    imported, trapped, here = tmp_path / "imported", tmp_path / "trapped", tmp_path / "here"
+    trapped.touch()
+    here.mkdir()
+    mine = tmp_path / "mine"
+    shutil.copytree(Path(relay.__file__).parent, mine / "relay")
+    with (mine / "relay" / "forwarder.py").open("a") as code:
+        code.write(_TELLS_WHO_IMPORTS_IT.format(str(imported)))
+    environ = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": python_path.format(elsewhere=tmp_path / "elsewhere"),
+        "SEGMENT_WRITE_KEY": WRITE_KEY,
+        "SEGMENT_HOST": f"http://127.0.0.1:{closed_port()}",
+        "RELAY_VERO_SECRET": SECRET,
+        "RELAY_OUTBOX_URL": f"sqlite:///{tmp_path}/relay.db",
+    }
+    command = [sys.executable, "-P", str(mine / "relay" / "__main__.py"), "serve", "--port", "0"]
+    with subprocess.Popen(command, cwd=here, env=environ, stderr=subprocess.DEVNULL) as process:  # noqa: S603 (its own Python)
+
+        def importing() -> set[int]:
+            pids = imported.read_text().split() if imported.exists() else []
+            return {int(pid) for pid in pids} - {process.pid}
+
+        try:
+            assert within(60, lambda: len(importing()) == 1)
+            (first,) = importing()
+            for name in ("structlog", "sitecustomize", "relay", "json"):
+                (here / f"{name}.py").write_text(_TELLS_WHO_IMPORTS_IT.format(str(trapped)))
+            os.kill(first, signal.SIGKILL)
+
+            assert within(60, lambda: len(importing()) == 2)
+            assert trapped.read_text() == ""
+        finally:
+            process.terminate()
+            process.wait(60)

@@ -84,8 +84,9 @@ def commands() -> dict[str, list[str]]:
 
     found = {"Dockerfile": json.loads(default), "relay.service": by_systemd}
     for process, command in processes().items():
-        python, module, relay, *arguments = shlex.split(command)
-        assert [python, module, relay] == ["python", "-m", "relay"]
+        python, isolated, relay, *arguments = shlex.split(command)
+        # Isolated, and by its path: nothing is imported from the working directory.
+        assert [python, isolated, relay] == ["python", "-I", "relay/__main__.py"]
         found[f"Procfile {process}"] = arguments
     for name, service in relays().items():
         found[f"compose.yaml {name}"] = service.get("command", json.loads(default))

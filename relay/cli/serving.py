@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from random import Random
@@ -87,13 +87,18 @@ def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     help="Port to answer /metrics and /healthz on; otherwise none.",
 )
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
-def forward(metrics_host: str, metrics_port: int | None, *, until_stdin_closes: bool) -> None:
+@click.option("--after-crash", is_flag=True, hidden=True)
+def forward(
+    metrics_host: str, metrics_port: int | None, *, until_stdin_closes: bool, after_crash: bool
+) -> None:
     """Forward what the outbox holds, until SIGTERM or Ctrl-C.
 
     `relay serve` does so by itself. With PostgreSQL any number of these may run beside it.
     """
     settings, providers = configured()
     configure_logs(settings)
+    # The one before it ended alone: without being asked to, or for its silence.
+    _log.debug("forward.begins", after_crash=after_crash)
     if metrics_port is not None:
         listener = _listen(metrics_host, metrics_port, "--metrics-port")
         serve_aside(Scraping([FORWARDING], token=settings.metrics_token), listener)
@@ -158,8 +163,9 @@ class _LeaveOnce:
 
 def _leave_with_stdin() -> None:
     # Not through sys.stdin, whose lock this thread would hold when Python ends.
-    while os.read(0, 1024):
-        pass
+    with suppress(OSError):  # one that cannot be read is as good as closed
+        while os.read(0, 1024):
+            pass
     # To the main thread, which is asleep: a signal to this one would not wake it.
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
