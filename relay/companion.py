@@ -127,6 +127,8 @@ class Companion:
             timeout: seconds that it has to end by itself.
         """
         self.stop_soon()
+        if not self._keeper.is_alive():
+            return
         self._keeper.join(timeout)
         if self._process is not None:
             self._process.kill()

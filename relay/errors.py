@@ -3,6 +3,7 @@
     RelayError
     ├── SettingsError              the environment cannot be used; names every fault
     ├── OutboxError                the outbox could not do it; nothing was promised
+    │   ├── OutboxNotOpenError         not yet
     │   ├── OutboxUnusableError        nor will waiting change that: the operator must act
     │   └── OutboxBrokenError          nor will it, in this process: its disk has failed
     ├── UnreadableError            a body that is not a usable JSON object
@@ -37,6 +38,10 @@ class SettingsError(RelayError):
 
 class OutboxError(RelayError):
     """The outbox could not do what it was asked; nothing that was asked has happened."""
+
+
+class OutboxNotOpenError(OutboxError):
+    """The outbox is still being opened, or its store awaited."""
 
 
 class OutboxUnusableError(OutboxError):

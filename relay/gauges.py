@@ -67,14 +67,14 @@ class Gauges:
         self._clock = clock
         self._before: Promises | None = None
 
-    def begin(self) -> None:
+    def begin(self, outbox: Outbox) -> None:
         """Compare what is answered from here on with what is stored; before anything is taken.
 
-        Should the outbox be away just now, nothing is compared until the next start: by a later
-        look, what is then on its way would be missing from one side.
+        Where the outbox does not answer, nothing is compared until the next start: by a later look,
+        what is then on its way would be missing from one side.
         """
         try:
-            self._before = _promises(self._outbox)[0]
+            self._before = _promises(outbox)[0]
         except OutboxError:
             self._before = None
 

@@ -31,6 +31,7 @@ MAX_BODY_BYTES: Final = 2**20
 BODY_SECONDS: Final = 10
 
 _READINESS_SECONDS: Final = 1.0
+_FIRST_LOOK_SECONDS: Final = 1.0
 _NO_ANSWER: Final = "the outbox does not answer"
 
 _log: Final = structlog.get_logger()
@@ -232,7 +233,7 @@ def _count(provider: Provider | None, outcome: str, what: str) -> None:
     _counter(provider.name if provider else "unknown", outcome, what).inc()
 
 
-def create_app(
+def create_app(  # noqa: PLR0913 (what it is built of)
     webhooks: Webhooks,
     *,
     intake: Intake,
@@ -240,6 +241,7 @@ def create_app(
     limits: Limits,
     troubles: Callable[[], Iterable[str]] = tuple,
     pages: Sequence[BaseRoute] = (),
+    started: Callable[[], object] = lambda: None,
 ) -> ASGIApp:
     """The HTTP application: webhooks, health, and whatever else is served.
 
@@ -250,14 +252,17 @@ def create_app(
         limits: beyond which nothing is taken.
         troubles: what else keeps relay from being ready, a sentence each.
         pages: what else is served.
+        started: called at the start, once signals are handled.
     """
     gate = _Gate(intake, limits)
     readiness = _Readiness(outbox, lambda: [*gate.troubles(), *troubles()])
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        await gate.look()
+        started()
         intake.start()
+        # An outbox that takes longer than this to open, or to answer, is told of meanwhile.
+        await asyncio.wait([asyncio.create_task(gate.look())], timeout=_FIRST_LOOK_SECONDS)
         watches = [
             asyncio.create_task(watch) for watch in (webhooks.give_up_on_the_slow(), gate.watch())
         ]

@@ -6,26 +6,24 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from io import TextIOWrapper
+from math import inf
 from pathlib import Path
 from typing import Final
 
 import click
-import structlog
 from pydantic import BaseModel
 
 from relay import __version__, logs
-from relay.errors import OutboxBrokenError, OutboxError, OutboxUnusableError, SettingsError
-from relay.limits import Limits
+from relay.errors import OutboxError, SettingsError
 from relay.outbox import Outbox, open_outbox
+from relay.outbox.opening import open_when_there
 from relay.providers import Provider, provider_classes
-from relay.segment import Segment
 from relay.settings import Settings
 
 PATIENCE_SECONDS: Final = 20
 """How long a command waits for a database that is not there yet."""
-
-_log = structlog.get_logger()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,43 +63,30 @@ def configure_logs(settings: Settings) -> None:
 
 
 @contextmanager
-def opened(settings: Settings, *, made_before: bool = False) -> Iterator[Outbox]:
+def opened(
+    settings: Settings, *, made_before: bool = False, patient: bool = False
+) -> Iterator[Outbox]:
     """The outbox while it is needed; or the end, with a sentence.
 
     Args:
         settings: they name it.
         made_before: a file that does not exist is most likely named wrongly, and is not made.
+        patient: wait for its store as long as it takes, and not for a while only.
     """
     path = Path(settings.outbox.removeprefix("sqlite:///"))
     if made_before and settings.on_sqlite and not path.exists():
         raise click.ClickException(f"outbox: {path} does not exist (RELAY_OUTBOX_URL names it)")
+    open_once = partial(open_outbox, settings.outbox, allow_ephemeral=settings.allow_ephemeral)
     try:
-        outbox = _open(settings)
+        outbox = open_when_there(
+            open_once, time.sleep, patience_seconds=inf if patient else PATIENCE_SECONDS
+        )
     except OutboxError as error:
         raise click.ClickException(f"outbox: {error}") from None
     try:
         yield outbox
     finally:
         outbox.close()
-
-
-def _open(settings: Settings) -> Outbox:
-    """The outbox, once its server is there.
-
-    Raises:
-        OutboxError: it is not there in time, or waiting would not help.
-    """
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return open_outbox(settings.outbox, allow_ephemeral=settings.allow_ephemeral)
-        except (OutboxUnusableError, OutboxBrokenError):
-            raise
-        except OutboxError as error:
-            if time.monotonic() > give_up_at:
-                raise
-            _log.warning("outbox.awaited", error=str(error))
-            time.sleep(1)
 
 
 @contextmanager
@@ -113,21 +98,7 @@ def reported() -> Iterator[None]:
         raise click.ClickException(f"outbox: {error}") from None
 
 
-def segment_of(settings: Settings) -> Segment:
-    """The Segment source that events go to."""
-    return Segment(
-        settings.segment_write_key.get_secret_value(),
-        settings.segment_url,
-        hash_anonymous_id=settings.anonymous_id == "sha256",
-    )
-
-
 def fingerprint_of(settings: Settings, text: str) -> str:
     """What tells the text from others, and to nobody without the write key which one it is."""
     key = settings.segment_write_key.get_secret_value().encode()
     return hmac.new(key, text.encode(errors="replace"), "sha256").hexdigest()[:8]
-
-
-def limits_of(settings: Settings, outbox: Outbox) -> Limits:
-    """Beyond which nothing is taken."""
-    return Limits(outbox, max_backlog=settings.max_backlog, min_free_disk=settings.min_free_disk)

@@ -17,11 +17,9 @@ from relay.backfill import Backfill, BadLine, lines
 from relay.cli.app import (
     configure_logs,
     configured,
-    limits_of,
     main,
     opened,
     reported,
-    segment_of,
 )
 from relay.cli.filters import as_json_option
 from relay.cli.output import Output, counted, progress
@@ -29,6 +27,7 @@ from relay.errors import OutboxError
 from relay.lookup import PAGE
 from relay.outbox import Outbox, open_outbox
 from relay.outbox.records import Query
+from relay.service import limits_of, segment_of
 
 _BAD_LINES_SHOWN: Final = 20
 _PARTS: Final = 1_000  # of a salvage, as its progress is told

@@ -1,55 +1,41 @@
 """The commands that run relay and look whether it can run."""
 
-import gc
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from random import Random
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Final
 
 import click
 import structlog
 from prometheus_client import generate_latest
-from starlette.routing import Route
 
 from relay import __version__
 from relay.cli.app import (
     configure_logs,
     configured,
-    limits_of,
     main,
     opened,
     reported,
-    segment_of,
     settings_models,
 )
-from relay.companion import Companion, telling
-from relay.console import HOME, Console, Endpoint
-from relay.console.access import is_loopback
+from relay.companion import telling
 from relay.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, playing
-from relay.errors import OutboxError, SegmentError
+from relay.errors import OutboxBrokenError, OutboxError, SegmentError
 from relay.forwarder import Forwarder
-from relay.gauges import Gauges
-from relay.intake import Intake
-from relay.metrics import ALL, FORWARDING, RECEIVING, WEBHOOKS
-from relay.outbox import Outbox, Role
-from relay.providers import Provider
-from relay.receiver import BODY_SECONDS, Webhooks, create_app
+from relay.metrics import ALL, FORWARDING
+from relay.outbox import Role
 from relay.retention import Retention
 from relay.scraping import Scraping, serve_aside
-from relay.server import base_url, listen, serve_http
-from relay.settings import Settings, variables
-
-_POSTS_SECONDS: Final = 8
-"""How long posts under way have to be answered at the end, while requests have theirs."""
+from relay.server import base_url, listen
+from relay.service import POSTS_SECONDS, Service, segment_of, spare_the_collector
+from relay.settings import variables
 
 _log = structlog.get_logger()
 
@@ -71,10 +57,16 @@ def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     settings, providers = configured()
     configure_logs(settings)
     listener = _listen(host, settings.port if port is None else port, "--port")
-    with opened(settings) as outbox:
-        with reported():
-            outbox.become_sole(Role.RECEIVER)
-        _run(settings, providers, outbox, listener, None if no_forward else os.environ)
+    _run(Service(settings, providers, listener, None if no_forward else os.environ))
+
+
+def _run(service: Service) -> None:
+    try:
+        service.run()
+    except OutboxBrokenError:
+        sys.exit(os.EX_IOERR)
+    except OutboxError as error:
+        raise click.ClickException(f"outbox: {error}") from None
 
 
 @main.command()
@@ -109,9 +101,9 @@ def forward(
         threading.Thread(target=_leave_with_stdin, daemon=True).start()
     counted = partial(generate_latest, FORWARDING)
     told = telling(counted, sys.stdout.fileno()) if until_stdin_closes else nullcontext()
-    with told, opened(settings) as outbox, reported():
+    with told, opened(settings, patient=True) as outbox, reported():
         # That of a relay that was killed ends by itself, when it has posted what it had in hand.
-        patience = _POSTS_SECONDS + 2 if until_stdin_closes else 0
+        patience = POSTS_SECONDS + 2 if until_stdin_closes else 0
         outbox.become_sole(Role.FORWARDER, patience=timedelta(seconds=patience))
         forwarder = Forwarder(outbox, segment_of(settings), providers)
         retention = Retention(outbox, timedelta(days=settings.retention_days))
@@ -120,10 +112,10 @@ def forward(
             retention.start()
             if not until_stdin_closes:
                 _log.info("forward.started", version=__version__, **settings.shown())
-            _spare_the_collector()
+            spare_the_collector()
             forwarder.broken.wait()
         finally:
-            forwarder.stop(_POSTS_SECONDS)
+            forwarder.stop(POSTS_SECONDS)
             retention.stop()
     sys.exit(os.EX_IOERR)
 
@@ -135,18 +127,6 @@ def migrate() -> None:
     configure_logs(settings)
     with opened(settings):
         click.echo(f"outbox ok: {settings.outbox_shown} is up to date")
-
-
-class _Broken:
-    """Ends the process, for whatever runs it to start it again."""
-
-    told = False
-
-    def __call__(self) -> None:
-        if not self.told:
-            self.told = True
-            _log.critical("serve.outbox_broken")
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _LeaveOnce:
@@ -199,9 +179,9 @@ def demo(host: str, port: int | None) -> None:
         ledger.headings()
         host, port = listener.getsockname()[:2]
         traffic = Traffic(host, port, ledger, Random())  # noqa: S311 (it makes up names)
+        with playing(traffic.run, partial(outages, segment, ledger)):
+            _run(Service(settings, providers, listener, environ))
         with opened(settings) as outbox:
-            with playing(traffic.run, partial(outages, segment, ledger)):
-                _run(settings, providers, outbox, listener, environ)
             click.echo("\n" + ledger.summary(outbox.counts().pending))
 
 
@@ -248,114 +228,6 @@ def metrics_table() -> None:
     for metric in ALL:
         labels = f"{{{','.join(metric.labels)}}}" if metric.labels else ""
         click.echo(f"| `{metric.name}{labels}` | {metric.kind} | {metric.question} |")
-
-
-def _run(
-    settings: Settings,
-    providers: Sequence[Provider],
-    outbox: Outbox,
-    listener: socket.socket,
-    environ: Mapping[str, str] | None,
-) -> None:
-    """Receive here until told to stop, and forward in a process with the environment, if any."""
-    broken = _Broken()
-    intake = Intake(outbox, broken=broken)
-    arguments = ["forward", "--until-stdin-closes"]
-    forwarder = Companion(arguments, environ, broken=broken) if environ else None
-
-    def troubles() -> list[str]:
-        return [] if forwarder is None or forwarder.running else ["the forwarder is not running"]
-
-    url = base_url(listener)
-    is_local = is_loopback(listener.getsockname()[0])
-    console_url = f"{url}{HOME}" if settings.console_password or is_local else None
-    console = _console(settings, providers, outbox)
-
-    def leave() -> None:
-        console.leave()
-        if forwarder:
-            forwarder.stop_soon()
-
-    gauges = Gauges(outbox, max_backlog=settings.max_backlog, min_free_disk=settings.min_free_disk)
-    gauges.begin()
-    scraping = Scraping(
-        [RECEIVING],
-        gauges,
-        token=settings.metrics_token,
-        more=forwarder.told if forwarder else bytes,
-    )
-    for provider in providers:
-        if provider.configured:  # from the beginning, so that the first one shows as growth
-            WEBHOOKS.labels(provider.name, "unavailable", "outbox")
-    webhooks = Webhooks(providers, segment_of(settings), intake)
-    app = create_app(
-        webhooks,
-        intake=intake,
-        outbox=outbox,
-        limits=limits_of(settings, outbox),
-        troubles=troubles,
-        pages=[Route("/metrics", scraping.answer), *(console.routes if console_url else ())],
-    )
-    if forwarder:
-        forwarder.start()
-    webhook_urls = [
-        f"{url}/webhooks/{provider.name}{'' if provider.signs else '/***'}"
-        for provider in providers
-        if provider.configured
-    ]
-    _log.info(
-        "serve.started",
-        version=__version__,
-        **settings.shown(),
-        webhooks=webhook_urls,
-        console=console_url,
-    )
-    if not webhook_urls:
-        _log.warning("serve.receives_nothing", missing="any provider's secret")
-    _spare_the_collector()
-    try:
-        serve_http(
-            app,
-            webhooks.take_whole,
-            listener,
-            grace_seconds=BODY_SECONDS,
-            leaving=leave,
-        )
-    finally:
-        if forwarder:
-            forwarder.stop(_POSTS_SECONDS + 1)
-    if broken.told:
-        sys.exit(os.EX_IOERR)
-    _log.info("serve.stopped")
-
-
-def _console(settings: Settings, providers: Sequence[Provider], outbox: Outbox) -> Console:
-    endpoints = [
-        Endpoint(
-            provider.name,
-            f"/webhooks/{provider.name}{'' if provider.signs else '/'}",
-            settings.webhook_secret(provider.name),
-        )
-        for provider in providers
-        if provider.configured
-    ]
-    return Console(
-        outbox,
-        providers,
-        segment_of(settings),
-        endpoints=endpoints,
-        password=settings.console_password,
-    )
-
-
-def _spare_the_collector() -> None:
-    """Let the garbage collector start from here, and look less often.
-
-    Webhooks leave no garbage in cycles; looking for it was a fifth of the time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _listen(host: str, port: int, option: str) -> socket.socket:

@@ -6,11 +6,12 @@ from functools import partial
 
 from msgspec import Struct
 
-from relay.cli.app import configure_logs, configured, fingerprint_of, opened, reported, segment_of
+from relay.cli.app import configure_logs, configured, fingerprint_of, opened, reported
 from relay.cli.output import Output
 from relay.lookup import Lookup
 from relay.mapping import Mapping
 from relay.outbox import Outbox
+from relay.service import segment_of
 
 
 class Tools(Struct):

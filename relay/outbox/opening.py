@@ -1,0 +1,168 @@
+"""Opens an outbox as soon as its store is there, however long that takes."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+from typing import Any, Final
+
+import structlog
+
+from relay.errors import OutboxBrokenError, OutboxError, OutboxNotOpenError, OutboxUnusableError
+from relay.outbox import Outbox
+
+FIRST_PAUSE_SECONDS: Final = 0.5
+LONGEST_PAUSE_SECONDS: Final = 5.0
+
+PATIENCE_SECONDS: Final = 3.0
+"""How long the uses of an outbox wait for the first try to open it, which mostly succeeds."""
+
+_CLOSE_SECONDS: Final = 2.0
+
+_log = structlog.get_logger()
+
+
+def open_when_there(
+    open_outbox: Callable[[], Outbox],
+    sleep: Callable[[float], object],
+    *,
+    patience_seconds: float = inf,
+    failed: Callable[[OutboxError], object] = lambda _: None,
+) -> Outbox:
+    """Try until the outbox opens.
+
+    Args:
+        open_outbox: tries once.
+        sleep: waits for so many seconds before the next try.
+        patience_seconds: after so many the last error is raised.
+        failed: called after each try that failed and is followed by another one.
+
+    Raises:
+        OutboxUnusableError: waiting cures nothing.
+        OutboxBrokenError: nor does it in this process.
+        OutboxError: the outbox did not open in time.
+    """
+    give_up_at = time.monotonic() + patience_seconds
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return open_outbox()
+        except (OutboxUnusableError, OutboxBrokenError):
+            raise
+        except OutboxError as error:
+            if time.monotonic() > give_up_at:
+                raise
+            _log.warning("outbox.awaited", error=str(error))
+            failed(error)
+        sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+class AwaitedOutbox:
+    """An outbox that a thread opens; until it is open, every use raises OutboxNotOpenError.
+
+    It has what `relay.outbox.Outbox` has, by way of the outbox it waits for. A use during the first
+    try waits for that, so that a start refuses nothing that it could have stored a moment later.
+
+    Args:
+        open_outbox: tries once.
+        opened: called with the outbox before anybody else can use it.
+        unusable: called with the error when the outbox will never open.
+    """
+
+    def __init__(
+        self,
+        open_outbox: Callable[[], Outbox],
+        *,
+        opened: Callable[[Outbox], object],
+        unusable: Callable[[OutboxError], object],
+    ) -> None:
+        self._open_outbox = open_outbox
+        self._opened = opened
+        self._unusable = unusable
+        self._outbox: Outbox | None = None
+        self._error = OutboxError("opening")
+        self._tried = threading.Event()
+        self._give_up_at = -inf
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._open, name="opening", daemon=True)
+        self.records: Any = _Records(self)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the outbox has)
+        return getattr(self.get(), name)
+
+    def get(self) -> Outbox:
+        """The outbox itself.
+
+        Raises:
+            OutboxNotOpenError: the text says why.
+        """
+        if self._outbox is None:
+            self._tried.wait(max(0, self._give_up_at - time.monotonic()))
+        if self._outbox is None:
+            raise OutboxNotOpenError(f"not open yet: {self._error}")
+        return self._outbox
+
+    def start(self) -> None:
+        """Begin to open it."""
+        self._give_up_at = time.monotonic() + PATIENCE_SECONDS
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let go of the store, or of the attempt to open it."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_SECONDS)
+        if self._outbox is not None:
+            self._outbox.close()
+
+    def _open(self) -> None:
+        try:
+            outbox = open_when_there(self._try, self._pause, failed=self._note)
+            self._opened(outbox)
+        except _ClosingError:
+            return
+        except OutboxError as error:
+            self._note(error)
+            self._unusable(error)
+            return
+        except Exception as error:  # noqa: BLE001 (whatever it is, the operator must see it)
+            _log.exception("outbox.not_opened")
+            failure = OutboxUnusableError(f"relay failed: {type(error).__name__}")
+            self._note(failure)
+            self._unusable(failure)
+            return
+        self._outbox = outbox
+        self._tried.set()
+
+    def _try(self) -> Outbox:
+        if self._closing.is_set():
+            raise _ClosingError
+        outbox = self._open_outbox()
+        if self._closing.is_set():
+            with suppress(OutboxError):
+                outbox.close()
+            raise _ClosingError
+        return outbox
+
+    def _pause(self, seconds: float) -> None:
+        self._closing.wait(seconds)
+
+    def _note(self, error: OutboxError) -> None:
+        self._error = error
+        self._tried.set()
+
+
+class _ClosingError(Exception):
+    """Nobody waits for the outbox any more."""
+
+
+class _Records:
+    """The records of an awaited outbox."""
+
+    def __init__(self, outbox: AwaitedOutbox) -> None:
+        self._awaited = outbox
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the records have)
+        return getattr(self._awaited.get().records, name)

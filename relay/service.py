@@ -1,0 +1,211 @@
+"""Builds a receiver with its forwarder from the settings, and runs them.
+
+HTTP is served from the first moment. The outbox is opened meanwhile: until it is there, webhooks
+are answered 503 and `/readyz` says why.
+"""
+
+import gc
+import os
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final, cast
+
+import structlog
+from starlette.routing import BaseRoute, Route
+
+from relay import __version__
+from relay.companion import Companion
+from relay.console import HOME, Console, Endpoint
+from relay.console.access import is_loopback
+from relay.errors import OutboxBrokenError, OutboxError, RelayError
+from relay.gauges import Gauges
+from relay.intake import Intake
+from relay.limits import Limits
+from relay.metrics import RECEIVING, WEBHOOKS
+from relay.outbox import Outbox, Role, open_outbox
+from relay.outbox.opening import AwaitedOutbox
+from relay.providers import Provider
+from relay.receiver import BODY_SECONDS, Webhooks, create_app
+from relay.scraping import Scraping
+from relay.segment import Segment
+from relay.server import base_url, serve_http
+from relay.settings import Settings
+
+POSTS_SECONDS: Final = 8
+"""How long posts under way have to be answered at the end, while requests have theirs."""
+
+_log: Final = structlog.get_logger()
+
+
+def segment_of(settings: Settings) -> Segment:
+    """The Segment source that events go to."""
+    return Segment(
+        settings.segment_write_key.get_secret_value(),
+        settings.segment_url,
+        hash_anonymous_id=settings.anonymous_id == "sha256",
+    )
+
+
+def limits_of(settings: Settings, outbox: Outbox) -> Limits:
+    """Beyond which nothing is taken."""
+    return Limits(outbox, max_backlog=settings.max_backlog, min_free_disk=settings.min_free_disk)
+
+
+class Service:
+    """A receiver, its forwarder and its pages, over one outbox.
+
+    Args:
+        settings: of all of them.
+        providers: every provider, configured or not.
+        listener: where requests come in.
+        environ: of the process that forwards; None forwards nothing.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        providers: Sequence[Provider],
+        listener: socket.socket,
+        environ: Mapping[str, str] | None,
+    ) -> None:
+        self._settings = settings
+        self._providers = providers
+        self._listener = listener
+        self._failure: RelayError | None = None
+        self._awaited = AwaitedOutbox(
+            partial(open_outbox, settings.outbox, allow_ephemeral=settings.allow_ephemeral),
+            opened=self._opened,
+            unusable=self._end,
+        )
+        self._outbox = cast("Outbox", self._awaited)
+        self._intake = Intake(self._outbox, broken=self._break)
+        self._webhooks = Webhooks(providers, segment_of(settings), self._intake)
+        self._gauges = Gauges(
+            self._outbox, max_backlog=settings.max_backlog, min_free_disk=settings.min_free_disk
+        )
+        self._console = Console(
+            self._outbox,
+            providers,
+            segment_of(settings),
+            endpoints=[
+                Endpoint(p.name, _path(p, ""), settings.webhook_secret(p.name))
+                for p in self._receiving
+            ],
+            password=settings.console_password,
+        )
+        arguments = ["forward", "--until-stdin-closes"]
+        self._forwarder = (
+            Companion(arguments, environ, broken=self._break) if environ is not None else None
+        )
+
+    def run(self) -> None:
+        """Receive and forward, until SIGTERM or Ctrl-C.
+
+        Raises:
+            OutboxUnusableError: the outbox will not open until an operator acts.
+            OutboxBrokenError: the outbox does nothing more in this process.
+        """
+        for provider in self._receiving:  # so that the first one shows as growth
+            WEBHOOKS.labels(provider.name, "unavailable", "outbox")
+        app = create_app(
+            self._webhooks,
+            intake=self._intake,
+            outbox=self._outbox,
+            limits=limits_of(self._settings, self._outbox),
+            troubles=self._troubles,
+            pages=self._pages(),
+            started=self._awaited.start,
+        )
+        spare_the_collector()
+        try:
+            serve_http(
+                app,
+                self._webhooks.take_whole,
+                self._listener,
+                grace_seconds=BODY_SECONDS,
+                leaving=self._leave,
+            )
+        finally:
+            if self._forwarder:
+                self._forwarder.stop(POSTS_SECONDS + 1)
+            self._awaited.close()
+        if self._failure:
+            raise self._failure
+        _log.info("serve.stopped")
+
+    @property
+    def _receiving(self) -> list[Provider]:
+        return [provider for provider in self._providers if provider.configured]
+
+    @property
+    def _console_url(self) -> str | None:
+        is_local = is_loopback(self._listener.getsockname()[0])
+        is_there = self._settings.console_password or is_local
+        return f"{base_url(self._listener)}{HOME}" if is_there else None
+
+    def _pages(self) -> list[BaseRoute]:
+        scraping = Scraping(
+            [RECEIVING],
+            self._gauges,
+            token=self._settings.metrics_token,
+            more=self._forwarder.told if self._forwarder else bytes,
+        )
+        console = self._console.routes if self._console_url else ()
+        return [Route("/metrics", scraping.answer), *console]
+
+    def _log_start(self) -> None:
+        url = base_url(self._listener)
+        webhooks = [f"{url}{_path(provider, '***')}" for provider in self._receiving]
+        _log.info(
+            "serve.started",
+            version=__version__,
+            **self._settings.shown(),
+            webhooks=webhooks,
+            console=self._console_url,
+        )
+        if not webhooks:
+            _log.warning("serve.receives_nothing", missing="any provider's secret")
+
+    def _opened(self, outbox: Outbox) -> None:
+        """Take the outbox for this process alone, and forward from it."""
+        outbox.become_sole(Role.RECEIVER)
+        self._gauges.begin(outbox)
+        if self._forwarder:
+            self._forwarder.start()
+        self._log_start()
+
+    def _troubles(self) -> list[str]:
+        if self._forwarder is None or self._forwarder.running:
+            return []
+        return ["the forwarder is not running"]
+
+    def _leave(self) -> None:
+        self._console.leave()
+        if self._forwarder:
+            self._forwarder.stop_soon()
+
+    def _break(self) -> None:
+        _log.critical("serve.outbox_broken")
+        self._end(OutboxBrokenError("it does nothing more in this process"))
+
+    def _end(self, error: OutboxError) -> None:
+        """End the process because of the error, the first of them."""
+        if self._failure is None:
+            self._failure = error
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _path(provider: Provider, secret: str) -> str:
+    return f"/webhooks/{provider.name}" + ("" if provider.signs else f"/{secret}")
+
+
+def spare_the_collector() -> None:
+    """Let the garbage collector start from here, and look less often.
+
+    Webhooks leave no garbage in cycles; looking for it was a fifth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
