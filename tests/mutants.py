@@ -224,6 +224,13 @@ MUTANTS = [
         'signed = b"v0:%b:{}" % sent_at',
         "tests/providers/test_customerio.py",
     ),
+    Mutant(
+        "an outbox that is away at the start is tried once",
+        "outbox/opening.py",
+        "            if time.monotonic() > give_up_at:",
+        "            if time.monotonic() > 0:",
+        "tests/faults/test_away_at_start.py -k tried_with_growing",
+    ),
 ]
 
 
