@@ -148,6 +148,20 @@ MUTANTS = [
         "tests/providers/test_vero.py",
     ),
     Mutant(
+        "what is no instant tells no events apart",
+        "providers/vero.py",
+        "    return said and _UNREAD + said",
+        "    return None",
+        "tests/providers/test_vero.py -k apart",
+    ),
+    Mutant(
+        "opens without a time are taken for copies",
+        "providers/vero.py",
+        "if when is None and _COLLECTIONS[kind] in REPEATABLE:",
+        "if False:",
+        "tests/providers/test_vero.py -k without_a_time",
+    ),
+    Mutant(
         "any secret will do",
         "providers/__init__.py",
         "return any(matches)",

@@ -4,9 +4,11 @@ A provider is one module in this folder, found by its name, with `PROVIDER` nami
 """
 
 import hmac
+import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from importlib import import_module
 from pkgutil import iter_modules
@@ -16,7 +18,7 @@ import msgspec
 from pydantic import BaseModel, BeforeValidator, SecretStr
 
 from relay.errors import UnreadableError
-from relay.events import DeadReason, Reading, Unusable
+from relay.events import Collection, DeadReason, Reading, Unusable
 
 MAX_NESTING: Final = 50
 SHORTEST_SECRET: Final = 16
@@ -125,24 +127,44 @@ _NUMBER: Final = re.compile(r"-?\d{1,15}(\.\d{1,9})?", re.ASCII)
 _FIRST_MILLISECONDS: Final = 10**12  # 13 digits; as seconds this would be the year 33658
 _END_OF_MILLISECONDS: Final = 10**13
 _END_OF_TIME: Final = 253_402_300_800  # the year 10000, where datetime ends
+# An ISO time with its zone behind a blank, or by name, as Ruby writes them; and an email's own.
+_ZONED: Final = re.compile(
+    r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?) ?(UTC|GMT|Z|[+-]\d\d:?\d\d)",
+    re.ASCII | re.IGNORECASE,
+)
+_RFC_2822: Final = re.compile(
+    r"(?:[A-Z][a-z]{2}, ?)?(\d{1,2} [A-Z][a-z]{2} \d{4} \d\d:\d\d(?::\d\d)?)"
+    r" (UTC?|GMT|Z|[+-]\d{4})(?: \([A-Za-z ]+\))?",
+    re.ASCII,
+)
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _FURTHEST_AHEAD: Final = timedelta(days=1)
 
+REPEATABLE: Final = frozenset({Collection.OPENED, Collection.LINK_CLICKED})
+"""What may happen to one email many times; without a time, nothing tells one from the next."""
+
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _decode = msgspec.json.Decoder().decode
+
+# Escapes are read in their order: in `\\ud800` the `u` belongs to none.
+_ESCAPES: Final = re.compile(
+    rb"((?:\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})+)"
+    rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|(?:\\(?:[^u]|u(?![dD][89a-fA-F])))+"
+)
 
 
 def read_object(body: bytes) -> dict[str, Any]:
     """The JSON object in the body.
 
-    A byte order mark is passed over, as RFC 8259 allows, and the last of repeated keys counts.
+    A byte order mark is passed over, as RFC 8259 allows, and the last of repeated keys counts. Half
+    of a surrogate pair, as is left where a sender cuts off an emoji, becomes U+FFFD.
 
     Raises:
-        UnreadableError: not UTF-8, not JSON (so `NaN` and lone surrogates too), not an object,
-            nested too deeply, or a number beyond what a computer holds.
+        UnreadableError: not UTF-8, not JSON (so `NaN` too), not an object, nested too deeply, or a
+            number beyond what a computer holds.
     """
     try:
-        document = _decode(body.removeprefix(_BYTE_ORDER_MARK))
+        document = _decoded(body.removeprefix(_BYTE_ORDER_MARK))
     except msgspec.MsgspecError as error:
         # msgspec names a position or a kind of fault, never the text it read.
         raise UnreadableError(f"not JSON: {error}") from None
@@ -156,6 +178,16 @@ def read_object(body: bytes) -> dict[str, Any]:
     if body.count(b"{") + body.count(b"[") > MAX_NESTING and _is_too_deep(document):
         raise UnreadableError(f"nested deeper than {MAX_NESTING} levels")
     return document
+
+
+def _decoded(body: bytes) -> object:
+    try:
+        return _decode(body)
+    except msgspec.MsgspecError:
+        mended = _ESCAPES.sub(lambda escape: rb"\ufffd" if escape[2] else escape[0], body)
+        if mended == body:
+            raise
+        return _decode(mended)
 
 
 def _is_too_deep(document: dict[str, Any]) -> bool:
@@ -215,7 +247,7 @@ def instant(value: object) -> datetime | None:
     if isinstance(value, str):
         value = value.strip()
         if not _NUMBER.fullmatch(value):
-            return _iso_instant(value)
+            return _written_instant(value)
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -224,13 +256,32 @@ def instant(value: object) -> datetime | None:
     return datetime.fromtimestamp(value, UTC) if 0 <= value < _END_OF_TIME else None
 
 
-def _iso_instant(value: str) -> datetime | None:
+def _written_instant(value: str) -> datetime | None:
+    """The instant in ISO 8601 or RFC 2822, UTC where no zone is named; not `11/28/2026`."""
     try:
-        moment = datetime.fromisoformat(value)
+        if email := _RFC_2822.fullmatch(value):
+            moment = parsedate_to_datetime(" ".join(email.groups()))
+        else:
+            zoned = _ZONED.fullmatch(value)
+            moment = datetime.fromisoformat(_iso(*zoned.groups()) if zoned else value)
         moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
         return moment if moment.timestamp() >= 0 else None
     except (ValueError, OverflowError):  # the second for the first and last days of the calendar
         return None
+
+
+def _iso(time: str, zone: str) -> str:
+    return time + ("+00:00" if zone[0].isalpha() else zone)
+
+
+def said_time(value: object) -> str | None:
+    """What a time field says, an instant or not; None where it says nothing.
+
+    Webhooks that say different things are about different events, understood or not.
+    """
+    if isinstance(value, dict | list):
+        return json.dumps(value, sort_keys=True) if value else None
+    return text(value)
 
 
 def occurred(said_at: datetime | None, received_at: datetime) -> datetime:

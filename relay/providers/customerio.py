@@ -18,12 +18,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from relay.errors import UnreadableError
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, Unusable
 from relay.providers import (
+    REPEATABLE,
     Secrets,
     Webhook,
     address,
     instant,
     occurred,
     read_object,
+    said_time,
     text,
     unknown_type,
     word,
@@ -41,6 +43,7 @@ _COLLECTIONS: Final = {
 _OTHER_METRICS: Final = frozenset(
     {"attempted", "converted", "deferred", "drafted", "dropped", "failed", "undeliverable"}
 )
+_METRICS: Final = frozenset({*_COLLECTIONS, *_OTHER_METRICS})
 _OF_A_PERSON: Final = frozenset(
     {
         "subscribed",
@@ -173,7 +176,7 @@ class Customerio:
             return Unusable(DeadReason.UNREADABLE, str(error))
         data = document.get("data")
         data = data if isinstance(data, dict) else {}
-        channel, metric = _kind(document)
+        channel, metric = _kind(document, data)
         if none := _none_of_the_seven(channel, metric, data):
             return none
         collection = _COLLECTIONS[metric or ""]
@@ -188,7 +191,7 @@ class Customerio:
             collection=collection,
             occurred_at=occurred(said_at, received_at),
             said_at=said_at,
-            identity=_identity(document, metric, user_id or email),
+            identity=_identity(document, data, metric, user_id or email),
             user_id=user_id,
             email=email,
             user_agent=None,
@@ -203,13 +206,36 @@ def _signature(key: SecretStr, signed: bytes) -> bytes:
     return hmac.new(key.get_secret_value().encode(), signed, "sha256").hexdigest().encode()
 
 
-def _kind(document: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _kind(document: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """The channel and the metric; the older format has both in one word."""
     if legacy := word(document.get("event_type")):
-        known = ("email", "customer", *_OTHER_CHANNELS)
-        channel = next((name for name in known if legacy.startswith(f"{name}_")), legacy)
-        return channel, legacy.removeprefix(f"{channel}_")
-    return word(document.get("object_type")), word(document.get("metric"))
+        return _split(legacy)
+    channel, metric = word(document.get("object_type")), word(document.get("metric"))
+    # What is sent to an address, is a delivery, and is called like an email's event is one.
+    if (
+        channel is None
+        and metric in _METRICS
+        and _delivery(data)
+        and address(data.get("recipient"))
+    ):
+        channel = "email"
+    return channel, metric
+
+
+def _split(legacy: str) -> tuple[str, str | None]:
+    """The channel and the metric in `email_opened`; each may have underscores of its own."""
+    for channel in ("email", "customer", *_OTHER_CHANNELS):
+        if legacy.startswith(f"{channel}_"):
+            return channel, legacy.removeprefix(f"{channel}_")
+    for metric in (*_METRICS, *_OF_A_PERSON):
+        if legacy.endswith(f"_{metric}"):
+            return legacy.removesuffix(f"_{metric}"), metric
+    return legacy, None
+
+
+def _delivery(data: Mapping[str, Any]) -> str | None:
+    """What identifies the mail; the second name is the older one."""
+    return word(data.get("delivery_id")) or word(data.get("email_id"))
 
 
 def _none_of_the_seven(
@@ -223,8 +249,7 @@ def _none_of_the_seven(
         return Ignored("of_a_person")
     if channel != "email":
         return unknown_type(channel)
-    delivery = word(data.get("delivery_id")) or word(data.get("email_id"))
-    if metric == "unsubscribed" and not delivery:
+    if metric == "unsubscribed" and not _delivery(data):
         return Ignored("of_a_person")
     if metric in _OTHER_METRICS:
         return Ignored("other_metric")
@@ -268,11 +293,17 @@ def _machine(collection: Collection, data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _identity(
-    document: Mapping[str, Any], metric: str | None, recipient: str | None
+    document: Mapping[str, Any],
+    data: Mapping[str, Any],
+    metric: str | None,
+    recipient: str | None,
 ) -> tuple[str | None, ...] | None:
-    """`event_id`, which each try to deliver the event carries."""
+    """`event_id`, which each try to deliver the event carries; else all that tells events apart."""
     if event_id := word(document.get("event_id")):
         return (event_id,)
-    data, said = document.get("data"), word(document.get("timestamp"))
-    delivery = word(data.get("delivery_id")) if isinstance(data, dict) else None
-    return (metric, delivery, said, recipient) if delivery and said else None
+    delivery, said = _delivery(data), said_time(document.get("timestamp"))
+    if delivery is None or (said is None and _COLLECTIONS[metric or ""] in REPEATABLE):
+        return None
+    # The time is in seconds: two links of one mail may be followed within one.
+    link = (word(data.get("link_id")), word(data.get("href")))
+    return (metric, delivery, said, recipient, *(link if any(link) else ()))

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from relay.errors import UnreadableError
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, Unusable
 from relay.providers import (
+    REPEATABLE,
     SecretCheck,
     Secrets,
     Webhook,
@@ -24,6 +25,7 @@ from relay.providers import (
     instant,
     occurred,
     read_object,
+    said_time,
     text,
     unknown_type,
     word,
@@ -68,6 +70,8 @@ _CAMPAIGN: Final = {
     "locale": "locale",
     "tags": "tags",
 }
+
+_UNREAD: Final = "unread "  # before what is no instant, so that it is never taken for one
 
 # The recipient of the sample that Vero's Test button sends.
 _SAMPLE_USER: Final = ("123", "steve@getvero.com")
@@ -141,8 +145,8 @@ class Vero:
             return Unusable(DeadReason.UNREADABLE, str(error))
         # `user_updated` has been seen with its type under `action`.
         kind = word(document.get("type")) or word(document.get("action"))
-        collection = _COLLECTIONS.get(kind) if kind else None
-        if collection is None:
+        collection = _COLLECTIONS.get(kind or "")
+        if kind is None or collection is None:
             return Ignored(kind) if kind in _OTHER_TYPES else unknown_type(kind)
         user = _object(document.get("user"))
         campaign = _object(document.get("campaign"))
@@ -158,12 +162,15 @@ class Vero:
             return Unusable(DeadReason.NO_RECIPIENT, "neither a user id nor an address")
         properties = _properties(document, campaign)
         user_agent = text(document.get("user_agent"))
-        said_at = instant(document.get(f"{kind}_at"))
+        time = document.get(f"{kind}_at")
+        said_at = instant(time)
         return EmailEvent(
             collection=collection,
             occurred_at=occurred(said_at, received_at),
             said_at=said_at,
-            identity=_identity(kind, said_at, user_id or email, user_agent, properties),
+            identity=_identity(
+                kind, _when(time, said_at), user_id or email, user_agent, properties
+            ),
             user_id=user_id,
             email=email,
             user_agent=user_agent,
@@ -200,9 +207,17 @@ def _properties(document: dict[str, Any], campaign: dict[str, Any]) -> dict[str,
     return properties
 
 
+def _when(time: object, said_at: datetime | None) -> str | None:
+    """What tells the time of one event from another's; None where the webhook says no time."""
+    if said_at is not None:
+        return str(round(said_at.timestamp() * 1000))
+    said = said_time(time)
+    return said and _UNREAD + said
+
+
 def _identity(
-    kind: str | None,
-    said_at: datetime | None,
+    kind: str,
+    when: str | None,
     recipient: str | None,
     user_agent: str | None,
     properties: Mapping[str, str],
@@ -213,8 +228,9 @@ def _identity(
     webhook says, plausible or not: unlike the time of receipt, it is the same each time.
     """
     email_id = properties.get("email_id")
-    if said_at is None and email_id is None:
+    if when is None and _COLLECTIONS[kind] in REPEATABLE:
+        return None
+    if email_id is None and (when is None or when.startswith(_UNREAD)):
         return None
     mail = email_id or properties.get("campaign_id") or properties.get("campaign_name")
-    instant = None if said_at is None else str(round(said_at.timestamp() * 1000))
-    return (kind, mail, instant, recipient, user_agent)
+    return (kind, mail, when, recipient, user_agent)

@@ -71,3 +71,36 @@ def test_two_opens_in_one_second_are_two_events(store: Store) -> None:
     assert [reply.content["status"] for reply in replies] == ["accepted"] * 5
     assert settled
     assert len({message["messageId"] for message in server.accepted}) == 5
+
+
+def test_webhooks_whose_times_cannot_be_read_are_delivered_each_and_once(store: Store) -> None:
+    times = ["11/28/2026 05:00", "11/28/2026 06:00", "noon", {"at": 1}, {"at": 2}, True]
+    times += ["2026-11-28 05:00:00 UTC", "Sat, 28 Nov 2026 06:00:00 +0000"]
+    bodies = [json.dumps(_OPENED | {"opened_at": time}).encode() for time in times]
+    timeless = json.dumps(_OPENED | {"opened_at": None}).encode()
+    with SegmentServer() as server, RelayProcess(store, server.url) as relay:
+        first, again = ([relay.post(body).content for body in bodies] for _ in range(2))
+        untold = [relay.post(timeless).content for _ in range(2)]
+        settled = within(30, lambda: not pending(store))
+
+    assert {content["status"] for content in (*first, *untold)} == {"accepted"}
+    assert again == [content | {"status": "duplicate"} for content in first]
+    assert settled
+    assert {message["messageId"] for message in server.accepted} == {
+        content["message_id"] for content in (*first, *untold)
+    }
+    assert len(server.accepted) == len(times) + 2
+
+
+def test_half_an_emoji_is_delivered_as_the_replacement_character(store: Store) -> None:
+    body = json.dumps(_OPENED | {"campaign": {"name": "Spring \ud83c"}}).encode()
+    with SegmentServer() as server, RelayProcess(store, server.url) as relay:
+        reply = relay.post(body)
+        settled = within(30, lambda: not pending(store))
+    (entry,) = store.stored()
+    (message,) = server.accepted
+
+    assert reply.content["status"] == "accepted"
+    assert settled
+    assert entry.body == body
+    assert message["properties"]["campaign_name"] == "Spring \ufffd"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, Unusable
 from relay.providers import Webhook
 from relay.providers.customerio import Customerio, CustomerioSettings
+from relay.segment import Segment
 from tests.contracts import NOON, VALUES, ProviderContract
 from tests.fakes import SegmentServer
 from tests.processes import RelayProcess, within
@@ -303,6 +304,11 @@ def test_what_a_machine_did_is_marked_or_dropped(metric: str, flag: str, name: s
         ({"metric": "subscribed"}, "of_a_person"),
         ({"metric": "cio_subscription_preferences_changed"}, "of_a_person"),
         ({"event_type": "customer_unsubscribed"}, "of_a_person"),
+        ({"object_type": "pigeon", "metric": "subscribed"}, "of_a_person"),
+        ({"event_type": "pigeon_subscribed"}, "of_a_person"),
+        ({"object_type": "whatsapp", "metric": "snoozed"}, "other_channel"),
+        ({"event_type": "whatsapp_snoozed"}, "other_channel"),
+        ({"object_type": None, "metric": "converted"}, "other_metric"),
         ({"metric": "unsubscribed", "data": {"customer_id": "42"}}, "of_a_person"),
     ],
 )
@@ -316,8 +322,15 @@ def test_what_is_none_of_the_seven_is_ignored(kind: dict[str, Any], reason: str)
         {"metric": "snoozed"},
         {"metric": None},
         {"object_type": "pigeon"},
-        {"object_type": None},
+        {"object_type": "pigeon", "metric": "snoozed"},
+        {"object_type": None, "metric": "snoozed"},
+        {"object_type": None, "data": {**CLICKED["data"], "recipient": "+43 660 123"}},
+        {"object_type": None, "data": {**CLICKED["data"], "delivery_id": None}},
         {"event_type": "email_"},
+        {"event_type": "email_snoozed"},
+        {"event_type": "pigeon_opened"},
+        {"event_type": "pigeon_snoozed"},
+        {"event_type": "opened"},
     ],
 )
 def test_what_nobody_knows_is_a_dead_letter(kind: dict[str, Any]) -> None:
@@ -327,13 +340,78 @@ def test_what_nobody_knows_is_a_dead_letter(kind: dict[str, Any]) -> None:
     assert reading.reason is DeadReason.UNKNOWN_TYPE
 
 
+@pytest.mark.parametrize("kind", ["pigeon", "email_snoozed", "pigeon_opened"])
+def test_the_name_of_what_nobody_knows_is_told_alike_in_both_formats(kind: str) -> None:
+    channel, _, metric = kind.partition("_")
+    new, old = (
+        read({**CLICKED, "object_type": channel, "metric": metric}),
+        read({"event_type": kind}),
+    )
+
+    assert new == old
+
+
+@pytest.mark.parametrize("metric", COLLECTIONS)
+@pytest.mark.parametrize("nothing", [None, "", " "])
+def test_what_is_plainly_an_emails_needs_no_object_type(metric: str, nothing: object) -> None:
+    named, unnamed = ({**CLICKED, "metric": metric, "object_type": t} for t in ("email", nothing))
+
+    assert event(unnamed) == event(named)
+
+
+NAMELESS: Mapping[str, Any] = {name: CLICKED[name] for name in CLICKED if name != "event_id"}
+
+
 def test_each_try_to_deliver_an_event_has_its_identity() -> None:
     again = {**changed(CLICKED, subject="another"), "timestamp": EPOCH + 60}
-    nameless = {name: value for name, value in CLICKED.items() if name != "event_id"}
 
     assert event(again).identity == event(CLICKED).identity
-    assert event(nameless).identity == event(changed(nameless, subject="another")).identity
-    assert event(changed(nameless, delivery_id=None)).identity is None
+    assert event(NAMELESS).identity == event(changed(NAMELESS, subject="another")).identity
+    assert event(changed(NAMELESS, delivery_id=None)).identity is None
+
+
+def test_without_an_event_id_all_that_differs_tells_events_apart() -> None:
+    documents = [
+        NAMELESS,
+        {**NAMELESS, "metric": "opened"},
+        changed(NAMELESS, link_id=4),
+        changed(NAMELESS, href="https://example.com/terrace"),
+        changed(NAMELESS, link_id=None, href=None),
+        changed(NAMELESS, delivery_id="another"),
+        changed(NAMELESS, identifiers={"id": "43"}),
+        *({**NAMELESS, "timestamp": said} for said in (EPOCH + 1, "soon", "sooner", [EPOCH], True)),
+    ]
+    identities = [event(document).identity for document in documents]
+
+    assert None not in identities
+    assert len({*identities}) == len(documents)
+
+
+@pytest.mark.parametrize("metric", COLLECTIONS)
+def test_without_an_event_id_and_a_time_only_what_happens_once_to_an_email_has_an_identity(
+    metric: str,
+) -> None:
+    timeless = event({**NAMELESS, "metric": metric, "timestamp": None})
+
+    assert (timeless.identity is None) is (metric in {"opened", "clicked"})
+
+
+@pytest.mark.parametrize(
+    ("document", "message_id"),
+    [
+        (CLICKED, "customerio-69a38180864d0b889b87e178e1550044"),
+        (
+            {**changed(NAMELESS, link_id=None, href=None), "metric": "opened"},
+            "customerio-69a381804540f87cbc3be316d9536fec",
+        ),
+    ],
+)
+def test_message_ids_are_the_same_for_ever(document: object, message_id: str) -> None:
+    """What Segment has had under another id it would take for another event."""
+    segment = Segment("write-key", "https://example.com")
+    reading = event(document)
+
+    assert segment.message_id("customerio", reading.identity, reading.said_at) == message_id
 
 
 def test_what_is_stored_is_answered_200_even_if_it_cannot_be_read(tmp_path: Path) -> None:

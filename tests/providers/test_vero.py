@@ -214,7 +214,18 @@ _MILLISECONDS = [EPOCH * 1000, EPOCH * 1000.0, f"{EPOCH}000"]
 _ISO = ["2026-03-01T00:00:00Z", "2026-03-01T01:30:00.000+01:30", "2026-03-01 00:00", "2026-03-01"]
 
 
-@pytest.mark.parametrize("said", [*_SECONDS, *_MILLISECONDS, *_ISO])
+_NAMED = ["2026-03-01 00:00:00 UTC", "2026-03-01 00:00:00.000 utc", "2026-03-01T00:00:00 GMT"]
+_NAMED += ["2026-03-01 01:30:00 +0130", "2026-02-28 19:00:00 -05:00", "2026-03-01 00:00 Z"]
+_RFC_2822 = ["Sun, 01 Mar 2026 00:00:00 +0000", "Sun, 1 Mar 2026 01:30:00 +0130 (IST)"]
+_RFC_2822 += [
+    "1 Mar 2026 00:00 GMT",
+    " Sat, 28 Feb 2026 19:00:00 -0500 ",
+    "01 Mar 2026 00:00:00 UT",
+]
+_RFC_2822 += ["Sun, 01 Mar 2026 00:00:00 -0000"]
+
+
+@pytest.mark.parametrize("said", [*_SECONDS, *_MILLISECONDS, *_ISO, *_NAMED, *_RFC_2822])
 def test_every_form_of_an_instant_is_the_same_instant_of_the_same_event(said: object) -> None:
     reading = event(changed(OPENED, "opened_at", said))
 
@@ -229,6 +240,19 @@ def test_fractions_of_a_second_are_kept(said: object) -> None:
 
 
 _NO_TIMES = [None, "", "yesterday", "٣", True, [EPOCH], {"at": EPOCH}]
+_NO_TIMES += [
+    "11/28/2026 05:00",
+    "28.11.2026 05:00",
+    "28 Nov 2026",
+    "05:00",
+    "2026-02-30 05:00 UTC",
+]
+_NO_TIMES += [
+    "Sat, 30 Feb 2026 05:00:00 +0000",
+    "28 Nov 2026 05:00:00 CET",
+    "28 Nov 2026 05:00 +9999",
+]
+_NO_TIMES += ["28 Nov 26 05:00 GMT", "2026-03-01 00:00:00 CET", "2026-03-01 00:00:00 +9999"]
 _TOO_EARLY = [
     0,
     -EPOCH,
@@ -248,8 +272,41 @@ def test_a_time_that_cannot_be_is_the_time_of_receipt(said: object) -> None:
 
 
 @pytest.mark.parametrize("said", _NO_TIMES)
-def test_what_is_no_time_tells_no_events_apart(said: object) -> None:
+def test_what_is_no_time_names_no_instant(said: object) -> None:
     assert event(changed(OPENED, "opened_at", said)).said_at is None
+
+
+def test_times_that_cannot_be_read_tell_events_apart_as_they_are_written() -> None:
+    unread = ["yesterday", "Yesterday", True, [EPOCH], [EPOCH + 1], {"at": EPOCH}, EPOCH * 10**6]
+    unread += ["11/28/2026 05:00", "11/28/2026 06:00", "253402300799000", "28 Nov 2026 05:00 CET"]
+    said = ["9999-12-31T23:59:59Z", EPOCH, None, *unread]  # the first one in ms, and a text above
+    identities = [
+        event(changed({**OPENED, "type": "bounced"}, "bounced_at", s)).identity for s in said
+    ]
+
+    assert len({*identities}) == len(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "padded"), [("soon", " soon\n"), ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
+)
+def test_a_copy_of_a_webhook_whose_time_cannot_be_read_has_its_identity(
+    said: object, padded: object
+) -> None:
+    first, copy = (event(changed(OPENED, "opened_at", value)) for value in (said, padded))
+
+    assert first.identity is not None
+    assert first.identity == copy.identity
+
+
+@pytest.mark.parametrize("blank", [None, "", " ", [], {}])
+@pytest.mark.parametrize("kind", COLLECTIONS)
+def test_without_a_time_only_what_happens_once_to_an_email_has_an_identity(
+    kind: str, blank: object
+) -> None:
+    timeless = event(changed({**OPENED, "type": kind}, f"{kind}_at", blank))
+
+    assert (timeless.identity is None) is (kind in {"opened", "clicked"})
 
 
 def test_the_time_of_another_type_is_not_its_time() -> None:
@@ -368,7 +425,7 @@ def test_a_webhook_without_a_type_is_of_an_unknown_one(document: object) -> None
 
 _NO_OBJECT = [b"", b" ", b"null", b"[]", b"1", b'"sent"']
 _NO_JSON = [b"type=sent", b'{"type":"sent"', b"{}{}", b"{'a':1}", b'{"a":NaN}', b'{"a":1e400}']
-_NO_TEXT = [b'{"a":"\\ud800"}', b'{"a":"\xed\xa0\x80"}', b'{"a":"\xff"}', b'{"a":"b\0"}', b"\xff"]
+_NO_TEXT = [b'{"a":"\xed\xa0\x80"}', b'{"a":"\xff"}', b'{"a":"b\0"}', b"\xff"]
 _NO_UTF_8 = ['{"type":"sent","user":{"id":1}}'.encode(code) for code in ("utf-16", "utf-32")]
 _TOO_DEEP = [b'{"a":' * 51 + b"1" + b"}" * 51, b'{"a":' + b"[" * 50 + b"]" * 50 + b"}"]
 _FAR_TOO_DEEP = [b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b"[" * 100_000]
@@ -397,14 +454,52 @@ def test_what_is_no_usable_json_object_is_unreadable(body: bytes) -> None:
         b'{"type":"sent","type":"opened","user":{"id":2},"user":{"id":1}}',
         b'{"type":"opened","user":{"id":1},"a":' + b"[" * 49 + b"]" * 49 + b"}",
         b'{"type":"opened","user":{"id":1},"a":[' + b"{}," * 60 + b"{}]}",
+        rb'{"type":"opened","user":{"id":1},"a":"\ud83d"}',
     ],
-    ids=["byte order mark", "blanks around", "repeated keys", "50 levels", "many brackets"],
+    ids=[
+        *("byte order mark", "blanks around", "repeated keys", "50 levels", "many brackets"),
+        "half an emoji",
+    ],
 )
 def test_what_is_odd_but_clear_is_read(body: bytes) -> None:
     reading = VERO.parse(body, NOON)
 
     assert isinstance(reading, EmailEvent)
     assert (reading.collection, reading.user_id) == (Collection.OPENED, "1")
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [
+        (r"a\ud83d", "a\ufffd"),
+        (r"\uDE00b", "\ufffdb"),
+        (r"\ud83d\ude00", "\U0001f600"),
+        (r"\ud83d\ud83d\ude00\ude00", "\ufffd\U0001f600\ufffd"),
+        (r"\ude00\ud83d", "\ufffd\ufffd"),
+        (r"\\ud83d\ud83d", "\\ud83d\ufffd"),
+        (r"\\\ud83d", "\\\ufffd"),
+        (r"a\n\ud83d\u0041\ud83dx", "a\n\ufffdA\ufffdx"),
+    ],
+)
+def test_half_a_surrogate_pair_is_read_as_the_replacement_character(
+    written: str, read_as: str
+) -> None:
+    body = json.dumps(changed(BARE, "campaign.subject", "@")).replace("@", written)
+    reading = VERO.parse(body.encode(), NOON)
+
+    assert isinstance(reading, EmailEvent)
+    assert reading.properties["email_subject"] == read_as
+
+
+_WRONG_TOO = [b"NaN", b"1e400", b"9" * 5_000, b'"\xed\xa0\x80"', b'"\xff"', b'"\n"', rb'"\ud8"']
+_WRONG_TOO += [rb'"\x"', b"'a'", b"1,", b"[" * 60 + b"]" * 60]
+
+
+@pytest.mark.parametrize("also", _WRONG_TOO, ids=range(len(_WRONG_TOO)))
+def test_what_else_is_wrong_beside_half_a_pair_makes_it_unreadable(also: bytes) -> None:
+    body = rb'{"type":"opened","user":{"id":1},"a":"\ud83d","b":%b}' % also
+
+    assert reason(VERO.parse(body, NOON)) is DeadReason.UNREADABLE
 
 
 @pytest.mark.parametrize(
@@ -437,7 +532,12 @@ def test_what_carries_neither_a_time_nor_an_email_id_has_no_identity() -> None:
     [
         (OPENED, "vero-69a381802a542a6d509a40e9298bdba1"),
         (UNSUBSCRIBED, "vero-69a38180c5e652c3a660d7d5cc27b762"),
-        (changed(OPENED, "opened_at", None), "vero-000000008ddc1f018ea79d0392cb6e0f"),
+        ({**OPENED, "type": "sent"}, "vero-00000000ea7af1d95fbbf961d316da6a"),
+        ({**OPENED, "type": "bounced"}, "vero-00000000f8b569b7a89325e7fed02add"),
+        (
+            changed(OPENED, "opened_at", "2026-03-01T00:00:00.250Z"),
+            "vero-69a38180eafc36282fe79818a6554d61",
+        ),
     ],
 )
 def test_message_ids_are_the_same_for_ever(document: object, message_id: str) -> None:

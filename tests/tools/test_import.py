@@ -129,11 +129,12 @@ def test_a_limit_ends_it_and_the_same_command_goes_on(sqlite_desk: Desk) -> None
 def test_lines_that_nothing_tells_apart_are_each_an_event_of_their_own(
     outbox: SqliteOutbox,
 ) -> None:
-    given = [UNIDENTIFIED, webhook("apart"), UNIDENTIFIED + b"  "]
+    timeless = webhook("apart", opened_at=None)
+    given = [UNIDENTIFIED, webhook("apart"), UNIDENTIFIED + b"  ", timeless, timeless]
 
-    assert backfilled(outbox, *given)[0] == {"accepted": 3}
-    assert backfilled(outbox, *given)[0] == {"duplicate": 3}
-    assert backfilled(outbox, *given, UNIDENTIFIED)[0] == {"duplicate": 3, "accepted": 1}
+    assert backfilled(outbox, *given)[0] == {"accepted": 5}
+    assert backfilled(outbox, *given)[0] == {"duplicate": 5}
+    assert backfilled(outbox, *given, UNIDENTIFIED)[0] == {"duplicate": 5, "accepted": 1}
 
 
 def test_what_is_none_of_the_seven_is_ignored(outbox: SqliteOutbox) -> None:
