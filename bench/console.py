@@ -44,7 +44,7 @@ def main(outbox_url: str | None, entries: int) -> None:
     """Time the console's pages."""
     with tempfile.TemporaryDirectory(prefix="relay-bench-", dir=Path.cwd()) as directory:
         url = outbox_url or f"sqlite:///{directory}/relay.db"
-        with closing(open_outbox(url)) as outbox:
+        with closing(open_outbox(url, create=True)) as outbox:
             _fill(outbox, entries)
         environ = {
             "SEGMENT_WRITE_KEY": "bench",

@@ -62,7 +62,7 @@ def main(outbox_url: str, entries: int, forwarders: int) -> None:
 def _fill(outbox_url: str, entries: int) -> float:
     """Store so many webhooks; how many seconds that took."""
     kinds = templates()
-    outbox = open_outbox(outbox_url)
+    outbox = open_outbox(outbox_url, create=True)
     started = time.monotonic()
     for first in range(_FIRST, _FIRST + entries, _GROUP):
         now = datetime.now(UTC)

@@ -5,7 +5,8 @@
     ├── OutboxError                the outbox could not do it; nothing was promised
     │   ├── OutboxNotOpenError         not yet
     │   ├── OutboxUnusableError        nor will waiting change that: the operator must act
-    │   └── OutboxBrokenError          nor will it, in this process: its disk has failed
+    │   │   └── OutboxMissingError         there is none, and it is not to be made
+    │   └── OutboxBrokenError          nor will it, in this process: its disk or file is gone
     ├── UnreadableError            a body that is not a usable JSON object
     └── SegmentError               a batch was not accepted
         ├── SegmentUnavailableError    not now; the same batch may pass later
@@ -49,6 +50,10 @@ class OutboxUnusableError(OutboxError):
 
     Its URL, its password, its version or its owner is wrong, or it is damaged.
     """
+
+
+class OutboxMissingError(OutboxUnusableError):
+    """There is no outbox there, and whoever wants it open is not to make one."""
 
 
 class OutboxBrokenError(OutboxError):

@@ -146,6 +146,10 @@ class Intake:
         """Store nothing for this reason from now on; None stores again."""
         self._closed = reason
 
+    def give_up(self) -> None:
+        """Tell that the outbox will do nothing more in this process."""
+        self._broken()
+
     def trouble(self) -> str | None:
         """Why the latest webhooks were not stored; None if they were, or came long ago.
 

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Final
 
-from relay.errors import OutboxError, OutboxNotOpenError
+from relay.errors import OutboxBrokenError, OutboxError, OutboxNotOpenError
 from relay.outbox import Outbox
 
 CHECKED_EVERY: Final = timedelta(seconds=1)
@@ -26,13 +26,19 @@ class Limits:
         self._min_free_disk = min_free_disk
 
     def exceeded(self) -> str | None:
-        """What there is too much or too little of, as a sentence; None if all is well."""
+        """What there is too much or too little of, as a sentence; None if all is well.
+
+        Raises:
+            OutboxBrokenError: the outbox does nothing more in this process.
+        """
         try:
             if self._max_backlog is not None and self._outbox.pending_exceed(self._max_backlog):
                 return f"more than {self._max_backlog} entries wait (RELAY_MAX_BACKLOG)"
             free = self._outbox.free_bytes()
         except OutboxNotOpenError:
             return None  # storing tells why
+        except OutboxBrokenError:
+            raise
         except OutboxError as error:
             return f"the outbox cannot tell how full it is: {error}"
         if free is not None and free < self._min_free_disk * _MEBIBYTE:

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from relay.answers import Answer, answer_to
-from relay.errors import OutboxError
+from relay.errors import OutboxBrokenError, OutboxError
 from relay.events import Ignored
 from relay.intake import WAIT_SECONDS, Fate, Intake, arrival_of
 from relay.limits import CHECKED_EVERY, Limits
@@ -301,8 +301,12 @@ class _Gate:
         self._exceeded: str | None = None
 
     async def look(self) -> None:
-        """See how full the outbox is."""
-        exceeded = await run_in_threadpool(self._limits.exceeded)
+        """See how full the outbox is, and whether it is still there."""
+        try:
+            exceeded = await run_in_threadpool(self._limits.exceeded)
+        except OutboxBrokenError as error:
+            exceeded = str(error)
+            self._intake.give_up()
         self._intake.refuse(exceeded)
         if exceeded and not self._exceeded:
             _log.error("intake.closed", reason=exceeded)

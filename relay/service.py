@@ -75,7 +75,12 @@ class Service:
         self._listener = listener
         self._failure: RelayError | None = None
         self._awaited = AwaitedOutbox(
-            partial(open_outbox, settings.outbox, allow_ephemeral=settings.allow_ephemeral),
+            partial(
+                open_outbox,
+                settings.outbox,
+                allow_ephemeral=settings.allow_ephemeral,
+                create=True,
+            ),
             opened=self._opened,
             unusable=self._end,
         )
@@ -171,6 +176,8 @@ class Service:
     def _opened(self, outbox: Outbox) -> None:
         """Take the outbox for this process alone, and forward from it."""
         outbox.become_sole(Role.RECEIVER)
+        for warning in outbox.warnings():
+            _log.warning("outbox.exposed", warning=warning)
         self._gauges.begin(outbox)
         if self._forwarder:
             self._forwarder.start()
@@ -187,7 +194,8 @@ class Service:
             self._forwarder.stop_soon()
 
     def _break(self) -> None:
-        _log.critical("serve.outbox_broken")
+        if self._failure is None:
+            _log.critical("serve.outbox_broken")
         self._end(OutboxBrokenError("it does nothing more in this process"))
 
     def _end(self, error: OutboxError) -> None:

@@ -97,6 +97,20 @@ MUTANTS = [
         "tests/outbox/test_postgres.py -k late",
     ),
     Mutant(
+        "a file that is deleted is written to",
+        "outbox/sqlite/disk.py",
+        "            self.failure = self._place.fault()\n",
+        "",
+        "tests/outbox/test_sqlite_place.py",
+    ),
+    Mutant(
+        "a file that is deleted in the middle of a commit",
+        "outbox/sqlite/disk.py",
+        "            raise\n        self._refuse_lost()",
+        "            raise",
+        "tests/outbox/test_sqlite_place.py",
+    ),
+    Mutant(
         "two forwarders on one file",
         "outbox/sqlite/__init__.py",
         "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",

@@ -322,6 +322,10 @@ class RelayProcess:
         """Ask it to end."""
         self._process.send_signal(number)
 
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
     def wait(self, seconds: float) -> int:
         """Its exit code."""
         return self._process.wait(seconds)

@@ -81,7 +81,9 @@ def test_settings_prints_every_variable_without_any_being_set() -> None:
 
 def test_check_tells_that_all_is_well_and_the_url_to_paste(tmp_path: Path) -> None:
     with SegmentServer() as server:
-        done = run("check", **environ(tmp_path, SEGMENT_HOST=server.url))
+        given = environ(tmp_path, SEGMENT_HOST=server.url)
+        run("migrate", **given)
+        done = run("check", **given)
     told = {line.split()[0]: line for line in done.stdout.splitlines()}
 
     assert done.returncode == 0
@@ -92,6 +94,28 @@ def test_check_tells_that_all_is_well_and_the_url_to_paste(tmp_path: Path) -> No
     assert not server.received
     for secret in (SECRET, WRITE_KEY):
         assert secret not in done.stdout + done.stderr
+
+
+def test_check_makes_no_outbox_and_says_who_will(tmp_path: Path) -> None:
+    with SegmentServer() as server:
+        done = run("check", **environ(tmp_path, SEGMENT_HOST=server.url))
+
+    assert done.returncode == 0
+    assert "is not there yet; `relay serve` makes it" in done.stdout
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_check_tells_of_files_that_others_can_open(tmp_path: Path) -> None:
+    with SegmentServer() as server:
+        given = environ(tmp_path, SEGMENT_HOST=server.url)
+        run("migrate", **given)
+        (path,) = tmp_path.glob("*.db")
+        path.chmod(0o644)
+        done = run("check", **given)
+
+    assert done.returncode == 0
+    assert f"{path} has mode 0644" in done.stdout
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from functools import partial
 from io import TextIOWrapper
 from math import inf
-from pathlib import Path
 from typing import Final
 
 import click
 from pydantic import BaseModel
 
 from relay import __version__, logs
-from relay.errors import OutboxError, SettingsError
+from relay.errors import OutboxError, OutboxMissingError, SettingsError
 from relay.outbox import Outbox, open_outbox
 from relay.outbox.opening import open_when_there
 from relay.providers import Provider, provider_classes
@@ -34,6 +33,7 @@ def main() -> None:
     A webhook answered 200 is on disk; what is on disk reaches Segment, or waits where you can see
     why. Settings are environment variables: `relay settings` lists them.
     """
+    os.umask(0o077)  # what relay writes may hold addresses, and is nobody's to read but its owner's
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # of which not every terminal's can show everything
             stream.reconfigure(errors="backslashreplace")
@@ -62,25 +62,30 @@ def configure_logs(settings: Settings) -> None:
     logs.configure(level=settings.log_level, style=style, secrets=settings.secrets())
 
 
+class NoOutboxError(click.ClickException):
+    """There is no outbox, and the command makes none."""
+
+
 @contextmanager
-def opened(
-    settings: Settings, *, made_before: bool = False, patient: bool = False
-) -> Iterator[Outbox]:
+def opened(settings: Settings, *, create: bool = False, patient: bool = False) -> Iterator[Outbox]:
     """The outbox while it is needed; or the end, with a sentence.
 
     Args:
         settings: they name it.
-        made_before: a file that does not exist is most likely named wrongly, and is not made.
+        create: make it if there is none.
         patient: wait for its store as long as it takes, and not for a while only.
     """
-    path = Path(settings.outbox.removeprefix("sqlite:///"))
-    if made_before and settings.on_sqlite and not path.exists():
-        raise click.ClickException(f"outbox: {path} does not exist (RELAY_OUTBOX_URL names it)")
-    open_once = partial(open_outbox, settings.outbox, allow_ephemeral=settings.allow_ephemeral)
+    open_once = partial(
+        open_outbox, settings.outbox, allow_ephemeral=settings.allow_ephemeral, create=create
+    )
     try:
         outbox = open_when_there(
             open_once, time.sleep, patience_seconds=inf if patient else PATIENCE_SECONDS
         )
+    except OutboxMissingError as error:
+        raise NoOutboxError(
+            f"outbox: {error} (RELAY_OUTBOX_URL names it); `relay serve` makes one"
+        ) from None
     except OutboxError as error:
         raise click.ClickException(f"outbox: {error}") from None
     try:

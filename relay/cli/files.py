@@ -55,7 +55,7 @@ def import_(files: tuple[Path, ...], name: str, *, as_json: bool) -> None:
     if name not in named:
         raise click.UsageError(f"no provider is called {name}; known: {', '.join(named)}")
     report = _Report(as_json=as_json)
-    with opened(settings) as outbox:
+    with opened(settings, create=True) as outbox:
         limits = limits_of(settings, outbox)
         segment = segment_of(settings)
         backfill = Backfill(outbox, named[name], segment, exceeded=limits.exceeded)
@@ -162,10 +162,10 @@ def backup(file: Path) -> None:
     settings, _ = configured()
     configure_logs(settings)
     with (
-        opened(settings, made_before=True) as outbox,
+        opened(settings) as outbox,
         _made_whole(file) as partial,
         reported(),
-        closing(_file_outbox(partial)) as copy,
+        closing(_file_outbox(partial, create=True)) as copy,
     ):
         copied = _copy(outbox, copy, "copying")
     click.echo(f"{counted(copied)} in {file}")
@@ -194,7 +194,11 @@ def restore(file: Path) -> None:
     configure_logs(settings)
     if not _is_sqlite(file):
         raise click.ClickException(f"{file} is not a SQLite outbox")
-    with opened(settings) as outbox, reported(), closing(_file_outbox(file)) as source:
+    with (
+        opened(settings, create=True) as outbox,
+        reported(),
+        closing(_file_outbox(file)) as source,
+    ):
         copied = _copy(source, outbox, "restoring")
     click.echo(f"{counted(copied)} restored")
 
@@ -207,8 +211,8 @@ def _is_sqlite(file: Path) -> bool:
         raise click.ClickException(f"{file}: {error.strerror}") from None
 
 
-def _file_outbox(path: Path) -> Outbox:
-    return open_outbox(f"sqlite:///{path}", allow_ephemeral=True)
+def _file_outbox(path: Path, *, create: bool = False) -> Outbox:
+    return open_outbox(f"sqlite:///{path}", allow_ephemeral=True, create=create)
 
 
 def _copy(source: Outbox, target: Outbox, label: str) -> int:

@@ -8,6 +8,7 @@ import threading
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -18,6 +19,7 @@ from prometheus_client import generate_latest
 
 from relay import __version__
 from relay.cli.app import (
+    NoOutboxError,
     configure_logs,
     configured,
     main,
@@ -111,6 +113,8 @@ def forward(
             forwarder.start()
             retention.start()
             if not until_stdin_closes:
+                for warning in outbox.warnings():
+                    _log.warning("outbox.exposed", warning=warning)
                 _log.info("forward.started", version=__version__, **settings.shown())
             spare_the_collector()
             forwarder.broken.wait()
@@ -125,7 +129,7 @@ def migrate() -> None:
     """Bring the outbox up to date with this version, and end; `relay serve` does so by itself."""
     settings, _ = configured()
     configure_logs(settings)
-    with opened(settings):
+    with opened(settings, create=True):
         click.echo(f"outbox ok: {settings.outbox_shown} is up to date")
 
 
@@ -190,16 +194,22 @@ def check() -> None:
     """Check the settings, the outbox and the way to Segment; print the URL to paste into Vero."""
     settings, providers = configured()
     click.echo("settings  ok")
-    with opened(settings) as outbox:
-        try:
+    try:
+        with opened(settings) as outbox, reported():
             outbox.check()
             counts = outbox.counts()
-        except OutboxError as error:
-            raise click.ClickException(f"outbox: {error}") from None
-    click.echo(
-        f"outbox    ok: {settings.outbox_shown} takes writes;"
-        f" {counts.pending} pending, {counts.delivered} delivered, {counts.dead} dead"
-    )
+            warnings = outbox.warnings()
+        said = f"takes writes; {counts.pending} pending, {counts.delivered} delivered,"
+        click.echo(f"outbox    ok: {settings.outbox_shown} {said} {counts.dead} dead")
+        for warning in warnings:
+            click.echo(f"warning   {warning}")
+    except NoOutboxError:
+        path = Path(settings.outbox.removeprefix("sqlite:///"))
+        if settings.on_sqlite and not os.access(path.parent, os.W_OK | os.X_OK):
+            raise click.ClickException(f"outbox: {path} cannot be made") from None
+        click.echo(
+            f"outbox    ok: {settings.outbox_shown} is not there yet; `relay serve` makes it"
+        )
     try:
         segment_of(settings).connect()
     except SegmentError as error:

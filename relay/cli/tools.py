@@ -33,7 +33,7 @@ def tools(*, as_json: bool, reveal: bool = False) -> Iterator[Tools]:
     """All of them, for as long as the outbox is open; what it cannot do ends the command."""
     settings, providers = configured()
     configure_logs(settings)
-    with opened(settings, made_before=True) as outbox, reported():
+    with opened(settings) as outbox, reported():
         yield Tools(
             outbox,
             Lookup(outbox.records, providers),

@@ -225,6 +225,10 @@ class Outbox(Protocol):
         """How much room its disk has; None where that cannot be known."""
         ...
 
+    def warnings(self) -> list[str]:
+        """What an operator had better change although all works, a sentence each."""
+        ...
+
     def become_sole(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
         """Keep other processes out of the role from now on, where the store has room for one only.
 
@@ -250,14 +254,16 @@ class Outbox(Protocol):
 _STORES: Final = {"sqlite": "sqlite", "postgresql": "postgres", "postgres": "postgres"}
 
 
-def open_outbox(url: str, *, allow_ephemeral: bool = False) -> Outbox:
-    """Open the outbox at the URL, made or migrated forward as needed; try once.
+def open_outbox(url: str, *, allow_ephemeral: bool = False, create: bool = False) -> Outbox:
+    """Open the outbox at the URL, migrated forward as needed; try once.
 
     Args:
         url: the store's kind and place.
         allow_ephemeral: it may lie where a restart of the machine wipes it.
+        create: make it if there is none. One that is missing is most likely named wrongly, or gone.
 
     Raises:
+        OutboxMissingError: there is none, and it is not to be made.
         OutboxError: it cannot be opened now, and may be later: its server is away.
         OutboxUnusableError: it cannot be opened, and will not be before the operator has acted.
     """
@@ -267,6 +273,6 @@ def open_outbox(url: str, *, allow_ephemeral: bool = False) -> Outbox:
             f"no store goes by {scheme or 'an empty scheme'}:; known: {', '.join(_STORES)}"
         )
     outbox: Outbox = import_module(f"{__name__}.{_STORES[scheme]}").open_url(
-        url, allow_ephemeral=allow_ephemeral
+        url, allow_ephemeral=allow_ephemeral, create=create
     )
     return outbox

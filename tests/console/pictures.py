@@ -65,7 +65,7 @@ def _moment(rng: Random) -> float:
 
 def fill(store: SqliteStore) -> None:
     """Have the day's events in the store, nearly all of them delivered."""
-    with closing(open_outbox(store.url)) as outbox:
+    with closing(open_outbox(store.url, create=True)) as outbox:
         arrivals = made_up_day(datetime.now(UTC))
         while group := [*islice(arrivals, 500)]:
             outbox.add(group)

@@ -65,7 +65,7 @@ class DyingSegment(Segment):
 def main(step: str, url: str, host: str) -> None:
     segment = DyingSegment(WRITE_KEY, host)
     segment.step = step
-    outbox: Any = DyingOutbox(step, open_outbox(url, allow_ephemeral=True))
+    outbox: Any = DyingOutbox(step, open_outbox(url, allow_ephemeral=True, create=True))
     Forwarder(outbox, segment, [Vero(VeroSettings())]).start()
     threading.Event().wait(60)
 

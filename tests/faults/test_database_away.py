@@ -48,7 +48,7 @@ def without_room(server: PostgresServer, url: str) -> Iterator[None]:
     rng = Random(0)  # noqa: S311 (no secret hangs on it)
     noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
     fault = Unusable(DeadReason.UNREADABLE, "filler")
-    with closing(open_outbox(url)) as outbox:
+    with closing(open_outbox(url, create=True)) as outbox:
         for first in range(0, _FILLERS, 1_000):
             names = [f"filler-{number}" for number in range(first, first + 1_000)]
             outbox.add([Arrival("filler", i, noon, rng.randbytes(1_800), fault) for i in names])

@@ -29,7 +29,7 @@ _KILLS = 2
 def accept(store: Store, ledger: Ledger, count: int) -> None:
     """Store webhooks as a receiver does, and note what it answers."""
     vero, segment = Vero(VeroSettings()), Segment(WRITE_KEY, "http://127.0.0.1:1")
-    with closing(open_outbox(store.url, allow_ephemeral=True)) as outbox:
+    with closing(open_outbox(store.url, allow_ephemeral=True, create=True)) as outbox:
         for _ in range(count):
             webhook = ledger.next()
             arrival = arrival_of(vero, segment, webhook.body, datetime.now(UTC))

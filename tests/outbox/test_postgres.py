@@ -233,7 +233,7 @@ def test_processes_that_start_together_migrate_once(url: str) -> None:
     assert query(url, "SELECT version FROM relay.migrations ORDER BY 1") == [(1,)]
 
 
-_OPENS = "import sys; from relay.outbox import open_outbox; open_outbox(sys.argv[1])"
+_OPENS = "import sys; from relay.outbox import open_outbox; open_outbox(sys.argv[1], create=True)"
 _STUCK = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
 

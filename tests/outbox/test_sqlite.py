@@ -417,7 +417,7 @@ def test_where_no_file_can_be_there_is_no_outbox(tmp_path: Path, place: str) -> 
 
 
 def _opened(url: str) -> Counter[str]:
-    outbox: Outbox = open_outbox(url, allow_ephemeral=True)
+    outbox: Outbox = open_outbox(url, allow_ephemeral=True, create=True)
     outbox.add([arrival("a")])
     counts = states(outbox)
     outbox.close()
@@ -440,7 +440,7 @@ def test_a_file_in_memory_is_refused_unless_that_is_allowed() -> None:
     with pytest.raises(OutboxError, match="RELAY_ALLOW_EPHEMERAL"):
         open_outbox(f"sqlite:///{path}")
     refused = not path.exists()
-    open_outbox(f"sqlite:///{path}", allow_ephemeral=True).close()
+    open_outbox(f"sqlite:///{path}", allow_ephemeral=True, create=True).close()
     for file in path.parent.glob(f"{path.name}*"):
         file.unlink()
 

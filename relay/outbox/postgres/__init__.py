@@ -32,9 +32,14 @@ _WAIT_SECONDS: Final = 1.5  # for a connection, while the server is away: sender
 _RING_SECONDS: Final = 0.1  # less than a forwarder lingers for company
 
 
-def open_url(url: str, *, allow_ephemeral: bool) -> "PostgresOutbox":  # noqa: ARG001 (as every store)
+def open_url(
+    url: str,
+    *,
+    allow_ephemeral: bool,  # noqa: ARG001 (as every store)
+    create: bool,
+) -> "PostgresOutbox":
     """Open `postgresql://…` or `postgres://…`, as libpq reads them."""
-    return PostgresOutbox(url)
+    return PostgresOutbox(url, create=create)
 
 
 class PostgresOutbox:
@@ -46,15 +51,16 @@ class PostgresOutbox:
 
     Args:
         url: of the database; the tables are in its schema `relay`.
+        create: make the tables if there are none.
         clock: by default the server's, which is the same for every process.
     """
 
-    def __init__(self, url: str, *, clock: Clock | None = None) -> None:
+    def __init__(self, url: str, *, create: bool = True, clock: Clock | None = None) -> None:
         self._clock = clock
         self._rung_at = float("-inf")
         with translated():
             parameters = connection_parameters(url)
-            prepare(parameters)
+            prepare(parameters, create=create)
             self._pool = ConnectionPool(
                 kwargs=parameters,
                 configure=ignore_notifications,
@@ -237,6 +243,10 @@ class PostgresOutbox:
 
     def become_sole(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
         """See `Outbox.become_sole`. There is room for any number."""
+
+    def warnings(self) -> list[str]:
+        """See `Outbox.warnings`."""
+        return []
 
     @property
     def records(self) -> PostgresRecords:

@@ -9,7 +9,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import PoolTimeout
 
-from relay.errors import OutboxError, OutboxUnusableError
+from relay.errors import OutboxError, OutboxMissingError, OutboxUnusableError
 
 # One script a version, each run in a transaction; a schema at version n has had the first n.
 MIGRATIONS: Final[tuple[LiteralString, ...]] = (
@@ -190,17 +190,22 @@ def connection_parameters(url: str) -> dict[str, Any]:
     return defaults | given | fixed
 
 
-def prepare(parameters: dict[str, Any]) -> None:
+def prepare(parameters: dict[str, Any], *, create: bool) -> None:
     """Bring the schema up to date.
 
+    Args:
+        parameters: how to connect.
+        create: make it if there is none.
+
     Raises:
+        OutboxMissingError: there is none, and it is not to be made.
         OutboxError: the server is not there now.
         OutboxUnusableError: it does not let us in, is not durable, or has another schema.
     """
     try:
         with psycopg.connect(**parameters) as connection:
             _check_durability(connection)
-            _migrate(connection)
+            _migrate(connection, create=create)
     except psycopg.ProgrammingError as error:  # what is missing, or not permitted
         raise OutboxUnusableError(f"PostgreSQL: {_line(error)}") from error
     except psycopg.OperationalError as error:
@@ -222,9 +227,12 @@ def _check_durability(connection: psycopg.Connection[Any]) -> None:
         raise OutboxUnusableError("PostgreSQL runs with fsync=off: what it commits may be lost")
 
 
-def _migrate(connection: psycopg.Connection[Any]) -> None:
-    if _version(connection) == len(MIGRATIONS):
+def _migrate(connection: psycopg.Connection[Any], *, create: bool) -> None:
+    found = _version(connection)
+    if found == len(MIGRATIONS):
         return
+    if not found and not create:
+        raise OutboxMissingError("the database has no schema relay")
     with connection.transaction():
         # Until the transaction ends: processes that start together do it one after the other.
         connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")

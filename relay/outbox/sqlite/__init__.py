@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import apsw
+import structlog
 from msgspec import Struct, json, structs
 
 from relay.errors import OutboxBrokenError, OutboxError, OutboxUnusableError
@@ -29,10 +30,11 @@ from relay.outbox import (
     utc_now,
 )
 from relay.outbox.sqlite.checkpointer import Checkpointer
+from relay.outbox.sqlite.disk import Disk
+from relay.outbox.sqlite.place import Place, exposed, rescue
 from relay.outbox.sqlite.records import SqliteRecords
 from relay.outbox.sqlite.schema import (
     COUNT,
-    Disk,
     connect,
     is_in_use,
     migrate,
@@ -51,8 +53,10 @@ _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several time
 _MOST_ROWS: Final = 2_000  # a statement; SQLite takes 32,766 variables
 _LOCK_LOOK_SECONDS: Final = 0.1
 
+_log = structlog.get_logger()
 
-def open_url(url: str, *, allow_ephemeral: bool) -> "SqliteOutbox":
+
+def open_url(url: str, *, allow_ephemeral: bool, create: bool) -> "SqliteOutbox":
     """Open `sqlite:///relative.db` or `sqlite:////absolute.db`."""
     path = url.removeprefix("sqlite:///")
     if path == url or not path or path.startswith(":"):
@@ -64,7 +68,7 @@ def open_url(url: str, *, allow_ephemeral: bool) -> "SqliteOutbox":
             f"{path} would lie in memory (tmpfs), which a restart of the machine wipes; name a file"
             " on a disk, or set RELAY_ALLOW_EPHEMERAL=1 to lose events"
         )
-    return SqliteOutbox(Path(path))
+    return SqliteOutbox(Path(path), create=create)
 
 
 def _file_system(directory: Path) -> str:
@@ -117,6 +121,7 @@ class SqliteOutbox:
         self,
         path: Path,
         *,
+        create: bool = True,
         clock: Clock = utc_now,
         elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -137,12 +142,13 @@ class SqliteOutbox:
         self._noted_at = float("-inf")
         self._disk = Disk()
         with self._disk.used():
-            self._adder = connect(path)
+            self._adder = connect(path, create=create)
             in_use = is_in_use(path)  # and who uses it has done what is to be done first
             if not in_use:
                 refuse_damage(self._adder, path)
             self._set_up(self._adder)
-            migrate(self._adder, path)
+            migrate(self._adder, path, create=create)
+            self._disk.watch(Place(path, self._adder))
             self._settler = self._connect()
             self._settler.pragma("synchronous", "normal")
             self._reader = self._connect()
@@ -415,10 +421,15 @@ class SqliteOutbox:
 
     def free_bytes(self) -> int | None:
         """See `Outbox.free_bytes`."""
-        try:
-            return shutil.disk_usage(self._path.parent).free
-        except OSError as error:
-            raise OutboxError(f"{self._path.parent}: {error.strerror}") from None
+        with self._disk.used():
+            try:
+                return shutil.disk_usage(self._path.parent).free
+            except OSError as error:
+                raise OutboxError(f"{self._path.parent}: {error.strerror}") from None
+
+    def warnings(self) -> list[str]:
+        """See `Outbox.warnings`."""
+        return [*exposed(self._path)]
 
     @property
     def records(self) -> SqliteRecords:
@@ -431,12 +442,23 @@ class SqliteOutbox:
         with suppress(OutboxBrokenError), self._disk.used(), self._claiming:
             if self._counted:
                 self._note(self._claims)
+        if self._disk.lost and Role.RECEIVER in self._roles:
+            self._rescue()
         for lock in self._roles.values():
             lock.close()
         self._records.close()
         with translated(), self._writing, self._reading:
             for connection in (self._reader, self._settler, self._adder):
                 self._disk.leave(connection)
+
+    def _rescue(self) -> None:
+        """Keep what only this process can still read: it is gone when the process ends."""
+        try:
+            with self._writing:
+                rescued = rescue(self._adder, self._path)
+            _log.error("outbox.rescued", file=str(rescued), next=f"relay restore {rescued}")
+        except (OSError, apsw.Error) as error:
+            _log.critical("outbox.not_rescued", error=f"{type(error).__name__}: {error}")
 
 
 def _row(arrival: Arrival) -> tuple[str | int | bytes | None, ...]:

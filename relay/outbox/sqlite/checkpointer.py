@@ -7,7 +7,7 @@ from typing import Final
 import apsw
 
 from relay.errors import OutboxBrokenError, OutboxError
-from relay.outbox.sqlite.schema import Disk
+from relay.outbox.sqlite.disk import Disk
 
 _CHECKPOINT_PAGES: Final = 1_000  # 4 MB of WAL, as SQLite's own default
 _TRUNCATE_PAGES: Final = 32_000  # 128 MB: under steady load a passive checkpoint never ends

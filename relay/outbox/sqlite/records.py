@@ -11,11 +11,11 @@ from msgspec import json, structs
 from relay.errors import OutboxError
 from relay.outbox import Clock, Keys, State
 from relay.outbox.records import RARE, SOME, Happening, Operation, Query, Record, Revival
+from relay.outbox.sqlite.disk import Disk
 from relay.outbox.sqlite.schema import (
     BLOCK_BITS,
     COUNT,
     IS_RARE,
-    Disk,
     milliseconds,
     moment,
     translated,

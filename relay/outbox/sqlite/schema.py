@@ -11,10 +11,11 @@ from typing import Final
 
 import apsw
 
-from relay.errors import OutboxBrokenError, OutboxError, OutboxUnusableError
+from relay.errors import OutboxError, OutboxMissingError, OutboxUnusableError
 from relay.outbox import Role
 from relay.outbox.records import RARE
 from relay.outbox.sqlite.fileformat import log_fault, size_on_disk
+from relay.outbox.sqlite.place import open_file
 from relay.outbox.sqlite.shape import differences
 from relay.outbox.tallies import SLOT
 
@@ -172,12 +173,9 @@ def _damage(said: str, path: Path | None = None) -> OutboxUnusableError:
     )
 
 
-def connect(path: Path) -> apsw.Connection:
-    """Open the file, or make it."""
-    try:
-        connection = apsw.Connection(str(path))
-    except apsw.CantOpenError:
-        raise OutboxUnusableError(f"{path} cannot be opened") from None
+def connect(path: Path, *, create: bool = False) -> apsw.Connection:
+    """Open the file, or make it; see `open_file`."""
+    connection = open_file(path, create=create)
     connection.set_busy_timeout(_BUSY_MILLISECONDS)
     return connection
 
@@ -237,49 +235,20 @@ def is_in_use(path: Path) -> bool:
     return False
 
 
-class Disk:
-    """What a process knows of the disk that its outbox is on.
-
-    When a sync fails, Linux gives up the pages that it was for: they are read as if they had been
-    written, and a later sync says that all is well. So nothing is built on them: until the process
-    ends, nothing more is done. The next one's first checkpoint writes all of the log anew.
-    """
-
-    def __init__(self) -> None:
-        self.failure: str | None = None
-
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Raise SQLite's errors as relay's; refuse once a sync has failed."""
-        if self.failure:
-            raise OutboxBrokenError(self.failure)
-        try:
-            with translated():
-                yield
-        except OutboxError as error:
-            if getattr(error.__cause__, "extendedresult", None) in _SYNC_FAILED:
-                self.failure = "the disk has failed to sync; relay must be started again"
-                raise OutboxBrokenError(self.failure) from error.__cause__
-            raise
-
-    def leave(self, connection: apsw.Connection) -> None:
-        """Close the connection; what may not be on the disk stays in the log."""
-        if self.failure:
-            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        connection.close()
-
-
-_SYNC_FAILED: Final = frozenset({apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC})
-
-
-def migrate(connection: apsw.Connection, path: Path) -> None:
+def migrate(connection: apsw.Connection, path: Path, *, create: bool) -> None:
     """Bring the file up to date.
 
+    Args:
+        connection: to the file.
+        path: of the file.
+        create: make an outbox of a file that has nothing in it.
+
     Raises:
+        OutboxMissingError: it has nothing in it, and is not to become an outbox.
         OutboxUnusableError: it is another program's, a newer relay's, or its tables are not those
             of its version; nothing has been written to it.
     """
-    _refuse_others(connection, path)
+    _refuse_others(connection, path, create=create)
     connection.pragma("journal_mode", "wal")
     if connection.pragma("user_version") == len(MIGRATIONS):
         return  # nothing is written, so that a full disk does not keep a file from being opened
@@ -291,12 +260,14 @@ def migrate(connection: apsw.Connection, path: Path) -> None:
         connection.pragma("user_version", len(MIGRATIONS))
 
 
-def _refuse_others(connection: apsw.Connection, path: Path) -> None:
+def _refuse_others(connection: apsw.Connection, path: Path, *, create: bool) -> None:
     connection.execute("BEGIN DEFERRED")  # another process may be about to migrate the file
     try:
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
         if tables and connection.pragma("application_id") != MARK:
             raise OutboxUnusableError(f"{path} is a SQLite file of some other program")
+        if not tables and not create:
+            raise OutboxMissingError(f"{path} is empty")
         version: int = connection.pragma("user_version")
         if version > len(MIGRATIONS):
             raise OutboxUnusableError(f"{path} was written by a newer relay")

@@ -1,0 +1,206 @@
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.errors import OutboxBrokenError, OutboxError, OutboxMissingError, OutboxUnusableError
+from relay.outbox import Outbox, Role, open_outbox
+from relay.outbox.sqlite import SqliteOutbox
+from tests.contracts import MINUTE, arrival, states
+from tests.postgres import PostgresServer
+
+Loss = Callable[[Path], object]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the outbox is: a directory of its own, by way of a symbolic link."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link.db").symlink_to("data/relay.db")
+    return tmp_path / "link.db"
+
+
+def file_of(path: Path) -> Path:
+    return path.parent / "data" / "relay.db"
+
+
+def delete_all(path: Path) -> None:
+    for file in file_of(path).parent.iterdir():
+        file.unlink()
+
+
+def delete(name: str) -> Loss:
+    return lambda path: file_of(path).with_name(name).unlink()
+
+
+def move(path: Path) -> None:
+    file_of(path).rename(path.with_name("moved.db"))
+
+
+def replace_by_a_copy(path: Path) -> None:
+    copy = path.with_name("copy.db")
+    shutil.copy(file_of(path), copy)
+    copy.replace(file_of(path))
+
+
+def delete_directory(path: Path) -> None:
+    shutil.rmtree(file_of(path).parent)
+
+
+def replace_directory(path: Path) -> None:
+    directory = file_of(path).parent
+    directory.rename(path.with_name("moved"))
+    shutil.copytree(path.with_name("moved"), directory)
+
+
+def retarget(path: Path) -> None:
+    shutil.copy(file_of(path), path.with_name("other.db"))
+    path.unlink()
+    path.symlink_to("other.db")
+
+
+def make_another_log(path: Path) -> None:
+    log = file_of(path).with_name("relay.db-wal")
+    log.unlink()
+    log.touch()
+
+
+LOSSES = {
+    "all files are deleted": delete_all,
+    "the file is deleted": delete("relay.db"),
+    "the log is deleted": delete("relay.db-wal"),
+    "its index is deleted": delete("relay.db-shm"),
+    "another log": make_another_log,
+    "the file is moved": move,
+    "the file is replaced": replace_by_a_copy,
+    "its directory is deleted": delete_directory,
+    "its directory is replaced": replace_directory,
+    "the link leads elsewhere": retarget,
+}
+losses = pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
+
+USES: dict[str, Callable[[Outbox], object]] = {
+    "add": lambda outbox: outbox.add([arrival("b")]),
+    "claim": lambda outbox: outbox.claim(1, lease=MINUTE),
+    "changed": lambda outbox: outbox.changed(),
+    "check": lambda outbox: outbox.check(),
+    "counts": lambda outbox: outbox.counts(),
+    "free_bytes": lambda outbox: outbox.free_bytes(),
+    "operations": lambda outbox: outbox.records.operations(1),
+}
+
+
+@losses
+def test_an_outbox_whose_files_are_lost_does_nothing_more(path: Path, lose: Loss) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.add([arrival("a")])
+        lose(path)
+        for use in USES.values():
+            with pytest.raises(OutboxBrokenError, match=r"has been (deleted or moved|replaced)"):
+                use(outbox)
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_each_use_looks_whether_the_file_is_there(
+    path: Path, use: Callable[[Outbox], object]
+) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        delete_all(path)
+        with pytest.raises(OutboxBrokenError):
+            use(outbox)
+
+
+@losses
+def test_what_is_stored_while_the_files_are_lost_is_not_told_stored(path: Path, lose: Loss) -> None:
+    """They are lost in the middle of a commit, after it was seen that they were there."""
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.add([arrival("a")])
+
+        def losing(_connection: object, _database: str, _pages: int) -> int:
+            if file_of(path).exists():
+                lose(path)
+            return apsw.SQLITE_OK
+
+        outbox._adder.set_wal_hook(losing)  # noqa: SLF001 (no other moment is as late)
+        with pytest.raises(OutboxBrokenError):
+            outbox.add([arrival("b")])
+
+
+def test_where_the_file_has_gone_is_told(path: Path) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        move(path)
+        with pytest.raises(OutboxBrokenError, match=str(path.with_name("moved.db"))):
+            outbox.check()
+
+
+@losses
+def test_what_the_lost_files_held_is_kept_in_a_file_to_restore(path: Path, lose: Loss) -> None:
+    """As far as there is a directory to put it into: it is the one that the operator named."""
+    outbox = SqliteOutbox(path)
+    outbox.become_sole(Role.RECEIVER)
+    outbox.add([arrival("a"), arrival("b")])
+    outbox.deliver(outbox.claim(1, lease=MINUTE))
+    lose(path)
+    with pytest.raises(OutboxError):
+        outbox.check()
+    outbox.close()
+    (rescued,) = path.parent.glob("link.db.rescued-*")
+
+    assert rescued.stat().st_mode & 0o077 == 0
+    with closing(SqliteOutbox(rescued, create=False)) as kept:
+        assert states(kept) == {"delivered": 1, "pending": 1}
+
+
+@pytest.mark.parametrize("leave", [os.unlink, lambda path: os.truncate(path, 0)])
+def test_who_is_not_to_make_an_outbox_makes_none(
+    tmp_path: Path, leave: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "relay.db"
+    path.touch()
+    leave(path)
+    before = [(file, file.stat().st_size) for file in tmp_path.iterdir()]
+    with pytest.raises(OutboxMissingError, match=str(path)):
+        open_outbox(f"sqlite:///{path}", allow_ephemeral=True)
+
+    assert [(file, file.stat().st_size) for file in tmp_path.iterdir()] == before
+
+
+def test_no_schema_is_made_either(postgres: PostgresServer) -> None:
+    url = postgres.create_database()
+    with pytest.raises(OutboxMissingError):
+        open_outbox(url)
+    open_outbox(url, create=True).close()
+    open_outbox(url).close()
+    postgres.drop_database(url)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    path = tmp_path / "relay.db"
+    make(path)
+    with pytest.raises(OutboxUnusableError, match="it is no file"):
+        SqliteOutbox(path)
+
+
+def test_a_file_that_others_can_open_is_told_and_left(tmp_path: Path) -> None:
+    path = tmp_path / "relay.db"
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.become_sole(Role.RECEIVER)
+        for file in tmp_path.iterdir():
+            file.chmod(0o600)
+        before = outbox.warnings()
+        path.chmod(0o640)
+        path.with_name("relay.db-receiver").chmod(0o604)
+        told = outbox.warnings()
+
+    assert before == []
+    assert [warning.partition(":")[0] for warning in told] == [
+        f"{path} has mode 0640",
+        f"{path}-receiver has mode 0604",
+    ]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
