@@ -130,7 +130,9 @@ def make_webhook(rng: Random, number: int) -> Webhook:
     if mailed := rng.random() < 0.9:
         document["message_id"] = properties["email_id"] = f"mail-{number}"
     body = json.dumps(document).encode()
-    return Webhook(body[:-1] if fate == "unreadable" else body, fate, message, timed or mailed)
+    # A mail is opened, and clicked in, any number of times.
+    unique = timed or (mailed and kind not in {"opened", "clicked"})
+    return Webhook(body[:-1] if fate == "unreadable" else body, fate, message, unique)
 
 
 class Ledger:
