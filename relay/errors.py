@@ -8,12 +8,14 @@
     │   │   └── OutboxMissingError         there is none, and it is not to be made
     │   └── OutboxBrokenError          nor will it, in this process: its disk or file is gone
     ├── UnreadableError            a body that is not a usable JSON object
+    ├── TransportError             a request got no answer
+    │   └── UnusableUrlError           it cannot be sent there at all
     └── SegmentError               a batch was not accepted
         ├── SegmentUnavailableError    not now; the same batch may pass later
         ├── SegmentRefusedError        our fault or the operator's; no message is to blame
         └── BatchRejectedError         something in this batch
 
-Drivers' own errors (apsw, requests) are translated where they arise; nothing above sees them.
+Drivers' own errors (apsw, urllib3) are translated where they arise; nothing above sees them.
 No text of an error holds a secret, an address or a body.
 """
 
@@ -62,6 +64,14 @@ class OutboxBrokenError(OutboxError):
 
 class UnreadableError(RelayError):
     """A body that is not a JSON object relay can read; the text says why."""
+
+
+class TransportError(RelayError):
+    """A request got no answer, or not in time; the text begins with the kind of failure."""
+
+
+class UnusableUrlError(TransportError):
+    """No request can be sent to this URL."""
 
 
 class SegmentError(RelayError):

@@ -100,7 +100,8 @@ BATCHES: Final = _counter(
     "answer",
     registry=FORWARDING,
 )
-"""`accepted`; the status of what was not, `200` for a page of HTML; the kind of network error; or
+"""`accepted`; the status of what was not, `200` for a page of HTML
+or words that deny it; the kind of network error; or
 `none` where relay itself failed."""
 MESSAGES: Final = _counter(
     "relay_messages_total",

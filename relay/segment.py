@@ -2,8 +2,7 @@
 
 Messages and requests are those of Segment's own library, analytics-python; tests hold them to it.
 The library itself does not run here: its queue lives in memory and drops what it cannot send, its
-transport follows redirects, and both cost several times what the same bytes cost below. The only
-importer of `urllib3`, on which that library stands too.
+transport follows redirects, and both cost several times what the same bytes cost below.
 
 Facts about the API are from Segment's documentation of the HTTP Tracking API, of partner streams
 and of duplicate data.
@@ -11,28 +10,18 @@ and of duplicate data.
 
 import gzip
 import re
-import socket
-import ssl
-import threading
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from http import HTTPStatus
 from http.client import responses
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
 from uuid import uuid4
 
 import msgspec
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, LocationValueError
-from urllib3.response import HTTPResponse
+from pydantic_core import from_json
 
 from relay import __version__
 from relay.errors import (
@@ -40,8 +29,11 @@ from relay.errors import (
     SegmentError,
     SegmentRefusedError,
     SegmentUnavailableError,
+    TransportError,
+    UnusableUrlError,
 )
 from relay.events import EmailEvent
+from relay.transport import Response, Transport
 
 MAX_MESSAGES: Final = 100
 """Messages in a batch. Segment takes 2,500; more than that it drops behind a 200."""
@@ -51,7 +43,7 @@ MAX_MESSAGE_BYTES: Final = 32_000
 """Bytes of one message: 32 KB, read in the stricter of its two ways."""
 MAX_RETRY_AFTER: Final = timedelta(hours=1)
 TIMEOUT_SECONDS: Final = 15
-"""From a post's beginning to the beginning of its answer, and again to the answer's end."""
+"""What a post has, from the look-up of the host's name to the last byte of the answer."""
 
 LIBRARY: Final = {"name": "analytics-python", "version": "2.4.0"}
 """The library whose messages and requests these are."""
@@ -61,10 +53,16 @@ _REJECTIONS: Final = frozenset({400, 413, 422})
 _PASSING: Final = frozenset({408, 410, 429, 460})
 _FINAL: Final = frozenset({501, 505, 511})
 _SECONDS: Final = re.compile(r"\d{1,18}", re.ASCII)
-_CONNECTIONS: Final = 10
 _GZIP_LEVEL: Final = 1  # a third of level 9's cost for a tenth more bytes
-_MOST_SAID: Final = 64 * 1024
 _QUOTED: Final = 300
+# What a proxy or a gateway says where it does not reach the host, or lets nobody through.
+_ON_THE_WAY: Final = frozenset({407, 502, 503, 504})
+_FAILURES: Final = frozenset({"error", "fail", "failed", "failure"})
+_JSON: Final = frozenset({"true", "false", "null"})
+_TOKEN: Final = re.compile(r"""[^\s{}\[\]",:;]+""")
+_PLAIN: Final = re.compile(r"([A-Za-z]{1,20})[.!?]?")
+_WORD: Final = re.compile(rb"[a-z]+")
+_BREAK: Final = re.compile(r"\s+")
 
 _encode = msgspec.json.encode
 _Item = TypeVar("_Item")
@@ -76,10 +74,17 @@ Message = dict[str, Any]
 class Segment:
     """One Segment source: knows its write key and where it takes events."""
 
-    def __init__(self, write_key: str, host: str, *, hash_anonymous_id: bool = False) -> None:
+    def __init__(
+        self,
+        write_key: str,
+        host: str,
+        *,
+        hash_anonymous_id: bool = False,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
         self._write_key = write_key
-        self._host = host
-        self._pool = _pool(host)
+        self._url = f"{host}/v1/batch"
+        self._transport = Transport(host, timeout_seconds)
         self._headers = {
             "Authorization": f"Basic {b64encode(f'{write_key}:'.encode()).decode()}",
             "Content-Encoding": "gzip",
@@ -138,9 +143,10 @@ class Segment:
         """Post encoded messages; when this returns, Segment has answered 2xx to them.
 
         Raises:
-            SegmentUnavailableError: not now (network, timeout, overload).
-            SegmentRefusedError: the key, the host or the request is refused, a redirect, or a page
-                of HTML, which is not Segment's answer.
+            SegmentUnavailableError: not now (network, timeout, overload). Segment may have taken
+                the batch all the same.
+            SegmentRefusedError: the key, the host or the request is refused, a redirect, or a 2xx
+                with a page of HTML, which is not Segment's answer, or with JSON that denies it.
             BatchRejectedError: something in the batch is.
         """
         # Set at each post: Segment corrects every event's time by how far it is off (`sentAt`).
@@ -148,45 +154,38 @@ class Segment:
         body = b'{"batch":[%b],%b' % (b",".join(batch), _encode(envelope)[1:])
         retries = {"X-Retry-Count": str(retry_count)} if retry_count else {}
         try:
-            response = self._pool.request(
+            response = self._transport.request(
                 "POST",
-                f"{self._host}/v1/batch",
+                self._url,
                 body=gzip.compress(body, _GZIP_LEVEL, mtime=0),
                 headers=self._headers | retries,
-                timeout=urllib3.Timeout(total=TIMEOUT_SECONDS),
-                retries=False,
-                # A redirect would take the events and the write key where nobody sent them.
-                redirect=False,
-                preload_content=False,
             )
-        except LocationValueError as error:
-            raise SegmentRefusedError(type(error).__name__) from None
-        except HTTPError as error:
-            # Its text may hold the URL, and through a proxy's the credentials.
-            raise SegmentUnavailableError(type(error).__name__) from None
-        said = _read(response)
+        except UnusableUrlError as error:
+            raise SegmentRefusedError(str(error)) from None
+        except TransportError as error:
+            raise SegmentUnavailableError(str(error)) from None
+        said = response.body.decode(errors="replace")
         if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
             raise _meaning(response, said)
         if _is_page(response, said):
             raise SegmentRefusedError(
                 f"{_answer(response)} with a page of HTML: not Segment's answer"
             )
+        if _denies(said):
+            raise SegmentRefusedError(f"{_answer(response)}, but it says {_quoted(said, body)}")
 
     def connect(self) -> None:
-        """Open a connection to the host, over TLS for https, and close it again.
+        """Ask the host for something of no effect, by the way that posts take.
 
         Raises:
             SegmentUnavailableError: it cannot be reached, or its certificate is not trusted.
         """
-        url = urlsplit(self._host)
-        host, tls = url.hostname or "", url.scheme == "https"
         try:
-            with socket.create_connection((host, url.port or (443 if tls else 80)), 10) as plain:
-                if tls:
-                    context = ssl.create_default_context()
-                    context.wrap_socket(plain, server_hostname=host).close()
-        except OSError as error:
+            response = self._transport.request("GET", self._url)
+        except TransportError as error:
             raise SegmentUnavailableError(str(error)) from None
+        if response.status in _ON_THE_WAY:
+            raise SegmentUnavailableError(_answer(response))
 
 
 def encode(message: Message) -> bytes:
@@ -210,90 +209,59 @@ def batches(
         yield batch
 
 
-def _in_time(connection: HTTPConnection, await_head: Callable[[], HTTPResponse]) -> HTTPResponse:
-    """The answer, once its head is there; urllib3 would wait as long for each byte of it."""
-    late = threading.Event()
-
-    def hang_up() -> None:
-        late.set()
-        with suppress(OSError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(TIMEOUT_SECONDS, hang_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        response = await_head()
-    finally:
-        timer.cancel()
-    if late.is_set():  # a head cut off behind its status would be taken for a whole one
-        response.close()
-        raise TimeoutError
-    return response
-
-
-class _Connection(HTTPConnection):
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
-        return _in_time(self, super().getresponse)
-
-
-class _TlsConnection(HTTPSConnection):
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
-        return _in_time(self, super().getresponse)
-
-
-class _Connections(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsConnections(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-def _pool(host: str) -> urllib3.PoolManager:
-    pool = _manager(host)
-    pool.pool_classes_by_scheme = {"http": _Connections, "https": _TlsConnections}
-    return pool
-
-
-def _manager(host: str) -> urllib3.PoolManager:
-    """Connections to the host, through the proxy that the environment names for it, if any."""
-    url = urlsplit(host)
-    proxy = getproxies().get(url.scheme)
-    if not proxy or proxy_bypass(url.netloc):
-        return urllib3.PoolManager(maxsize=_CONNECTIONS)
-    named = urlsplit(proxy)
-    login = f"{unquote(named.username or '')}:{unquote(named.password or '')}"
-    headers = urllib3.make_headers(proxy_basic_auth=login) if named.username else None
-    return urllib3.ProxyManager(proxy, maxsize=_CONNECTIONS, proxy_headers=headers)
-
-
-def _read(response: urllib3.BaseHTTPResponse) -> str:
-    """What Segment said, as far as it said it in time; the status alone decides."""
-    said = b""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    with suppress(HTTPError, OSError):
-        while len(said) < _MOST_SAID and time.monotonic() < deadline:
-            chunk = response.read1(_MOST_SAID)
-            if not chunk:
-                break
-            said += chunk
-    response.close()  # the connection is kept if all was read
-    return said.decode(errors="replace")
-
-
-def _is_page(response: urllib3.BaseHTTPResponse, said: str) -> bool:
+def _is_page(response: Response, said: str) -> bool:
     """Whether it is for people: a captive portal's or a gateway's, which took no event."""
     if said.lstrip("\ufeff \t\r\n").startswith("<"):
         return True
     return bool(said) and response.headers.get("Content-Type", "").lower().startswith("text/html")
 
 
-def _answer(response: urllib3.BaseHTTPResponse) -> str:
+def _denies(said: str) -> bool:
+    """Whether what stands behind a 2xx tells of a failure: JSON, cut off or not, or plain words."""
+    try:
+        document = from_json(said.lstrip("\ufeff"), allow_partial="trailing-strings")
+    except ValueError:
+        document = said
+    return any(map(_is_failure, document if isinstance(document, list) else [document]))
+
+
+def _is_failure(document: Any) -> bool:  # noqa: ANN401 (any JSON)
+    if isinstance(document, dict):
+        return any(_is_failing(name.lower(), value) for name, value in document.items())
+    if isinstance(document, str):
+        return document.lstrip().lower().startswith(("error", "fail"))
+    return document is False
+
+
+def _is_failing(name: str, value: Any) -> bool:  # noqa: ANN401 (any JSON)
+    if name in {"success", "ok"}:
+        return _is_no(value)
+    if name in {"status", "statuscode", "status_code"}:
+        is_error = isinstance(value, int) and value >= HTTPStatus.BAD_REQUEST
+        return is_error or str(value).lower() in _FAILURES
+    return name.startswith("error") and not _is_no(value)
+
+
+def _is_no(value: Any) -> bool:  # noqa: ANN401 (any JSON)
+    return not value or str(value).lower() in {"0", "false", "no", "none", "null"}
+
+
+def _quoted(said: str, sent: bytes) -> str:
+    """What was said, as a log may hold it: without whatever is no plain word, or was sent."""
+    known = {word.decode() for word in _WORD.findall(sent.lower())} - _JSON
+
+    def masked(found: re.Match[str]) -> str:
+        plain = _PLAIN.fullmatch(found[0])
+        return found[0] if plain and plain[1].lower() not in known else "***"
+
+    return _BREAK.sub(" ", _TOKEN.sub(masked, said))[:_QUOTED]
+
+
+def _answer(response: Response) -> str:
     return f"{response.status} {responses.get(response.status, '')}".rstrip()
 
 
-def _meaning(response: urllib3.BaseHTTPResponse, said: str) -> SegmentError:
+def _meaning(response: Response, said: str) -> SegmentError:
     """What an answer other than 2xx means for the batch."""
     status, answer = response.status, _answer(response)
     if status in _REJECTIONS:

@@ -149,10 +149,17 @@ MUTANTS = [
     ),
     Mutant(
         "a redirect is followed",
-        "segment.py",
+        "transport.py",
         "redirect=False",
         "redirect=True",
         "tests/test_segment.py",
+    ),
+    Mutant(
+        "an answer has for ever to end",
+        "transport.py",
+        "        if not limit.ended.wait(limit.left()):",
+        "        if not limit.ended.wait():",
+        "tests/test_transport.py --timeout 30 -k trailer",
     ),
     Mutant(
         "the time of receipt in place of the event's",

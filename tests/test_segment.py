@@ -238,15 +238,84 @@ def test_any_2xx_is_acceptance(segment: Segment, server: SegmentServer, status: 
         ("application/json", b'{"success":true}'),
         ("text/plain", b"OK"),  # RudderStack's
         ("text/html", b""),
+        ("application/json", b'{"success":"true","error":null,"errors":[],"errorCode":"0"}'),
+        ("application/json", b'{"status":"ok","statusCode":200,"error_count":0,"error":false}'),
+        ("application/json", b'{"data":{"error":"of something else"}}'),
+        ("application/json", b'[{"success":true},{}]'),
+        ("application/json", b"[]"),
+        ("application/json", b"null"),
+        ("application/json", b'"OK"'),
+        ("application/json", b'{"success":tr'),
+        ("application/json", b'{"batch":[' + b'"x",' * 50_000),
+        ("application/json", b"[" * 100_000),
+        ("text/plain", b"no errors"),
+        ("text/plain", b"\xff\xfe\0"),
     ],
 )
-def test_what_a_2xx_says_is_no_matter(
+def test_any_2xx_that_does_not_deny_it_is_acceptance(
     segment: Segment, server: SegmentServer, kind: str, body: bytes
 ) -> None:
     server.answers.append(Answer(headers={"Content-Type": kind}, body=body))
     segment.post([MESSAGE])
 
     assert len(server.accepted) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"success": false}',
+        b'\xef\xbb\xbf\n{"Success":"false"}',
+        b'{"success":null}',
+        b'{"ok":false}',
+        b'{"success":true,"error":"invalid write key"}',
+        b'{"error":{"code":7}}',
+        b'{"errors":[{"message":"invalid"}]}',
+        b'{"errorMessage":"Task timed out","errorType":"Sandbox.Timedout"}',
+        b'{"status":"error"}',
+        b'{"status":401,"message":"Unauthorized"}',
+        b'{"statusCode":500}',
+        b'[{"success":true},{"success":false}]',
+        b"false",
+        b'"error"',
+        b"Error: no such source",
+        b"FAILED",
+        b'{"success":false,"batch":[' + b'"x",' * 50_000,
+        b'{"errors":["' + b"x" * 100_000,
+    ],
+)
+def test_a_2xx_that_tells_of_a_failure_is_none(
+    segment: Segment, server: SegmentServer, body: bytes
+) -> None:
+    server.answers.append(Answer(body=body))
+
+    with pytest.raises(SegmentRefusedError, match=r"^200 OK, but it says .{4,300}$"):
+        segment.post([MESSAGE])
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ('{"success":false,"error":"Invalid key."}', '{"success":false,"error":"Invalid ***"}'),
+        ('{"error":\r\n"no  source"}', '{"error": "no source"}'),
+        ('{"error":"ann@example.com, Ann, 42"}', '{"error":"***, ***, ***"}'),
+        ('{"error":"ann%40example.com \\u0061nn"}', '{"error":"*** ***"}'),
+        ('{"error":"a-write-key YS13cml0ZS1rZXk6"}', '{"error":"*** ***"}'),
+        ('{"error":"\\u001b[2K\u2028Zoë"}', '{"error":"***[*** ***"}'),
+        ('{"error":"' + "wrong " * 1_000, '{"error":"' + "wrong " * 48 + "wr"),
+    ],
+)
+def test_of_a_failure_only_plain_words_are_told_that_were_not_sent(
+    segment: Segment, server: SegmentServer, said: str, told: str
+) -> None:
+    """What is told stands in the log and at `/readyz`."""
+    server.answers.append(Answer(body=said.encode()))
+    message = encode(track_call(replace(OPENED, email="ann@example.com")))
+
+    with pytest.raises(SegmentRefusedError) as caught:
+        segment.post([message])
+
+    assert str(caught.value) == f"200 OK, but it says {told}"
 
 
 @pytest.mark.parametrize(

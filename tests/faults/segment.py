@@ -24,7 +24,7 @@ from relay.outbox import Arrival, Outbox
 from relay.outbox.postgres import PostgresOutbox
 from relay.outbox.sqlite import SqliteOutbox
 from relay.providers.vero import Vero, VeroSettings
-from relay.segment import Segment
+from relay.segment import TIMEOUT_SECONDS, Segment
 from tests.fakes import Clock, SegmentServer
 from tests.oracle import Message
 from tests.processes import SqliteStore, Store, closed_port
@@ -61,10 +61,14 @@ class Relay:
         return PostgresOutbox(self.store.url, clock=self.clock.now)
 
     def point_at(
-        self, host: str, *, jitter: Callable[[float], float] = lambda bound: bound
+        self,
+        host: str,
+        *,
+        jitter: Callable[[float], float] = lambda bound: bound,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         """Forward to this host from now on, as after a restart with other settings."""
-        self._segment = Segment("a-write-key", host)
+        self._segment = Segment("a-write-key", host, timeout_seconds=timeout_seconds)
         self._forwarder = Forwarder(
             self.outbox,
             self._segment,
@@ -305,5 +309,19 @@ def says(head: bytes, drops: bytes = b"", *, seconds: float = 0) -> Fault:
         for drop in drops:
             time.sleep(seconds)
             connection.sendall(bytes([drop]))
+
+    return answer
+
+
+def for_ever(head: bytes, drop: bytes, *, seconds: float = 0.05, reads: bool = True) -> Fault:
+    """Answer with the head, then with the drop again and again, as long as somebody listens."""
+
+    def answer(connection: socket.socket) -> None:
+        if reads:
+            read_request(connection)
+        connection.sendall(head)
+        while True:
+            time.sleep(seconds)
+            connection.sendall(drop)
 
     return answer

@@ -157,6 +157,24 @@ def test_a_portal_that_answers_200_with_its_page_holds_everything(
     assert relay.broken_promises(server) == []
 
 
+@pytest.mark.parametrize("said", ['{"success":false}', '{"error":"invalid source"}'])
+def test_a_200_that_denies_it_holds_everything_and_says_why(
+    relay: Relay, server: SegmentServer, said: str
+) -> None:
+    relay.add(150)
+    server.judge = lambda _batch: Answer(200, body=said.encode())
+    waits, waiting, hold = relay.waits(3), relay.fates(), relay.outbox.standing().hold
+    server.received.clear()
+    server.judge = well
+    relay.forward()
+
+    assert waits == [60, 60]
+    assert waiting == {"pending": 150}
+    assert hold == f"200 OK, but it says {said}"
+    assert relay.outbox.standing().hold is None
+    assert relay.broken_promises(server) == []
+
+
 def refuses(status: int, guilty: set[str]) -> Judge:
     def judge(batch: list[Message]) -> Answer:
         found = guilty & {email_id(message) for message in batch}

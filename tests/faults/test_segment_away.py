@@ -1,25 +1,27 @@
 import gc
-import ssl
+import socket
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from relay.forwarder import WORKERS, Forwarder
+from relay.outbox import open_outbox
 from relay.pacing import full_jitter
+from relay.providers.vero import Vero, VeroSettings
+from relay.segment import Segment
+from tests.certificates import certificate, speaking_tls
 from tests.fakes import Answer, SegmentServer
 from tests.faults.segment import (
     Fault,
     Relay,
     Road,
+    for_ever,
     reset,
     reset_after_reading,
     reset_while_reading,
@@ -27,7 +29,7 @@ from tests.faults.segment import (
     silent,
 )
 from tests.oracle import Message
-from tests.processes import Store
+from tests.processes import Store, within
 
 Times = Callable[[int, int], int]
 
@@ -209,40 +211,6 @@ def test_a_proxy_that_is_gone_keeps_everything_waiting(
     assert paths == {"http://segment.example.com/v1/batch"}
 
 
-def certificate(directory: Path, address: str = "127.0.0.1", *, days: int = 1) -> Path:
-    """The file of a new certificate, signed by itself, and its key; it ends in so many days."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    number = x509.random_serial_number()
-    # No two have the same name, or one of them would be looked at for the other.
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"{number:x}")])
-    names = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(address))])
-    end = datetime.now(UTC) + timedelta(days=days)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), number)
-        .not_valid_before(end - timedelta(days=30))
-        .not_valid_after(end)
-        .add_extension(names, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = directory / f"{number:x}.pem"
-    path.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return path
-
-
-def speaking_tls(certificate: Path) -> ssl.SSLContext:
-    """As a server with this certificate does."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
-
-
 @pytest.mark.parametrize("fault", ["expired", "of another host", "not trusted"])
 def test_a_certificate_that_is_no_good_keeps_everything_waiting(
     relay: Relay,
@@ -270,28 +238,58 @@ def test_a_certificate_that_is_no_good_keeps_everything_waiting(
     waits_until_it_is_well(relay, server, heal)
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 ENDLESS = {
     "silent": silent,
-    "in the head": says(b"HTTP/1.1 503 Service Unavailable\r\nX-Excuse: ", b"x" * 90, seconds=1),
-    "in the body": says(BUSY.replace(b"16", b"1000"), b"x" * 90, seconds=1),
+    "in the head": for_ever(b"HTTP/1.1 503 Service Unavailable\r\nX-Excuse: ", b"x"),
+    "in the body": for_ever(BUSY.replace(b"16", b"1000000"), b"x"),
+    "in the body of a 200": for_ever(OK.replace(b"16", b"1000000"), b"x"),
+    "in the size of a chunk": for_ever(CHUNKED + b"1;", b"x"),
+    "in the trailer": for_ever(CHUNKED + b"0\r\n", b"X-Excuse: x\r\n"),
 }
 
 
 @pytest.mark.parametrize("fault", ENDLESS.values(), ids=ENDLESS)
 def test_an_answer_that_does_not_end_is_not_awaited_for_ever(
-    relay: Relay, server: SegmentServer, road: Road, times: Times, fault: Fault
+    relay: Relay, server: SegmentServer, road: Road, fault: Fault
 ) -> None:
-    if not times(0, 1):
-        pytest.skip("waits for as long as relay does: with --long")
+    """Whether Segment has taken the batch is unknown: it is sent again under the same ids."""
+    relay.point_at(road.host(), timeout_seconds=1)
     relay.add(1)
     road.fault = fault
     began_at = time.monotonic()
     relay.step()
     awaited = time.monotonic() - began_at
-    meanwhile = relay.fates()
+    meanwhile, answer = relay.fates(), relay.outbox.standing().answer
     road.fault = None
     relay.forward()
 
-    assert awaited < 60  # of 90: relay gives the answer 15 s to begin, and 15 s to end
+    assert awaited < 60
     assert meanwhile == {"pending": 1}
+    assert answer == "TimeoutError"
+    assert relay.broken_promises(server) == []
+
+
+def test_endless_answers_to_all_workers_stop_no_other(
+    relay: Relay, server: SegmentServer, road: Road
+) -> None:
+    began: list[int] = []
+
+    def trailer_of_the_first(connection: socket.socket) -> None:
+        began.append(1)
+        if len(began) <= WORKERS:
+            for_ever(CHUNKED + b"0\r\n", b"X-Excuse: x\r\n")(connection)
+        road.pass_on(connection)
+
+    road.fault = trailer_of_the_first
+    relay.add(100 * (WORKERS + 1))
+    segment = Segment("a-write-key", road.host(), timeout_seconds=1)
+    with closing(open_outbox(relay.store.url, allow_ephemeral=True)) as outbox:
+        forwarder = Forwarder(outbox, segment, [Vero(VeroSettings())])
+        forwarder.start()
+        settled = within(60, lambda: relay.fates() == {"delivered": 100 * (WORKERS + 1)})
+        forwarder.stop(10)
+
+    assert settled
+    assert len(began) > WORKERS
     assert relay.broken_promises(server) == []
