@@ -29,7 +29,6 @@ from urllib3.exceptions import (
     LocationValueError,
     NameResolutionError,
     NewConnectionError,
-    ProxySchemeUnknown,
 )
 
 from relay.errors import SettingsError, TransportError, UnusableUrlError
@@ -62,7 +61,7 @@ class Transport:
         seconds: what a request has from the look-up of the name to the answer's last byte.
 
     Raises:
-        SettingsError: the environment names a proxy of a kind that is not supported.
+        SettingsError: the environment names a proxy that cannot be used.
     """
 
     def __init__(self, host: str, seconds: float) -> None:
@@ -309,24 +308,37 @@ class _TlsConnections(urllib3.HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
-def _pool(host: str) -> urllib3.PoolManager:
-    """Connections to the host, through the proxy that the environment names for it, if any."""
+def proxy_of(host: str) -> str | None:
+    """The proxy that the environment names for the host; None for the direct way.
+
+    Raises:
+        SettingsError: it is none that can be used.
+    """
+    url = urlsplit(host)
+    proxy = getproxies().get(url.scheme)
+    if not proxy or proxy_bypass(url.netloc):
+        return None
+    if "://" not in proxy:  # as curl takes it, too
+        proxy = f"http://{proxy}"
     try:
-        pool = _manager(host)
-    except ProxySchemeUnknown:
-        name = f"{urlsplit(host).scheme}_proxy"
-        raise SettingsError([f"{name}: should begin with http:// or https://"]) from None
+        named = urlsplit(proxy)
+        usable = named.scheme in {"http", "https"} and named.hostname and named.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingsError([f"{url.scheme}_proxy: should be like http://proxy.example.com:3128"])
+    return proxy
+
+
+def _pool(host: str) -> urllib3.PoolManager:
+    pool = _manager(proxy_of(host))
     pool.pool_classes_by_scheme = {"http": _Connections, "https": _TlsConnections}
     return pool
 
 
-def _manager(host: str) -> urllib3.PoolManager:
-    url = urlsplit(host)
-    proxy = getproxies().get(url.scheme)
-    if not proxy or proxy_bypass(url.netloc):
+def _manager(proxy: str | None) -> urllib3.PoolManager:
+    if proxy is None:
         return urllib3.PoolManager(maxsize=_CONNECTIONS)
-    if "://" not in proxy:  # as curl takes it, too
-        proxy = f"http://{proxy}"
     named = urlsplit(proxy)
     login = f"{unquote(named.username or '')}:{unquote(named.password or '')}"
     headers = urllib3.make_headers(proxy_basic_auth=login) if named.username else None

@@ -284,12 +284,15 @@ def test_a_proxy_needs_no_scheme(
     assert request.path == f"{host}/v1/batch"
 
 
-def test_a_proxy_of_another_kind_is_a_fault_of_the_settings(
-    in_environment: Callable[[str, str], None],
+@pytest.mark.parametrize(
+    "proxy", ["socks5://ann:secret@127.0.0.1:1080", "http://", "http://ann:secret@proxy:port"]
+)
+def test_a_proxy_that_cannot_be_used_is_a_fault_of_the_settings(
+    in_environment: Callable[[str, str], None], proxy: str
 ) -> None:
-    in_environment("https_proxy", "socks5://ann:secret@127.0.0.1:1080")
+    in_environment("https_proxy", proxy)
 
     with pytest.raises(SettingsError) as caught:
         Transport("https://segment.example.com", SECONDS)
 
-    assert caught.value.faults == ("https_proxy: should begin with http:// or https://",)
+    assert caught.value.faults == ("https_proxy: should be like http://proxy.example.com:3128",)

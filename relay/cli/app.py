@@ -20,6 +20,7 @@ from relay.outbox import Outbox, open_outbox
 from relay.outbox.opening import open_when_there
 from relay.providers import Provider, provider_classes
 from relay.settings import Settings
+from relay.transport import proxy_of
 
 PATIENCE_SECONDS: Final = 20
 """How long a command waits for a database that is not there yet."""
@@ -48,6 +49,7 @@ def configured(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[
     """The settings and every provider; or the end, with a line for each fault."""
     try:
         settings = Settings.from_env(environ, settings_models())
+        proxy_of(settings.segment_url)
     except SettingsError as error:
         for fault in error.faults:
             click.echo(fault, err=True)
