@@ -4,15 +4,19 @@ Events are dotted (`webhook.accepted`, `forward.sent`); what varies is in keys. 
 address, a body or a secret: call sites pass none, and the masks here are the second fence.
 """
 
+import atexit
 import logging
+import os
 import re
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
-from typing import Final, Literal, TextIO
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from relay.logwriter import BackgroundWriter
 
 _ADDRESS: Final = re.compile(r"[^\s@<>\"',;:()\[\]]+@[^\s@<>\"',;:()\[\]]+")
 _MASK: Final = "***"
@@ -35,31 +39,52 @@ def _masked(value: object, secrets: Iterable[str]) -> object:
     return mask(value.decode(errors="replace") if isinstance(value, bytes) else str(value), secrets)
 
 
-class _Unfailing:
-    """A stream whose failing fails nobody who logs: its disk may be full."""
+def unwaited(
+    stream: TextIO | None,
+    *,
+    dropped: Callable[[int], object] = lambda _: None,
+    resumed: Callable[[int], object] = lambda _: None,
+) -> TextIO:
+    """The stream, written to in the background and drained at the end of the process.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    One in memory is returned as it is, and one that was closed from the beginning goes nowhere. The
+    arguments are `BackgroundWriter`'s.
+    """
+    if stream is None:
+        return Path(os.devnull).open("w")
+    try:
+        output = stream.fileno()
+    except (OSError, ValueError):
+        return stream
+    writer = BackgroundWriter(output, dropped=dropped, resumed=resumed)
+    atexit.register(writer.drain)
+    return cast("TextIO", writer)
 
-    def write(self, text: str) -> None:
-        with suppress(OSError):
-            self._stream.write(text)
 
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
+def drain() -> None:
+    """Have the lines written that wait for it, as far as their reader takes them in time."""
+    if isinstance(sys.stderr, BackgroundWriter):
+        sys.stderr.drain()
 
 
 def configure(
-    *, level: str = "info", style: Literal["json", "console"] = "json", secrets: Iterable[str] = ()
+    *,
+    level: str = "info",
+    style: Literal["json", "console"] = "json",
+    secrets: Iterable[str] = (),
+    dropped: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Send structlog's and the standard library's records to standard error, masked.
+
+    From here on nobody waits for whoever reads it, whatever is written to it.
 
     Args:
         level: the least severe level that is written.
         style: one JSON object a line, or lines for people.
         secrets: texts that must never be written.
+        dropped: called with how many lines were dropped, because their reader takes no more.
     """
+    sys.stderr = unwaited(sys.stderr, dropped=dropped, resumed=_tell_dropped)
     hidden = tuple(secrets)
 
     def masked(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -78,7 +103,7 @@ def configure(
     structlog.configure(
         processors=[*shared, masked, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=_Unfailing(sys.stderr)),  # type: ignore[arg-type]  # it writes
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -94,3 +119,7 @@ def configure(
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     # urllib3 logs URLs and headers' names at debug, and a warning for each retry.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+
+def _tell_dropped(lines: int) -> None:
+    structlog.get_logger().error("log.dropped", lines=lines)

@@ -115,6 +115,15 @@ DELIVERIES: Final = _histogram(
     (0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3_600, 6 * 3_600, 86_400, 7 * 86_400),
     registry=FORWARDING,
 )
+RECEIVER_LINES_DROPPED: Final = _counter(
+    "relay_receiver_log_lines_dropped_total",
+    "How many lines of the receiver's log were dropped, because nobody read them in time?",
+)
+FORWARDER_LINES_DROPPED: Final = _counter(
+    "relay_forwarder_log_lines_dropped_total",
+    "How many lines of the forwarder's log were dropped, because nobody read them in time?",
+    registry=FORWARDING,
+)
 
 OUTBOX_UP: Final = _of_outbox(
     "relay_outbox_up", "Does the outbox answer? Where not, what follows from it is left out."

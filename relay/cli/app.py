@@ -4,7 +4,7 @@ import hmac
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from io import TextIOWrapper
@@ -58,10 +58,15 @@ def configured(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[
     return settings, providers
 
 
-def configure_logs(settings: Settings) -> None:
-    """Log from here on, as the settings say."""
-    style = settings.log_format or ("console" if sys.stderr.isatty() else "json")
-    logs.configure(level=settings.log_level, style=style, secrets=settings.secrets())
+def configure_logs(
+    settings: Settings, *, dropped: Callable[[int], object] = lambda _: None
+) -> None:
+    """Log from here on, as the settings say; `dropped` is told how many lines nobody will read."""
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    style = settings.log_format or ("console" if on_terminal else "json")
+    logs.configure(
+        level=settings.log_level, style=style, secrets=settings.secrets(), dropped=dropped
+    )
 
 
 class NoOutboxError(click.ClickException):

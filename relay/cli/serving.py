@@ -31,7 +31,8 @@ from relay.companion import telling
 from relay.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, playing
 from relay.errors import OutboxBrokenError, OutboxError, SegmentError
 from relay.forwarder import Forwarder
-from relay.metrics import ALL, FORWARDING
+from relay.logs import unwaited
+from relay.metrics import ALL, FORWARDER_LINES_DROPPED, FORWARDING, RECEIVER_LINES_DROPPED
 from relay.outbox import Role
 from relay.retention import Retention
 from relay.scraping import Scraping, serve_aside
@@ -57,7 +58,7 @@ _port = click.option(
 def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
     settings, providers = configured()
-    configure_logs(settings)
+    configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
     listener = _listen(host, settings.port if port is None else port, "--port")
     _run(Service(settings, providers, listener, None if no_forward else os.environ))
 
@@ -90,7 +91,7 @@ def forward(
     `relay serve` does so by itself. With PostgreSQL any number of these may run beside it.
     """
     settings, providers = configured()
-    configure_logs(settings)
+    configure_logs(settings, dropped=FORWARDER_LINES_DROPPED.inc)
     # The one before it ended alone: without being asked to, or for its silence.
     _log.debug("forward.begins", after_crash=after_crash)
     if metrics_port is not None:
@@ -177,7 +178,8 @@ def demo(host: str, port: int | None) -> None:
         }
         environ |= {name: os.environ[name] for name in ("PATH", "PORT") if name in os.environ}
         settings, providers = configured(environ)
-        configure_logs(settings)
+        configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
+        sys.stdout = unwaited(sys.stdout)
         listener = _listen(host, settings.port if port is None else port, "--port")
         click.echo(introduction(base_url(listener)))
         ledger.headings()
