@@ -24,6 +24,7 @@ import msgspec
 from pydantic_core import from_json
 
 from relay import __version__
+from relay.addresses import hashed, without_address
 from relay.errors import (
     BatchRejectedError,
     SegmentError,
@@ -72,7 +73,15 @@ Message = dict[str, Any]
 
 
 class Segment:
-    """One Segment source: knows its write key and where it takes events."""
+    """One Segment source: knows its write key and where it takes events.
+
+    Args:
+        write_key: the source's.
+        host: base URL of its API.
+        hash_anonymous_id: the anonymous id is the address's SHA-256, and not the address.
+        omit_address: nothing that is sent holds the recipient's address.
+        timeout_seconds: how long a post may take.
+    """
 
     def __init__(
         self,
@@ -80,6 +89,7 @@ class Segment:
         host: str,
         *,
         hash_anonymous_id: bool = False,
+        omit_address: bool = False,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._write_key = write_key
@@ -91,7 +101,8 @@ class Segment:
             "Content-Type": "application/json",
             "User-Agent": f"{LIBRARY['name']}/{LIBRARY['version']}",
         }
-        self._hash_anonymous_id = hash_anonymous_id
+        self._hash_anonymous_id = hash_anonymous_id or omit_address
+        self._omit_address = omit_address
         # Segment drops a repeated messageId whichever source it reaches, so ids of two sources
         # must differ for one webhook: the write key's fingerprint goes into each.
         self._fingerprint = sha256(b"relay write key " + write_key.encode()).digest()
@@ -116,8 +127,10 @@ class Segment:
         self, event: EmailEvent, message_id: str, provider: str, integrations: Mapping[str, bool]
     ) -> Message:
         """The message for one event, equal to what the SDK's `Client.track` would build."""
+        if self._omit_address:
+            event = without_address(event)
         context: dict[str, Any] = {"integration": {"name": provider, "version": __version__}}
-        if event.email:
+        if event.email and not self._omit_address:
             context["traits"] = {"email": event.email}
         if event.user_agent:
             context["userAgent"] = event.user_agent
@@ -136,7 +149,7 @@ class Segment:
 
     def _anonymous_id(self, email: str | None) -> str | None:
         if email and self._hash_anonymous_id:
-            return sha256(email.lower().encode()).hexdigest()
+            return hashed(email)
         return email
 
     def post(self, batch: Sequence[bytes], *, retry_count: int = 0) -> None:

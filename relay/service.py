@@ -18,11 +18,11 @@ from starlette.routing import BaseRoute, Route
 from relay import __version__
 from relay.companion import Companion
 from relay.console import HOME, Console, Endpoint
-from relay.console.access import is_loopback
 from relay.errors import OutboxBrokenError, OutboxError, RelayError
 from relay.gauges import Gauges
 from relay.intake import Intake
 from relay.limits import Limits
+from relay.loopback import is_loopback
 from relay.metrics import RECEIVING, WEBHOOKS
 from relay.outbox import Outbox, Role, open_outbox
 from relay.outbox.opening import AwaitedOutbox
@@ -45,6 +45,7 @@ def segment_of(settings: Settings) -> Segment:
         settings.segment_write_key.get_secret_value(),
         settings.segment_url,
         hash_anonymous_id=settings.anonymous_id == "sha256",
+        omit_address=settings.traits_email == "omit",
     )
 
 

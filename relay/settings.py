@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar, get_args, get_origin
 from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
@@ -20,6 +20,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from relay.errors import SettingsError
+from relay.loopback import is_loopback
+from relay.pasting import quoted, secret_slip, url_slip
 
 _CORE: Final = "RELAY_"
 _PREFIXES: Final = (_CORE, "SEGMENT_")
@@ -29,6 +31,7 @@ _HOSTS: Final = {"us": "https://api.segment.io", "eu": "https://events.eu1.segme
 Model = TypeVar("Model", bound=BaseModel)
 
 _DEFAULT_OUTBOX: Final = "sqlite:///relay.db"
+_URLS: Final = frozenset({"SEGMENT_HOST", "outbox_url", "DATABASE_URL"})
 _STORES: Final = ("sqlite:///", "postgresql://", "postgres://")
 
 # No @ but the one before the host: otherwise part of a password would be taken for the host.
@@ -104,8 +107,16 @@ class Settings(BaseModel):
     )
     anonymous_id: Annotated[Literal["email", "sha256"], _LowerCase] = Field(
         default="email",
-        description="What identifies a recipient without a user id: the address (`email`) or the"
-        " hex SHA-256 of the address in lower case (`sha256`).",
+        description="What identifies a recipient without a user id: the address as it came"
+        " (`email`; another spelling is another one, as with Segment's own Vero source) or the hex"
+        " SHA-256 of the address in lower case (`sha256`; one for all spellings). With either the"
+        " address goes to Segment in `context.traits.email`: see `RELAY_TRAITS_EMAIL`.",
+    )
+    traits_email: Annotated[Literal["send", "omit"], _LowerCase] = Field(
+        default="send",
+        description="Whether the recipient's address goes to Segment as `context.traits.email`:"
+        " `send` it, or `omit` it everywhere, which needs `RELAY_ANONYMOUS_ID=sha256`: where it is"
+        " the user id, or stands in a property, its SHA-256 takes its place.",
     )
     port: int = Field(
         default=8000,
@@ -136,13 +147,6 @@ class Settings(BaseModel):
     )
 
     _providers: Mapping[str, BaseModel] = PrivateAttr(default_factory=dict)
-
-    @field_validator("segment_write_key")
-    @classmethod
-    def _one_word(cls, value: SecretStr) -> SecretStr:
-        if any(character.isspace() for character in value.get_secret_value()):
-            raise ValueError("a write key has no blanks in it")
-        return value
 
     @field_validator("metrics_token")
     @classmethod
@@ -182,6 +186,8 @@ class Settings(BaseModel):
             SettingsError: at least one fault; it names all of them.
         """
         given = {name: value for name, value in environ.items() if value.strip()}
+        if "RELAY_OUTBOX_URL" in given:  # then DATABASE_URL may be another program's
+            given.pop("DATABASE_URL", None)
         settings, faults = _read(cls, _CORE, given)
         providers: dict[str, BaseModel] = {}
         for provider, model in provider_models.items():
@@ -195,7 +201,7 @@ class Settings(BaseModel):
                 close = difflib.get_close_matches(name, known, n=1)
                 faults.append(f"{name}: no such setting" + (f"; {close[0]}?" if close else ""))
         if settings:
-            faults += settings.outbox_faults()
+            faults += settings.outbox_faults() + settings.address_faults()
         if settings is None or faults:
             raise SettingsError(faults)
         settings._providers = providers  # noqa: SLF001 (its own class)
@@ -213,7 +219,6 @@ class Settings(BaseModel):
     def outbox_faults(self) -> list[str]:
         """Why nothing can or should be stored where the settings say, if so."""
         if not self.outbox.startswith(_STORES):
-            # Another program's database may stand in DATABASE_URL, so only what is used counts.
             name = "RELAY_OUTBOX_URL" if self.outbox_url else "DATABASE_URL"
             return [f"{name}: should begin with sqlite:/// or postgresql://"]
         if not self.on_sqlite and not _NETLOC.fullmatch(self.outbox):
@@ -223,6 +228,21 @@ class Settings(BaseModel):
             remedy = "add PostgreSQL: heroku addons:create heroku-postgresql"
             return [f"RELAY_OUTBOX_URL: {wiped}; {remedy}"]
         return []
+
+    def address_faults(self) -> list[str]:
+        """Why the address cannot be kept from Segment, if it is to be."""
+        if self.traits_email == "send" or self.anonymous_id == "sha256":
+            return []
+        needed = "omit needs RELAY_ANONYMOUS_ID=sha256"
+        return [f"RELAY_TRAITS_EMAIL: {needed}; otherwise the address is the anonymous id"]
+
+    def warnings(self) -> list[str]:
+        """What is allowed and unwise, a sentence for each."""
+        url = urlsplit(self.segment_url)
+        if url.scheme != "http" or is_loopback(url.hostname or ""):
+            return []
+        reason = "over http:// to another machine the write key and all events go in the clear"
+        return [f"SEGMENT_HOST: {reason}; use https://"]
 
     @property
     def outbox(self) -> str:
@@ -331,16 +351,30 @@ def _read(
     model: type[Model], prefix: str, given: Mapping[str, str]
 ) -> tuple[Model | None, list[str]]:
     """The model filled from its variables, or what is wrong with each of them."""
-    variable_of = {key: variable for variable, key, _ in _fields(model, prefix)}
-    values = {key: given[name].strip() for key, name in variable_of.items() if name in given}
+    fields = [*_fields(model, prefix)]
+    values = {key: given[name].strip() for name, key, _ in fields if name in given}
+    faults = {key: said for _, key, field in fields if (said := _slip(field, key, values))}
+    settings = None
     try:
-        return model.model_validate(values), []
+        settings = model.model_validate(values)
     except ValidationError as error:
-        # Only the kind of fault is told: the value may be a secret.
-        return None, [
-            f"{variable_of[str(fault['loc'][0])]}: {_sentence(fault['type'], fault['msg'])}"
-            for fault in error.errors(include_input=False, include_url=False)
-        ]
+        # Only the kind of fault is told: the value may be a secret. A slip is its cause.
+        for fault in error.errors(include_input=False, include_url=False):
+            faults.setdefault(str(fault["loc"][0]), _sentence(fault["type"], fault["msg"]))
+    told = [f"{name}: {faults[key]}" for name, key, _ in fields if key in faults]
+    return (None if told else settings), told
+
+
+def _slip(field: FieldInfo, key: str, values: Mapping[str, str]) -> str | None:
+    """What is wrong with the value, whatever the field makes of it."""
+    value = values.get(key)
+    if value is None:
+        return None
+    if get_origin(field.annotation) is tuple:
+        return secret_slip(map(str.strip, value.split(",")))
+    if SecretStr in {field.annotation, *get_args(field.annotation)}:
+        return secret_slip([value])
+    return url_slip(value) if key in _URLS else quoted(value)
 
 
 def _sentence(kind: str, message: str) -> str:

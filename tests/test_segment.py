@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from http.client import parse_headers
 from itertools import cycle, islice, pairwise, product
 from threading import Thread
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -136,6 +137,60 @@ def test_a_recipient_without_a_user_id_is_anonymous(
     assert message["userId"] == user_id
     assert message["anonymousId"] == anonymous_id
     assert message["context"]["traits"] == {"email": event.email}
+
+
+@pytest.mark.parametrize("spelling", ["ann@example.com", "Ann@Example.com", "ANN@EXAMPLE.COM"])
+def test_a_spelling_of_an_address_is_an_id_of_its_own_unless_it_is_hashed(spelling: str) -> None:
+    anonymous = replace(ANONYMOUS, email=spelling)
+
+    assert track_call(anonymous)["anonymousId"] == spelling
+    assert (
+        track_call(anonymous, hash_anonymous_id=True)["anonymousId"]
+        == hashlib.sha256(b"ann@example.com").hexdigest()
+    )
+
+
+_IN_PROPERTIES = {
+    "email_id": "ANN+a@example.com",
+    "link_url": "https://example.com/?e=ann%2Ba%40example.com&f=ann%252Ba%2540Example.com",
+    "bounce_message": "550 <Ann+A@example.com>, also known as <ann.l@example.com>: no such mailbox",
+    "email_subject": "%41nn+a@example.com, look: someone@example.org",
+    "campaign_name": "Spring",
+}
+
+
+@pytest.mark.parametrize("user_id", [None, "42", "Ann+a@Example.com", "ann.l@example.com"])
+def test_an_address_that_is_omitted_is_nowhere_in_the_message(user_id: str | None) -> None:
+    event = replace(OPENED, user_id=user_id, email="Ann+a@example.com", properties=_IN_PROPERTIES)
+    omitting = Segment(WRITE_KEY, "http://unused", hash_anonymous_id=True, omit_address=True)
+    message = omitting.track_call(event, "id", "vero", BLOCKED)
+    said = unquote(unquote(encode(message).decode())).lower()
+    hashed = hashlib.sha256(b"ann+a@example.com").hexdigest()
+    another = hashlib.sha256(b"ann.l@example.com").hexdigest()
+    other = another if user_id == "ann.l@example.com" else "***"
+
+    assert "ann" not in said
+    assert "traits" not in message["context"]
+    assert message["anonymousId"] == (None if user_id else hashed)
+    assert message["userId"] == {None: None, "42": "42", "ann.l@example.com": another}.get(
+        user_id, hashed
+    )
+    assert message["properties"] == {
+        "email_id": hashed,
+        "link_url": f"https://example.com/?e={hashed}&f={hashed}",
+        "bounce_message": f"550 <{hashed}>, also known as <{other}>: no such mailbox",
+        "email_subject": f"{hashed}, look: someone@example.org",
+        "campaign_name": "Spring",
+    }
+
+
+def test_an_address_that_is_omitted_changes_nothing_else() -> None:
+    event = replace(OPENED, properties={"email_id": "20260301.7@mail.example.com", "tags": "40 @"})
+    omitting = Segment(WRITE_KEY, "http://unused", hash_anonymous_id=True, omit_address=True)
+    message, usual = omitting.track_call(event, "vero-1", "vero", BLOCKED), track_call(event)
+    del usual["context"]["traits"]
+
+    assert message == usual
 
 
 def test_a_message_id_stays_the_same_for_ever() -> None:

@@ -10,9 +10,11 @@ from pydantic import BaseModel
 
 from relay.cli import main
 from relay.errors import SettingsError
+from relay.pasting import PLACEHOLDER, UNEXPANDED
 from relay.providers import provider_classes
 from relay.providers.vero import VeroSettings
 from relay.settings import Settings, variables
+from tests.processes import RelayProcess, run
 
 MODELS: Mapping[str, type[BaseModel]] = {
     name: provider.settings_model for name, provider in provider_classes().items()
@@ -63,13 +65,14 @@ def test_every_variable_is_read() -> None:
         RELAY_MAX_BACKLOG="1000000",
         RELAY_MIN_FREE_DISK="0",
         RELAY_ANONYMOUS_ID="sha256",
+        RELAY_TRAITS_EMAIL="omit",
         PORT="5000",
         RELAY_LOG_LEVEL="debug",
         RELAY_LOG_FORMAT="console",
         RELAY_VERO_SECRET=SECRET,
         RELAY_VERO_TESTS="forward",
         RELAY_VERO_LOOP="allow",
-        RELAY_CUSTOMERIO_SIGNING_KEY=f"another {SECRET}",
+        RELAY_CUSTOMERIO_SIGNING_KEY=f"another-{SECRET}",
         RELAY_CUSTOMERIO_TOLERANCE="300",
         RELAY_CUSTOMERIO_MACHINE="drop",
     )
@@ -84,13 +87,14 @@ def test_every_variable_is_read() -> None:
         "max_backlog": 1_000_000,
         "min_free_disk": 0,
         "anonymous_id": "sha256",
+        "traits_email": "omit",
         "port": 5000,
         "log_level": "debug",
         "log_format": "console",
         "vero": {"tests": "forward", "loop": "allow"},
         "customerio": {"tolerance": 300, "machine": "drop"},
     }
-    assert read_settings.secrets() == ["a-write-key", f"another {SECRET}", SECRET]
+    assert read_settings.secrets() == ["a-write-key", f"another-{SECRET}", SECRET]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -231,6 +235,185 @@ def test_a_host_is_a_base_url(host: str) -> None:
     assert "hunter2" not in fault
 
 
+SECRETS = [
+    *("SEGMENT_WRITE_KEY", "RELAY_VERO_SECRET", "RELAY_CUSTOMERIO_SIGNING_KEY"),
+    *("RELAY_CONSOLE_PASSWORD", "RELAY_METRICS_TOKEN"),
+]
+URLS = ["SEGMENT_HOST", "RELAY_OUTBOX_URL", "DATABASE_URL"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("quotes", ['""', "''", "``", "“”", '"', "'"])
+def test_a_quoted_value_is_refused_with_its_likely_cause(name: str, quotes: str) -> None:
+    value = quotes[0] + f"postgresql://{SECRET}" + quotes[1:]
+    (fault,) = faults(**{name: value})
+
+    assert fault.startswith(f"{name}: quotes stand around it")
+    assert "docker --env-file" in fault
+    assert SECRET not in fault
+
+
+@pytest.mark.parametrize("name", ["RELAY_VERO_SECRET", "RELAY_CUSTOMERIO_SIGNING_KEY"])
+def test_each_of_several_secrets_may_be_the_quoted_one(name: str) -> None:
+    assert "quotes" in faults(**{name: f'{SECRET},"{SECRET}"'})[0]
+    assert "quotes" in faults(**{name: f"'{SECRET}, {SECRET}'"})[0]
+
+
+_BROKEN = [f"{SECRET} # of the source", f"{SECRET}\n{SECRET}", f"{SECRET[:9]} {SECRET}"]
+_BROKEN += [
+    f"{SECRET}\x1b",
+    f"\u200b{SECRET}",
+    f"{SECRET}\ufeff",
+    f"a\u00a0{SECRET}",
+    f"a\0{SECRET}",
+]
+
+
+@pytest.mark.parametrize("name", [*SECRETS, *URLS])
+@pytest.mark.parametrize("value", _BROKEN)
+def test_a_secret_or_a_url_with_a_blank_or_an_invisible_character_is_refused(
+    name: str, value: str
+) -> None:
+    (fault,) = faults(**{name: f"https://{value}" if name in URLS else value})
+
+    assert fault.startswith(f"{name}: a blank or an invisible character stands in it")
+    assert SECRET not in fault
+
+
+_PLACEHOLDERS = [
+    "...",
+    "…",
+    "<secret>",
+    "<your RELAY_VERO_SECRET>",
+    "[secret]",
+    "changeme",
+    "CHANGE_ME",
+]
+_PLACEHOLDERS += [
+    "change-me-please",
+    "changeme123",
+    "replace-me",
+    "replace with your key",
+    "xxx",
+    "x" * 32,
+]
+_PLACEHOLDERS += ["your-write-key", "YOUR_SECRET_HERE", "your_segment_write_key", "insert-key-here"]
+_PLACEHOLDERS += [
+    "secret",
+    "Password",
+    "null",
+    "undefined",
+    "placeholder",
+    "SEGMENT_WRITE_KEY",
+    "***",
+]
+_UNEXPANDED = [
+    "$(openssl rand -hex 16)",
+    "${RELAY_VERO_SECRET}",
+    "$SECRET",
+    "{{ secret }}",
+    "%SECRET%",
+]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("value", _PLACEHOLDERS)
+def test_a_placeholder_is_refused(name: str, value: str) -> None:
+    assert faults(**{name: value}) == (f"{name}: {PLACEHOLDER}",)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("value", _UNEXPANDED)
+def test_what_no_shell_has_replaced_is_refused(name: str, value: str) -> None:
+    assert faults(**{name: value}) == (f"{name}: {UNEXPANDED}",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        ("SEGMENT_HOST", "https://...", PLACEHOLDER),
+        ("SEGMENT_HOST", "https://<host>", PLACEHOLDER),
+        ("SEGMENT_HOST", "https://${HOST}", UNEXPANDED),
+        ("DATABASE_URL", "postgresql://user:password@host/database", PLACEHOLDER),
+        ("RELAY_OUTBOX_URL", "postgresql://relay:<password>@db.example.com/relay", PLACEHOLDER),
+        ("RELAY_OUTBOX_URL", "postgresql://relay:${PASSWORD}@db.example.com/relay", UNEXPANDED),
+    ],
+)
+def test_a_url_with_a_placeholder_is_refused(name: str, value: str, fault: str) -> None:
+    assert faults(**{name: value}) == (f"{name}: {fault}",)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        *("demo-write-key", "a-write-key", "wk", "bench", "yourself-and-i-4711", "exchange-me"),
+        *(
+            "secretly-0123456789",
+            "changeable-weather-17",
+            'it\'s-"quoted"-inside',
+            "pässwörd-of-17",
+        ),
+    ],
+)
+def test_what_only_resembles_a_slip_is_taken(secret: str) -> None:
+    assert read(SEGMENT_WRITE_KEY=secret).segment_write_key.get_secret_value() == secret
+
+
+def test_a_file_may_have_any_name_without_quotes_around_it() -> None:
+    assert read(RELAY_OUTBOX_URL="sqlite:////srv/my <...> data/relay.db").on_sqlite
+
+
+def test_another_programs_database_is_not_looked_at() -> None:
+    own = "sqlite:///relay.db"
+
+    assert read(RELAY_OUTBOX_URL=own, DATABASE_URL='"postgresql://<host>"').outbox == own
+
+
+def test_an_address_is_omitted_only_where_it_is_not_the_anonymous_id() -> None:
+    (fault,) = faults(RELAY_TRAITS_EMAIL="omit")
+
+    assert fault.startswith("RELAY_TRAITS_EMAIL: ")
+    assert "RELAY_ANONYMOUS_ID=sha256" in fault
+    assert read(RELAY_TRAITS_EMAIL="Omit", RELAY_ANONYMOUS_ID="sha256").traits_email == "omit"
+
+
+@pytest.mark.parametrize(
+    ("host", "unwise"),
+    [
+        ("http://events.example.com", True),
+        ("HTTP://10.0.0.7:8080/t", True),
+        ("http://localhost.example.com", True),
+        ("http://[2001:db8::1]", True),
+        ("https://events.example.com", False),
+        ("http://localhost:9000", False),
+        ("http://127.0.0.1:9000", False),
+        ("http://127.1.2.3", False),
+        ("http://[::1]:9000", False),
+    ],
+)
+def test_a_write_key_in_the_clear_is_warned_of(host: str, *, unwise: bool) -> None:
+    warnings = read(SEGMENT_HOST=host).warnings()
+
+    assert len(warnings) == unwise
+    assert all(warning.startswith("SEGMENT_HOST: ") for warning in warnings)
+
+
+def test_what_is_unwise_is_told_by_the_check_and_at_the_start(tmp_path: Path) -> None:
+    environ = {
+        "SEGMENT_WRITE_KEY": "wk",
+        "SEGMENT_HOST": "http://relay.invalid",
+        "RELAY_VERO_SECRET": SECRET,
+        "RELAY_OUTBOX_URL": f"sqlite:///{tmp_path}/relay.db",
+    }
+    checked = run("check", **environ)
+    with RelayProcess(tmp_path / "relay.db", environ["SEGMENT_HOST"]) as relay:
+        lines = [line for line in relay.log() if line["event"] == "settings.unwise"]
+
+    assert "warning   SEGMENT_HOST: " in checked.stdout
+    assert [line["level"] for line in lines] == ["warning"]
+    assert lines[0]["warning"].startswith("SEGMENT_HOST: ")
+
+
 def test_an_outbox_of_no_known_kind_is_a_fault() -> None:
     (fault,) = faults(RELAY_OUTBOX_URL="mysql://outbox")
 
@@ -301,9 +484,9 @@ def test_a_password_that_would_be_taken_for_the_host_is_refused(password: str) -
 
 
 def test_secrets_rotate_by_being_several() -> None:
-    secrets = vero(read(RELAY_VERO_SECRET=f"{SECRET} , {'x' * 16}")).secret
+    secrets = vero(read(RELAY_VERO_SECRET=f"{SECRET} , {SECRET}-new")).secret
 
-    assert [secret.get_secret_value() for secret in secrets] == [SECRET, "x" * 16]
+    assert [secret.get_secret_value() for secret in secrets] == [SECRET, f"{SECRET}-new"]
 
 
 def test_what_is_shown_holds_no_secret() -> None:

@@ -12,6 +12,7 @@ from math import inf
 from typing import Final
 
 import click
+import structlog
 from pydantic import BaseModel
 
 from relay import __version__, logs
@@ -24,6 +25,9 @@ from relay.transport import proxy_of
 
 PATIENCE_SECONDS: Final = 20
 """How long a command waits for a database that is not there yet."""
+
+
+_log = structlog.get_logger()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,6 +71,12 @@ def configure_logs(
     logs.configure(
         level=settings.log_level, style=style, secrets=settings.secrets(), dropped=dropped
     )
+
+
+def warn(settings: Settings) -> None:
+    """Have the log say what is unwise in the settings."""
+    for warning in settings.warnings():
+        _log.warning("settings.unwise", warning=warning)
 
 
 class NoOutboxError(click.ClickException):

@@ -26,6 +26,7 @@ from relay.cli.app import (
     opened,
     reported,
     settings_models,
+    warn,
 )
 from relay.companion import telling
 from relay.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, playing
@@ -59,6 +60,7 @@ def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
     settings, providers = configured()
     configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
+    warn(settings)
     listener = _listen(host, settings.port if port is None else port, "--port")
     _run(Service(settings, providers, listener, None if no_forward else os.environ))
 
@@ -114,6 +116,7 @@ def forward(
             forwarder.start()
             retention.start()
             if not until_stdin_closes:
+                warn(settings)
                 for warning in outbox.warnings():
                     _log.warning("outbox.exposed", warning=warning)
                 _log.info("forward.started", version=__version__, **settings.shown())
@@ -196,6 +199,8 @@ def check() -> None:
     """Check the settings, the outbox and the way to Segment; print the URL to paste into Vero."""
     settings, providers = configured()
     click.echo("settings  ok")
+    for warning in settings.warnings():
+        click.echo(f"warning   {warning}")
     try:
         with opened(settings) as outbox, reported():
             outbox.check()

@@ -197,7 +197,7 @@ def test_what_is_ignored_and_refused_is_counted(store: Store) -> None:
 
 
 def test_the_first_page_says_where_webhooks_go(tmp_path: Path) -> None:
-    secret = "a secret/of?odd#chars%41&ü"
+    secret = "a+secret/of?odd#chars%41&ü"
     with (
         SegmentServer() as segment,
         RelayProcess(tmp_path / "relay.db", segment.url, RELAY_VERO_SECRET=secret) as relay,
