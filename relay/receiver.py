@@ -23,9 +23,9 @@ from relay.intake import WAIT_SECONDS, Fate, Intake, arrival_of
 from relay.limits import CHECKED_EVERY, Limits
 from relay.metrics import WEBHOOKS
 from relay.outbox import Arrival, Clock, Outbox, utc_now
+from relay.protocol import Headers, Reply
 from relay.providers import Provider, Webhook
 from relay.segment import Segment
-from relay.server import Headers, Reply
 
 MAX_BODY_BYTES: Final = 2**20
 BODY_SECONDS: Final = 10

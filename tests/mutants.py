@@ -266,6 +266,13 @@ MUTANTS = [
         "            if time.monotonic() > 0:",
         "tests/faults/test_away_at_start.py -k tried_with_growing",
     ),
+    Mutant(
+        "open connections are closed when the end begins",
+        "crowd.py",
+        "guest.close_after_answer()",
+        "guest.turn_out()",
+        "tests/faults/test_leaving.py -k 'begins or moment'",
+    ),
 ]
 
 

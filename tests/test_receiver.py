@@ -441,6 +441,24 @@ def test_a_webhook_may_come_in_any_pieces(emptied: RelayProcess, cut: int) -> No
     assert reply.content["status"] == "accepted"
 
 
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("cut", [None, 40], ids=["whole", "in pieces"])
+def test_a_sender_that_closes_its_sending_half_gets_its_answer(
+    emptied: RelayProcess, ahead: int, cut: int | None
+) -> None:
+    healthz = b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n"
+    request = healthz * ahead + raw(opened())
+    with emptied.connect() as sender:
+        sender.sendall(request[:cut])
+        emptied.ask("GET", "/healthz")  # by now the first piece has been seen
+        sender.sendall(request[len(request[:cut]) :])
+        sender.shutdown(socket.SHUT_WR)
+        answers = b"".join(iter(lambda: sender.recv(65_536), b""))
+    outcomes = re.findall(rb'{"status":"(\w+)"', answers)
+
+    assert outcomes == [b"alive"] * ahead + [b"accepted"]
+
+
 def test_requests_sent_ahead_are_answered_in_their_order(emptied: RelayProcess) -> None:
     first, second = opened(message_id="mail-1"), opened(message_id="mail-2")
     healthz = b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n"

@@ -240,6 +240,7 @@ def test_more_connections_than_files_are_shed_until_they_go(tmp_path: Path) -> N
             many = [stack.enter_context(relay.connect()) for _ in range(400)]
             full = within(5, lambda: relay.descriptors() == 256)
             replies.append(ask(early, "POST", PATH, opened("second")))
+            within(20, lambda: sum(map(_hung_up, many)) > 100)
             shed = [one for one in many if _hung_up(one)]
         recovered = within(20, lambda: posted("third"))
         forwarded = within(20, lambda: pending(relay.store) == 0)
