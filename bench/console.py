@@ -8,6 +8,7 @@ import json
 import statistics
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,8 @@ _GROUP = 2_000
 _PENDING = 20_000
 _TIMES = 5
 _RARELY = 20_011
+_PASSWORD = "only-for-the-bench"  # noqa: S105 (made up)
+_CREDENTIALS = "Basic " + b64encode(f":{_PASSWORD}".encode()).decode()
 
 
 @click.command()
@@ -51,6 +54,7 @@ def main(outbox_url: str | None, entries: int) -> None:
             "RELAY_VERO_SECRET": "bench-0123456789abcdef",
             "RELAY_OUTBOX_URL": url,
             "RELAY_LOG_LEVEL": "error",
+            "RELAY_CONSOLE_PASSWORD": _PASSWORD,
         }
         command = ("-m", "relay", "serve", "--no-forward")
         with Process(command, environ, Path(directory, "relay.log")) as relay:
@@ -124,7 +128,7 @@ def _timed(port: int, path: str) -> tuple[str, float, float]:
 def _milliseconds(port: int, path: str) -> float:
     started = time.perf_counter()
     with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        connection.request("GET", f"/console{path}")
+        connection.request("GET", f"/console{path}", headers={"Authorization": _CREDENTIALS})
         response = connection.getresponse()
         response.read()
         if response.status != 200:  # noqa: PLR2004 (of HTTP)

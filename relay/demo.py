@@ -432,15 +432,20 @@ def playing(*plays: Callable[[threading.Event], None]) -> Iterator[None]:
             thread.join()
 
 
-def introduction(url: str) -> str:
-    """What the demo is, where to look, and how to go from here to the real thing."""
+def introduction(url: str, link: str) -> str:
+    """What the demo is, where to look, and how to go from here to the real thing.
+
+    Args:
+        url: of relay.
+        link: that opens its console, once.
+    """
     title = click.style("relay demo", bold=True)
     return f"""\
 {title}: webhooks as Vero sends them -> the real relay -> a stand-in for Segment.
 All of it is made up, and nothing leaves this machine. Ctrl-C ends it.
 
-Watch it in a browser:
-  {url}/console
+Watch it in a browser, by this link, which works once:
+  {link}
 Send in a webhook of your own, from another terminal:
   curl {url}{PATH} \\
     -d '{{"type": "clicked", "user": {{"id": 42, "email": "you@example.com"}}}}'

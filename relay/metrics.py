@@ -78,6 +78,11 @@ WEBHOOKS: Final = _counter(
     *("provider", "outcome", "what"),
 )
 """`outcome` is the answer's status; `what` the collection, or the reason why it is none."""
+WRONG_CREDENTIALS: Final = _counter(
+    "relay_wrong_credentials_total",
+    "How many wrong passwords, links and sessions were tried at the console?",
+    *("door", "credential"),
+)
 ANSWERS: Final = _histogram(
     "relay_answer_seconds",
     "How long does a stored webhook wait for its answer, once it is read?",

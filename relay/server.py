@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from types import FrameType
 from typing import Final
 
@@ -43,6 +44,8 @@ def listen(host: str, port: int) -> socket.socket:
 def base_url(listener: socket.socket) -> str:
     """Where the listener is reached from this machine."""
     host, port = listener.getsockname()[:2]
+    if ip_address(host).is_unspecified:  # every address, this machine's own among them
+        host = "::1" if ":" in host else "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -8,7 +8,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, cast
 
@@ -17,12 +17,11 @@ from starlette.routing import BaseRoute, Route
 
 from relay import __version__
 from relay.companion import Companion
-from relay.console import HOME, Console, Endpoint
+from relay.console import HOME, Console, Endpoint, Links, print_link
 from relay.errors import OutboxBrokenError, OutboxError, RelayError
 from relay.gauges import Gauges
 from relay.intake import Intake
 from relay.limits import Limits
-from relay.loopback import is_loopback
 from relay.metrics import RECEIVING, WEBHOOKS
 from relay.outbox import Outbox, Role, open_outbox
 from relay.outbox.opening import AwaitedOutbox
@@ -62,6 +61,7 @@ class Service:
         providers: every provider, configured or not.
         listener: where requests come in.
         environ: of the process that forwards; None forwards nothing.
+        tell_link: takes each link that opens the console, where no password does.
     """
 
     def __init__(
@@ -70,6 +70,8 @@ class Service:
         providers: Sequence[Provider],
         listener: socket.socket,
         environ: Mapping[str, str] | None,
+        *,
+        tell_link: Callable[[str], None] = print_link,
     ) -> None:
         self._settings = settings
         self._providers = providers
@@ -99,7 +101,7 @@ class Service:
                 Endpoint(p.name, _path(p, ""), settings.webhook_secret(p.name))
                 for p in self._receiving
             ],
-            password=settings.console_password,
+            opened_by=settings.console_password or Links(base_url(listener), tell_link),
         )
         arguments = ["forward", "--until-stdin-closes"]
         self._forwarder = (
@@ -125,6 +127,7 @@ class Service:
             started=self._awaited.start,
         )
         spare_the_collector()
+        self._console.begin()
         try:
             serve_http(
                 app,
@@ -145,12 +148,6 @@ class Service:
     def _receiving(self) -> list[Provider]:
         return [provider for provider in self._providers if provider.configured]
 
-    @property
-    def _console_url(self) -> str | None:
-        is_local = is_loopback(self._listener.getsockname()[0])
-        is_there = self._settings.console_password or is_local
-        return f"{base_url(self._listener)}{HOME}" if is_there else None
-
     def _pages(self) -> list[BaseRoute]:
         scraping = Scraping(
             [RECEIVING],
@@ -158,8 +155,7 @@ class Service:
             token=self._settings.metrics_token,
             more=self._forwarder.told if self._forwarder else bytes,
         )
-        console = self._console.routes if self._console_url else ()
-        return [Route("/metrics", scraping.answer), *console]
+        return [Route("/metrics", scraping.answer), *self._console.routes]
 
     def _log_start(self) -> None:
         url = base_url(self._listener)
@@ -169,7 +165,10 @@ class Service:
             version=__version__,
             **self._settings.shown(),
             webhooks=webhooks,
-            console=self._console_url,
+            console=f"{url}{HOME}",
+            console_opened_by="RELAY_CONSOLE_PASSWORD"
+            if self._settings.console_password
+            else "a link on standard output",
         )
         if not webhooks:
             _log.warning("serve.receives_nothing", missing="any provider's secret")

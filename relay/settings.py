@@ -129,7 +129,7 @@ class Settings(BaseModel):
         default=None,
         min_length=12,
         description="Password that opens the console, 12 characters or more, with any user name."
-        " Unset: it is there only where relay listens on loopback, for who asks for it there.",
+        " Unset: a link that relay prints opens it, once.",
     )
     metrics_token: SecretStr | None = Field(
         default=None,

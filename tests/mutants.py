@@ -246,6 +246,21 @@ MUTANTS = [
         "tests/console/test_access.py",
     ),
     Mutant(
+        "the console is open to whatever names this machine",
+        "console/access.py",
+        "        refusal = await self._door.refusal(headers)",
+        '        is_local = headers.get("host", "").startswith(("localhost", "127."))\n'
+        "        refusal = None if is_local else await self._door.refusal(headers)",
+        "tests/console/test_access.py -k without_credentials",
+    ),
+    Mutant(
+        "a link to the console works for ever",
+        "console/sessions.py",
+        "        self._link = None\n        self._end_old()",
+        "        self._end_old()",
+        "tests/console/test_sign_in.py",
+    ),
+    Mutant(
         "the console shows addresses unasked",
         "console/pages.py",
         "return said if reveal else mask(said)",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -201,13 +202,15 @@ class RelayProcess:
         }
         # A file, because a pipe that nobody empties would stop relay.
         self._log = self.store.logs / f"relay.{time.monotonic_ns()}.log"
+        self._out = self._log.with_suffix(".out")
 
     def __enter__(self) -> Self:
-        with self._log.open("wb") as log:
+        with self._log.open("wb") as log, self._out.open("wb") as out:
             self._process = subprocess.Popen(  # noqa: S603 (its own Python and a port)
                 [sys.executable, "-m", "relay", *self._command()],
                 cwd=_ROOT,
                 env=_clean(self._environ),
+                stdout=out,
                 stderr=log,
                 start_new_session=True,  # so that its forwarder can be killed with it
             )
@@ -261,6 +264,10 @@ class RelayProcess:
         """Every complete line it has logged."""
         lines = self._log.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def links(self) -> list[str]:
+        """The links to the console that it has printed, oldest first."""
+        return re.findall(r"^Console: (\S+)$", self._out.read_text(), re.MULTILINE)
 
     def ask(
         self,

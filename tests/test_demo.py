@@ -290,6 +290,23 @@ def test_the_demo_shows_events_at_segment_and_ends_cleanly(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_of_the_demo_opens_the_console_and_the_next_one_follows(tmp_path: Path) -> None:
+    link = re.compile(r"(http://127\.0\.0\.1:\d+)(/console/sign-in)#([\w-]{43})$")
+    with _demo(tmp_path, "--port", "0") as process:
+        assert process.stdout
+        found = (link.search(line.rstrip()) for line in process.stdout)
+        first = next(match for match in found if match)
+        with closing(HTTPConnection(first[1].removeprefix("http://"), timeout=30)) as connection:
+            connection.request("POST", first[2], f"link={first[3]}")
+            response = connection.getresponse()
+        second = next(match for match in found if match)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+
+    assert (response.status, errors) == (303, "")
+    assert second[3] != first[3]
+
+
 def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,

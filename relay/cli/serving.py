@@ -5,9 +5,11 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -184,14 +186,21 @@ def demo(host: str, port: int | None) -> None:
         configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
         sys.stdout = unwaited(sys.stdout)
         listener = _listen(host, settings.port if port is None else port, "--port")
-        click.echo(introduction(base_url(listener)))
-        ledger.headings()
         host, port = listener.getsockname()[:2]
         traffic = Traffic(host, port, ledger, Random())  # noqa: S311 (it makes up names)
         with playing(traffic.run, partial(outages, segment, ledger)):
-            _run(Service(settings, providers, listener, environ))
+            tell_link = partial(_tell_in_demo, ledger, base_url(listener), count())
+            _run(Service(settings, providers, listener, environ, tell_link=tell_link))
         with opened(settings) as outbox:
             click.echo("\n" + ledger.summary(outbox.counts().pending))
+
+
+def _tell_in_demo(ledger: Ledger, url: str, links: Iterator[int], link: str) -> None:
+    if next(links) == 0:
+        click.echo(introduction(url, link))
+        ledger.headings()
+    else:
+        ledger.tell(f"For another browser: {link}")
 
 
 @main.command()

@@ -16,17 +16,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from relay.answers import Answer, answer_to
-from relay.console.access import Guard
+from relay.console.access import Door, Guard, PasswordDoor, Sealed
 from relay.console.actions import Replays
 from relay.console.live import Live
 from relay.console.overview import Watch
 from relay.console.pages import HOME, Pages, span
 from relay.console.search import Page, find
 from relay.console.sides import Sides
+from relay.console.sign_in import PATH as SIGN_IN
+from relay.console.sign_in import Links, SignIn, print_link
 from relay.errors import OutboxError
 from relay.events import Collection, DeadReason, Ignored, Unusable
 from relay.intake import arrival_of
@@ -41,7 +43,7 @@ from relay.receiver import MAX_BODY_BYTES
 from relay.segment import Segment
 from relay.stories import full
 
-__all__ = ["HOME", "Console", "Endpoint"]
+__all__ = ["HOME", "Console", "Endpoint", "Links", "print_link"]
 
 MAX_FORM_BYTES: Final = 4 * 2**20
 MAX_AT_ONCE: Final = 3
@@ -77,7 +79,7 @@ class Console:
         providers: every provider, configured or not.
         segment: for which the messages are meant.
         endpoints: where webhooks are received.
-        password: that opens it; without one it is open to who asks this machine for itself.
+        opened_by: the password that opens it, or how links that do are told.
         clock: the time of day.
     """
 
@@ -87,8 +89,8 @@ class Console:
         providers: Sequence[Provider],
         segment: Segment,
         *,
+        opened_by: SecretStr | Links,
         endpoints: Sequence[Endpoint] = (),
-        password: SecretStr | None = None,
         clock: Clock = utc_now,
     ) -> None:
         self._outbox = outbox
@@ -100,7 +102,7 @@ class Console:
         self._mapping = Mapper(providers, segment)
         self._replays = Replays(outbox, self._lookup, self._mapping)
         self._watch = Watch(outbox, clock=clock)
-        self._pages = Pages(clock, [*self._providers])
+        self._pages = Pages(clock, [*self._providers], has_sessions=isinstance(opened_by, Links))
         self._sides = Sides(self._mapping, self._providers)
         self._live = Live()
         self._limiter = CapacityLimiter(MAX_AT_ONCE)
@@ -116,14 +118,38 @@ class Console:
                 Route("/playground", self._playground, methods=["GET", "POST"]),
                 Route("/live/overview", self._live_overview),
                 Route("/live/events", self._live_events),
-                Mount("/static", StaticFiles(directory=FilePath(__file__).parent / "static")),
+                Route("/webhook-urls", self._webhook_urls, methods=["POST"]),
+                Mount("/static", _STATIC),
             ],
             exception_handlers={HTTPException: self._failed, OutboxError: self._outbox_failed},
         )
+        self._sign_in: SignIn | None = None
+        door: Door
+        if isinstance(opened_by, Links):
+            door = self._sign_in = SignIn(self._pages, opened_by)
+            app.router.routes.append(Route("/sign-out", self._sign_in.leave, methods=["POST"]))
+        else:
+            door = PasswordDoor(opened_by)
         self.routes = [
-            Route(HOME, Guard(_HOME, password)),
-            Mount(HOME, Guard(app, password)),
+            *(self._without_session(self._sign_in) if self._sign_in else ()),
+            Route(HOME, Sealed(Guard(_HOME, door))),
+            Mount(HOME, Sealed(Guard(app, door))),
         ]
+
+    def _without_session(self, sign_in: SignIn) -> list[BaseRoute]:
+        """What anyone can get: the way in, and how it looks."""
+        failures: Any = {HTTPException: self._failed}
+        way_in = Route(SIGN_IN, sign_in.answer, methods=["GET", "POST"])
+        looks = Mount("/", _STATIC)
+        return [
+            Route(SIGN_IN, Sealed(Starlette(routes=[way_in], exception_handlers=failures))),
+            Mount(f"{HOME}/static", Sealed(Starlette(routes=[looks], exception_handlers=failures))),
+        ]
+
+    def begin(self) -> None:
+        """Tell the first link, where links open it."""
+        if self._sign_in:
+            self._sign_in.tell_link()
 
     def leave(self) -> None:
         """End what keeps pages up to date, so that the server can end."""
@@ -150,11 +176,21 @@ class Console:
             "live": "overview",
             "o": overview,
             "endpoints": self._endpoints,
-            "origin": f"{request.scope['scheme']}://{request.headers.get('host', '')}",
+            "origin": _origin(request),
             "waiting": overview.counts.waiting_since
             and span(overview.now - overview.counts.waiting_since),
             "probe_in": standing.next_at and span(standing.next_at - overview.now),
         }
+
+    async def _webhook_urls(self, request: Request) -> Response:
+        """Where webhooks go, secrets and all: a page of its own, for whoever presses for it."""
+        return self._page(
+            request,
+            "webhook_urls.html",
+            page="overview",
+            endpoints=self._endpoints,
+            origin=_origin(request),
+        )
 
     def _events(self, request: Request) -> Response:
         return self._page(request, "events.html", **self._events_values(request))
@@ -361,6 +397,12 @@ _FILTERS: Final = ("state", "collection", "reason", "provider", "since", "until"
 
 
 _HOME: Final = RedirectResponse(f"{HOME}/")
+_STATIC: Final = StaticFiles(directory=FilePath(__file__).parent / "static")
+
+
+def _origin(request: Request) -> str:
+    """Where the request says that it has found relay; to be shown, not to be believed."""
+    return f"{request.scope['scheme']}://{request.headers.get('host', '')}"
 
 
 def _criteria(query: Mapping[str, str]) -> Criteria:

@@ -1,21 +1,25 @@
-"""Who may see the console, and who may act in it."""
+"""Who may see the console, and who may act in it.
+
+Nothing is concluded from what a request says about its way: `Host`, forwarding headers, the version
+of HTTP and addresses are the sender's or a proxy's to choose.
+"""
 
 import base64
 import binascii
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, Protocol
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from relay.loopback import is_loopback
+from relay.attempts import Attempts
 from relay.providers import SecretCheck
 
-# What a proxy adds: through it anyone may come, whatever the request's Host says. nginx by itself
-# adds nothing and names this machine as the Host, but speaks HTTP/1.0, which no browser does.
-_FORWARDED: Final = ("forwarded", "x-forwarded", "x-real-ip", "x-client-ip", "via", "cf-")
+DOOR: Final = "console"
+"""What wrong credentials at the console are counted under."""
+LATE: Final = {"connection": "close"}
+"""Headers of an answer to a wrong attempt that is not held back."""
 
 _HEADERS: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"
@@ -30,26 +34,63 @@ _HEADERS: Final = {
 }
 
 
+class Door(Protocol):
+    """Tells who may come in from who may not."""
+
+    async def refusal(self, headers: Headers) -> Response | None:
+        """Why the request may not come in; None if it may."""
+        ...
+
+
+class PasswordDoor:
+    """Lets in whoever sends the password by HTTP Basic, whatever the user name."""
+
+    def __init__(self, password: SecretStr) -> None:
+        self._check = SecretCheck([password])
+        self._attempts = Attempts(DOOR, ["password"])
+
+    async def refusal(self, headers: Headers) -> Response | None:
+        """See `Door`."""
+        given = headers.get("authorization", "")
+        if self._check.accepts(_password(given)):
+            return None
+        answer = {"www-authenticate": 'Basic realm="relay", charset="UTF-8"'}
+        if given and not await self._attempts.hold_back("password"):
+            answer |= LATE
+        said = "A password is needed: that of RELAY_CONSOLE_PASSWORD, with any user name."
+        return PlainTextResponse(said, status_code=401, headers=answer)
+
+
 class Guard:
-    """Lets requests through to the console that may see it.
+    """Lets requests through that the door lets in; those that change something, from own pages."""
 
-    With a password, who knows it. Without one, who asks this machine for itself: for everybody
-    else there is no console.
-    """
-
-    def __init__(self, app: ASGIApp, password: SecretStr | None) -> None:
+    def __init__(self, app: ASGIApp, door: Door) -> None:
         self._app = app
-        self._password = SecretCheck([password]) if password else None
+        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         headers = Headers(scope=scope)
-        if self._password is None and not _asks_for_loopback(headers, scope["http_version"]):
-            hidden = JSONResponse({"status": "refused", "error": "Not Found"}, status_code=404)
-            await hidden(scope, receive, send)
-            return
+        refusal = await self._door.refusal(headers)
+        if not refusal and scope["method"] not in {"GET", "HEAD"} and not _is_own(headers):
+            said = (
+                "Only the console's own pages can do this. If this is one of them: the proxy in"
+                " front of relay must pass on the Host that the browser has asked for."
+            )
+            refusal = PlainTextResponse(said, status_code=403)
+        await (refusal or self._app)(scope, receive, send)
 
-        async def send_guarded(message: Message) -> None:
+
+class Sealed:
+    """Adds to every answer the headers that keep a page from being framed, sniffed or kept."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+        async def send_sealed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name for name, _ in message["headers"]}
                 message["headers"] = [
@@ -62,31 +103,14 @@ class Guard:
                 ]
             await send(message)
 
-        app = self._refusal(headers, scope["method"]) or self._app
-        await app(scope, receive, send_guarded)
-
-    def _refusal(self, headers: Headers, method: str) -> Response | None:
-        given = _password(headers.get("authorization", ""))
-        if self._password and not self._password.accepts(given):
-            challenge = {"www-authenticate": 'Basic realm="relay", charset="UTF-8"'}
-            return PlainTextResponse("A password is needed.", status_code=401, headers=challenge)
-        if method not in {"GET", "HEAD"} and not _is_from_own_page(headers):
-            return PlainTextResponse("Only the console's own pages can do this.", status_code=403)
-        return None
+        await self._app(scope, receive, send_sealed)
 
 
-def _asks_for_loopback(headers: Headers, http_version: str) -> bool:
-    """Also a name that was made to point here is somebody else's."""
-    if http_version == "1.0" or any(name.startswith(_FORWARDED) for name in headers):
-        return False
-    try:
-        return is_loopback(urlsplit(f"//{headers.get('host', '')}").hostname or "")
-    except ValueError:
-        return False
+def _is_own(headers: Headers) -> bool:
+    """Whether the request comes from a page of this very origin.
 
-
-def _is_from_own_page(headers: Headers) -> bool:
-    """Whether it came of a page of this very origin; browsers tell, and pages cannot lie."""
+    Browsers tell, and pages cannot lie.
+    """
     if site := headers.get("sec-fetch-site"):
         return site == "same-origin"
     scheme, _, place = headers.get("origin", "").partition("://")

@@ -26,9 +26,10 @@ class Pages:
     Args:
         clock: the time of day, seen from which others are so long ago.
         providers: the names of all.
+        has_sessions: whether there is something to sign out of.
     """
 
-    def __init__(self, clock: Clock, providers: Sequence[str]) -> None:
+    def __init__(self, clock: Clock, providers: Sequence[str], *, has_sessions: bool) -> None:
         self._clock = clock
         self._templates = Environment(
             loader=PackageLoader("relay.console"),
@@ -47,6 +48,7 @@ class Pages:
         self._templates.globals |= {
             "version": __version__,
             "home": HOME,
+            "has_sessions": has_sessions,
             "collections": [*Collection],
             "states": [*State],
             "providers": providers,

@@ -6,11 +6,16 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from http.client import HTTPResponse
+from threading import Lock
 from urllib.parse import urlencode
+from weakref import WeakKeyDictionary
 
 from tests.fakes import Answer, SegmentServer
 from tests.processes import SECRET, WRITE_KEY, RelayProcess, Store
 from tests.tools.desk import Desk, address
+
+SIGN_IN = "/console/sign-in"
+WEBHOOK_URLS = "/console/webhook-urls"
 
 Attributes = dict[str, str | None]
 
@@ -65,6 +70,25 @@ class Html(HTMLParser):
         ]
 
 
+_cookies: WeakKeyDictionary[RelayProcess, str] = WeakKeyDictionary()
+_signing_in = Lock()
+
+
+def cookie(relay: RelayProcess) -> str:
+    """That of a session at the relay, the same for all who ask."""
+    with _signing_in:
+        if relay not in _cookies:
+            _cookies[relay] = signed_in(relay, relay.links()[-1])
+        return _cookies[relay]
+
+
+def signed_in(relay: RelayProcess, link: str) -> str:
+    """Use up the link; the cookie that comes for it."""
+    page = look(relay, SIGN_IN, method="POST", body=urlencode({"link": link}), Cookie="")
+    assert (page.status, page.headers["location"]) == (303, "/console/")
+    return page.headers["set-cookie"].partition(";")[0]
+
+
 def look(
     relay: RelayProcess,
     path: str = "/console/",
@@ -73,14 +97,21 @@ def look(
     body: bytes | str | None = None,
     **headers: str,
 ) -> Page:
-    """One request over a connection of its own; in the headers' names `_` stands for `-`."""
+    """One request over a connection of its own; in the headers' names `_` stands for `-`.
+
+    Whoever brings no credentials is signed in: `Cookie=""` is for whoever is not.
+    """
     with closing(relay.connection("127.0.0.1", relay.port, timeout=30)) as connection:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if not {"Authorization", "Cookie"} & {*named}:
+            named["Cookie"] = cookie(relay)
+        if isinstance(body, str):
+            body = body.encode()
         connection.request(method, path, body, named)
         response = connection.getresponse()
         text = response.read().decode()
         assert WRITE_KEY not in text
-        assert SECRET not in text or "reveal=1" in path
+        assert SECRET not in text or path == WEBHOOK_URLS
         given = {name.lower(): value for name, value in response.headers.items()}
         return Page(response.status, given, text)
 
@@ -102,7 +133,7 @@ def found(relay: RelayProcess, **query: object) -> list[int]:
 def live(relay: RelayProcess, path: str, **headers: str) -> Iterator[HTTPResponse]:
     """A page that is kept up to date."""
     with closing(relay.connection("127.0.0.1", relay.port, timeout=30)) as connection:
-        connection.request("GET", path, headers=headers)
+        connection.request("GET", path, headers={"Cookie": cookie(relay), **headers})
         with connection.getresponse() as response:
             yield response
 

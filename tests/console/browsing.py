@@ -7,6 +7,9 @@ from typing import Final, Literal
 
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
+from tests.console.asking import cookie
+from tests.processes import RelayProcess
+
 CHROMIUM: Final = shutil.which("chromium")
 PAGES: Final = ("/", "/events", "/dead", "/playground")
 
@@ -27,12 +30,22 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def window(
-    browser: Browser, url: str, *, width: int = 1200, height: int = 800, scheme: Scheme = "light"
+    browser: Browser,
+    relay: RelayProcess,
+    *,
+    width: int = 1200,
+    height: int = 800,
+    scheme: Scheme = "light",
+    signed_in: bool = True,
 ) -> Iterator[BrowserContext]:
-    """A window of its own, in which paths are those of the console at the URL."""
+    """A window of its own, in which paths are those of the relay, and its user is signed in."""
+    url = f"http://127.0.0.1:{relay.port}"
     context = browser.new_context(
         base_url=url, viewport={"width": width, "height": height}, color_scheme=scheme
     )
     context.set_default_timeout(20_000)
+    if signed_in:
+        name, _, value = cookie(relay).partition("=")
+        context.add_cookies([{"name": name, "value": value, "url": f"{url}/console"}])
     yield context
     context.close()

@@ -88,10 +88,10 @@ def go_on(relay: RelayProcess, webhooks: Iterator[Webhook]) -> None:
             time.sleep(0.3)
 
 
-def shoot(browser: Browser, url: str, scheme: Scheme) -> None:
+def shoot(browser: Browser, relay: RelayProcess, scheme: Scheme) -> None:
     """Make all pictures in one scheme of colours."""
     for name, height in _HEIGHTS.items():
-        with window(browser, url, height=height, scheme=scheme) as context:
+        with window(browser, relay, height=height, scheme=scheme) as context:
             page = context.new_page()
             page.goto(
                 {"overview": "/console/", "event": "/console/events"}.get(name, f"/console/{name}")
@@ -119,7 +119,7 @@ def main() -> None:
                 relay.post(webhook.body)
             threading.Thread(target=go_on, args=(relay, webhooks), daemon=True).start()
             for scheme in get_args(Scheme):
-                shoot(browser, f"http://127.0.0.1:{relay.port}", scheme)
+                shoot(browser, relay, scheme)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,33 @@
 import base64
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from relay.console import MAX_FORM_BYTES
-from tests.console.asking import Page, act, look
+from tests.console.asking import SIGN_IN, act, look
 from tests.fakes import SegmentServer
 from tests.processes import RelayProcess, SqliteStore
 from tests.tools.desk import Desk, webhook
 
 PASSWORD = "a-pässword-for-the-tests"
-UNKNOWN = "/no-such-page"
+CLOSED = [
+    "/console",
+    "/console/",
+    "/console/events",
+    "/console/events/1",
+    "/console/dead",
+    "/console/dead/export",
+    "/console/dead/replay",
+    "/console/events/1/replay",
+    "/console/playground",
+    "/console/live/overview",
+    "/console/live/events",
+    "/console/webhook-urls",
+    "/console/sign-out",
+    "/console/x",
+]
 PATHS = ["/console", "/console/", "/console/events", "/console/static/console.js", "/console/x"]
 LIVE = "/console/live/overview"
 HEADERS = [
@@ -60,68 +76,56 @@ def basic(credentials: str) -> str:
     return "Basic " + base64.b64encode(credentials.encode()).decode()
 
 
-def without_date(page: Page) -> Page:
-    headers = {name: value for name, value in page.headers.items() if name != "date"}
-    return Page(page.status, headers, page.text)
+HOSTS = ["localhost", "127.0.0.1", "[::1]:80", "127.0.0.1:8000", "relay.example.com", "[::1", ""]
+FORWARDED = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Real-IP", "Forwarded", "Via")
+NOBODYS = [
+    {},
+    *({"Host": host} for host in HOSTS),
+    *({"Host": "localhost", name: "127.0.0.1"} for name in FORWARDED),
+    {"Origin": "http://localhost", "Host": "localhost", "Sec-Fetch-Site": "same-origin"},
+    {"Authorization": "Basic " + base64.b64encode(b":").decode()},
+]
 
 
-@pytest.mark.parametrize("host", ["localhost", "LocalHost:8000", "127.0.0.1", "[::1]:80"])
-def test_without_a_password_this_machine_sees_it(relay: RelayProcess, host: str) -> None:
-    assert look(relay, Host=host).status == 200
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(
-    "headers",
-    [
-        *(
-            {"Host": host}
-            for host in (
-                "relay.example.com",
-                "10.0.0.1",
-                "localhost.example.com",
-                "127.0.0.1.example.com",
-                "[::1",
-                "[v1.x]",
-                "",
-            )
-        ),
-        *(
-            {"Host": "localhost", name: "127.0.0.1"}
-            for name in ("X-Forwarded-For", "X-Forwarded-Proto", "X-Real-IP", "Forwarded", "Via")
-        ),
-    ],
-)
-def test_for_everybody_else_there_is_none(
-    relay: RelayProcess, path: str, headers: dict[str, str]
+@pytest.mark.parametrize("headers", NOBODYS)
+def test_without_credentials_there_is_nothing_to_see(
+    desk: Desk, locked: RelayProcess, headers: dict[str, str]
 ) -> None:
-    for method in ("GET", "POST", "OPTIONS"):
-        unknown = look(relay, UNKNOWN, method=method, **headers)
+    everything = [f"{path}{query}" for path in CLOSED for query in ("", "?reveal=1")]
+    with ThreadPoolExecutor(8) as people:
+        for relay in (desk.relay, locked):
+            asked = [
+                people.submit(look, relay, path, method=method, Cookie="", **headers)
+                for path in everything
+                for method in ("GET", "POST", "OPTIONS", "HEAD")
+            ]
 
-        assert unknown.status == 404
-        assert without_date(look(relay, path, method=method, **headers)) == without_date(unknown)
-
-
-@pytest.mark.parametrize(("version", "status"), [(b"1.0", b"404"), (b"1.1", b"200")])
-def test_a_proxy_that_adds_nothing_is_known_by_its_old_http(
-    relay: RelayProcess, version: bytes, status: bytes
-) -> None:
-    """As nginx is unless told otherwise, and its Host is the address it forwards to."""
-    with relay.connect() as connection:
-        connection.sendall(b"GET /console/ HTTP/%b\r\nHost: 127.0.0.1:80\r\n\r\n" % version)
-
-        assert connection.recv(12).endswith(status)
+            for page in (each.result() for each in asked):
+                assert page.status == 401
+                assert {*HEADERS} <= {*page.headers}
+                assert "set-cookie" not in page.headers
 
 
-def test_where_others_can_connect_there_is_none_without_a_password(tmp_path: Path) -> None:
-    everywhere = ["--host", "0.0.0.0"]  # noqa: S104 (everywhere is what is tried)
-    with RelayProcess(tmp_path / "relay.db", "http://127.0.0.1:1", options=everywhere) as relay:
-        unknown = look(relay, UNKNOWN, Host="localhost")
-        pages = [look(relay, path, Host="localhost") for path in PATHS]
-        started = relay.log()[0]
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+@pytest.mark.parametrize("host", [b"", b"Host: localhost\r\n", b"Host: 127.0.0.1:8000\r\n"])
+def test_no_way_of_asking_opens_it(relay: RelayProcess, version: bytes, host: bytes) -> None:
+    """As through nginx, which by itself asks as if it were this machine."""
+    for path in ("/console/", "//console/", "/console//", "/console/events", "/Console/"):
+        with relay.connect() as connection:
+            head = b"GET %b HTTP/%b\r\n%bConnection: close\r\n\r\n"
+            connection.sendall(head % (path.encode(), version, host))
+            answer = b"".join(iter(partial(connection.recv, 2**16), b""))
 
-    assert [without_date(page) for page in pages] == [without_date(unknown)] * len(PATHS)
-    assert started["console"] is None
+        assert answer.split()[1] in {b"400", b"401", b"404"}
+        assert b"Waiting for your first webhook" not in answer
+
+
+def test_the_way_in_can_be_seen_by_anyone(relay: RelayProcess) -> None:
+    for path in (SIGN_IN, "/console/static/console.css", "/console/static/icon.svg"):
+        page = look(relay, path, Cookie="")
+
+        assert page.status == 200
+        assert {*HEADERS} <= {*page.headers}
 
 
 @pytest.mark.parametrize(
@@ -144,16 +148,18 @@ def test_where_others_can_connect_there_is_none_without_a_password(tmp_path: Pat
         basic(f":{PASSWORD}").replace("Basic", "Digest"),
     ],
 )
-@pytest.mark.parametrize("path", [*PATHS, LIVE])
 def test_with_a_password_nobody_sees_it_who_does_not_know_it(
-    locked: RelayProcess, path: str, authorization: str
+    locked: RelayProcess, authorization: str
 ) -> None:
-    given = {"Authorization": authorization} if authorization else {}
-    page = look(locked, path, Host="localhost", **given)
-
-    assert page.status == 401
-    assert page.headers["www-authenticate"].startswith("Basic ")
-    assert {*HEADERS} <= {*page.headers}
+    given = {"Authorization": authorization} if authorization else {"Cookie": ""}
+    with ThreadPoolExecutor(8) as people:
+        asked = [
+            people.submit(look, locked, path, Host="localhost", **given) for path in [*PATHS, LIVE]
+        ]
+    for page in (each.result() for each in asked):
+        assert page.status == 401
+        assert page.headers["www-authenticate"].startswith("Basic ")
+        assert {*HEADERS} <= {*page.headers}
 
 
 @pytest.mark.parametrize("user", ["", "me", "somebody@example.com"])

@@ -6,7 +6,17 @@ from urllib.parse import quote
 import pytest
 
 from relay.receiver import MAX_BODY_BYTES
-from tests.console.asking import act, event, id_of, live, look, newest, rejected, shown
+from tests.console.asking import (
+    WEBHOOK_URLS,
+    act,
+    event,
+    id_of,
+    live,
+    look,
+    newest,
+    rejected,
+    shown,
+)
 from tests.fakes import SegmentServer
 from tests.processes import (
     PATH,
@@ -65,7 +75,7 @@ def test_what_nothing_can_be_sent_for_is_left_alone(desk: Desk) -> None:
     id_ = newest(desk)
     answer = act(desk.relay, f"/console/events/{id_}/replay")
 
-    assert event(desk, id_).html.all("form", "action") == []
+    assert event(desk, id_).html.all("form", "action") == ["/console/sign-out"]
     assert answer.headers["location"] == f"/console/events/{id_}?replayed=0"
     assert "It was left alone" in look(desk.relay, answer.headers["location"]).html.said
     assert [state for _, state in desk.states("alone")] == ["dead"]
@@ -203,9 +213,13 @@ def test_the_first_page_says_where_webhooks_go(tmp_path: Path) -> None:
         RelayProcess(tmp_path / "relay.db", segment.url, RELAY_VERO_SECRET=secret) as relay,
     ):
         hidden = look(relay).html.said
-        revealed = look(relay, "/console/?reveal=1", Host="localhost:1").html.said
-        with live(relay, "/console/live/overview") as response:
+        unasked = look(relay, "/console/?reveal=1").text + look(relay, "/console/?secret=1").text
+        with live(relay, "/console/live/overview?reveal=1") as response:
             streamed = shown(response)
+        foreign = look(relay, WEBHOOK_URLS, method="POST", Origin="https://example.com")
+        anonymous = look(relay, WEBHOOK_URLS, method="POST", Origin="own", Host="own", Cookie="")
+        own = {"Origin": "http://localhost:1", "Host": "localhost:1"}
+        revealed = look(relay, WEBHOOK_URLS, method="POST", **own).html.said
         path = revealed.partition("http://localhost:1")[2].split()[0]
         reply = relay.ask("POST", path, webhook("first"))
         within(9, lambda: "Waiting" not in look(relay).html.said)
@@ -213,7 +227,8 @@ def test_the_first_page_says_where_webhooks_go(tmp_path: Path) -> None:
 
     assert "Waiting for your first webhook" in hidden
     assert f"http://127.0.0.1:{relay.port}/webhooks/vero/•" in hidden
-    assert quote(secret) not in hidden + streamed
+    assert quote(secret) not in hidden + unasked + streamed + foreign.text + anonymous.text
+    assert (foreign.status, anonymous.status) == (403, 401)
     assert reply.status == 200
     assert "Waiting" not in later
     assert quote(secret) not in later

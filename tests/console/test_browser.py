@@ -52,8 +52,8 @@ def open_page(browser: Browser, desk: Desk) -> Iterator[OpenPage]:
 
     with ExitStack() as windows:
 
-        def open_page(path: str, *, width: int = 1200, scheme: Scheme = "light") -> Page:
-            context = windows.enter_context(window(browser, own, width=width, scheme=scheme))
+        def open_page(path: str, **how: Any) -> Page:  # noqa: ANN401 (passed on)
+            context = windows.enter_context(window(browser, desk.relay, **how))
             page = context.new_page()
             page.on("request", note)
             page.on("pageerror", lambda error: faults.append(str(error)))
@@ -67,6 +67,41 @@ def open_page(browser: Browser, desk: Desk) -> Iterator[OpenPage]:
 
         yield open_page
     assert faults == []
+
+
+def test_a_click_on_the_link_is_all_it_takes(desk: Desk, open_page: OpenPage) -> None:
+    (link,) = desk.relay.links()
+    token = link.rpartition("#")[2]
+    page = open_page("/sign-in", signed_in=False)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(f"{request.url} {request.all_headers()}"))
+    page.goto("about:blank")
+    page.goto(link)
+    expect(page.get_by_role("heading", name="Waiting for your first webhook")).to_be_visible()
+    expect(page.get_by_text("· live")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("· live")).to_be_visible()
+
+    assert token not in page.content() + page.url
+    assert token not in "".join(asked)
+    assert page.evaluate("document.cookie") == ""
+
+    page.go_back()  # to the page that the link has opened, without the link
+
+    assert token not in page.content() + page.url
+
+    page.goto(link)  # once more, in the same browser
+    expect(page.get_by_role("heading", name="Waiting for your first webhook")).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="You are not signed in")).to_be_visible()
+
+
+def test_whoever_is_not_signed_in_is_told_how_to_get_in(desk: Desk, open_page: OpenPage) -> None:
+    page = open_page("/sign-in", signed_in=False)
+    page.get_by_label("The link, or what follows its #").fill(desk.relay.links()[0])
+    page.get_by_role("button", name="Sign in").click()
+
+    expect(page.get_by_role("heading", name="Waiting for your first webhook")).to_be_visible()
 
 
 ANSWERED = "Segment's last answer: accepted"
@@ -87,10 +122,13 @@ def test_the_first_run_says_what_to_do_and_shows_the_first_event_as_it_comes(
     expect(page.get_by_role("heading", name="Waiting for your first webhook")).to_be_visible()
     expect(page.locator(".paste code")).to_contain_text("/webhooks/vero/")
     expect(page.locator(".paste code")).not_to_contain_text(SECRET)
-    page.get_by_role("link", name="Reveal the secret").click()
+    page.get_by_role("button", name="Reveal the secret").click()
     expect(page.locator(".paste code")).to_have_text(
         f"http://127.0.0.1:{desk.relay.port}/webhooks/vero/{SECRET}"
     )
+    assert SECRET not in page.url
+    page.get_by_role("link", name="Overview").first.click()
+    expect(page.locator(".paste code")).not_to_contain_text(SECRET)
     desk.post(webhook("first"))
 
     expect(page.get_by_text("Waiting for your first webhook")).to_have_count(0)
@@ -285,6 +323,14 @@ def test_nothing_keeps_anybody_out_of_a_page(
     page = open_page("/playground", scheme=scheme)
     page.get_by_role("button", name="Try it").click()
     refusals += refused_by_axe(page)
+    refusals += refused_by_axe(open_page("/sign-in", scheme=scheme, signed_in=False))
+    page = open_page("/", scheme=scheme)
+    with page.expect_navigation():
+        page.evaluate(
+            "document.body.innerHTML ="
+            " '<form method=post action=/console/webhook-urls></form>'; document.forms[0].submit()"
+        )
+    refusals += refused_by_axe(page)
 
     assert refusals == []
 
@@ -324,3 +370,6 @@ def test_a_phone_shows_all_of_it(desk: Desk, open_page: OpenPage) -> None:
         expect(page.get_by_role("link", name="Dead letters", exact=True)).to_be_visible()
 
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+    page = open_page("/sign-in", width=360, signed_in=False)
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay.console.live import MAX_STREAMS
-from tests.console.asking import at_work, live, look, shown
+from tests.console.asking import at_work, cookie, live, look, shown
 from tests.fakes import SegmentServer
 from tests.processes import RelayProcess, SqliteStore, within
 from tests.tools.desk import Desk, webhook
@@ -42,7 +42,7 @@ def test_what_comes_in_appears_by_itself(desk: Desk) -> None:
 def test_the_head_of_a_live_page_ends(relay: RelayProcess) -> None:
     with closing(HTTPConnection("127.0.0.1", relay.port, timeout=10)) as connection:
         for _ in range(2):
-            connection.request("HEAD", LIVE)
+            connection.request("HEAD", LIVE, headers={"Cookie": cookie(relay)})
             response = connection.getresponse()
 
             assert (response.status, response.read()) == (200, b"")
@@ -62,7 +62,8 @@ def test_webhooks_come_in_while_the_console_is_looked_at(desk: Desk) -> None:
 def test_only_so_many_pages_are_kept_up_to_date_at_once(relay: RelayProcess) -> None:
     def open_one(_number: int) -> socket.socket:
         connection = relay.connect()
-        connection.sendall(f"GET {LIVE} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        head = f"GET {LIVE} HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie(relay)}\r\n\r\n"
+        connection.sendall(head.encode())
         return connection
 
     for _ in range(2):  # when they are closed, there is room again

@@ -9,6 +9,7 @@ from relay.console.search import PAGE
 from tests.console.asking import (
     Page,
     act,
+    cookie,
     event,
     found,
     id_of,
@@ -238,7 +239,8 @@ def test_no_filter_takes_the_page_down(desk: Desk) -> None:
 
             assert page.status == 200, (name, value)
     with closing(desk.relay.connect()) as connection:
-        connection.sendall(b"GET /console/events?q=\xff HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head = b"GET /console/events?q=\xff HTTP/1.1\r\nHost: localhost\r\nCookie: %b\r\n\r\n"
+        connection.sendall(head % cookie(desk.relay).encode())
         status = connection.recv(12)[-3:]
 
     assert status in {b"200", b"400"}

@@ -131,6 +131,15 @@ function copyOnClick(button) {
   });
 }
 
+function useLink(form) {
+  const link = location.hash;
+  if (!/^#[\w-]{43}$/.test(link)) return;
+  history.replaceState(null, "", location.pathname);  // it is for nobody who goes back
+  form.elements.link.value = link;
+  form.requestSubmit();
+}
+
+document.querySelectorAll("[data-sign-in]").forEach(useLink);
 document.querySelectorAll("[data-live]").forEach(keepLive);
 document.querySelectorAll("[data-links]").forEach(drawWires);
 document.querySelectorAll("[data-copy]").forEach(copyOnClick);
