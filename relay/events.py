@@ -39,6 +39,8 @@ class DeadReason(StrEnum):
     """Segment refused this very message."""
     POISON = "poison"
     """The webhook makes relay itself fail."""
+    IGNORED = "ignored"
+    """Accepted once, and none of the seven under today's settings. No fault."""
 
 
 WHAT_TO_DO: Final[Mapping[DeadReason, str]] = {
@@ -49,6 +51,8 @@ WHAT_TO_DO: Final[Mapping[DeadReason, str]] = {
     DeadReason.REJECTED: "Read Segment's words, mend what they name, and replay it.",
     DeadReason.POISON: "A fault of relay's own: report it, and replay it with a version that has it"
     " mended.",
+    DeadReason.IGNORED: "Ignored under today's settings: leave it, or replay it once they are"
+    " changed back.",
 }
 """What an operator can do about a dead letter, by its reason."""
 
@@ -85,9 +89,11 @@ class Ignored(Struct, frozen=True):
 
     Attributes:
         reason: a short code; one of a fixed few for each provider, fit for a metric's label.
+        setting: the variable that has it ignored; None where nothing else can be set.
     """
 
     reason: str
+    setting: str | None = None
 
 
 class Unusable(Struct, frozen=True):

@@ -387,7 +387,10 @@ class Forwarder:
     def _bury(self, entry: Entry, fault: Unusable) -> None:
         self._outbox.bury(entry, fault)
         self._settled([entry])
-        _log.warning("forward.buried", message_id=entry.message_id, reason=fault.reason)
+        if fault.reason is DeadReason.IGNORED:  # as somebody has set it
+            _log.info("forward.ignored", message_id=entry.message_id, detail=fault.detail)
+        else:
+            _log.warning("forward.buried", message_id=entry.message_id, reason=fault.reason)
 
     def _settled(self, entries: Sequence[Entry]) -> None:
         for entry in entries:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from relay.events import DeadReason, EmailEvent, Unusable
+from relay.events import DeadReason, EmailEvent, Ignored, Unusable
 from relay.providers import Provider
 from relay.segment import MAX_MESSAGE_BYTES, Message, Segment, encode
 
@@ -62,9 +62,10 @@ class Mapping:
             event = provider.parse(stored.body, stored.received_at)
             if isinstance(event, Unusable):
                 return event
-            if not isinstance(event, EmailEvent):
+            if isinstance(event, Ignored):
                 # Accepted once, so it is not dropped: the mapping or a setting has changed since.
-                return Unusable(DeadReason.UNKNOWN_TYPE, f"is ignored by now: {event.reason}")
+                cause = f"set by {event.setting}" if event.setting else "none of the seven"
+                return Unusable(DeadReason.IGNORED, f"{event.reason}: {cause}")
             message = self._segment.track_call(
                 event, stored.message_id, provider.name, provider.integrations
             )

@@ -77,6 +77,13 @@ def test_an_expression_asks_for_what_relay_tells(place: str, expression: str) ->
     assert grouped <= labels
 
 
+def test_what_is_ignored_by_now_raises_no_alarm() -> None:
+    died = [expression for expression in alerts().values() if "relay_events_died" in expression]
+
+    assert died
+    assert all('reason!="ignored"' in expression for expression in died)
+
+
 def test_every_metric_of_relay_has_its_place_on_the_board() -> None:
     shown = {name for expression in queries().values() for name in asked(expression)}
 

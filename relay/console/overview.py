@@ -9,10 +9,10 @@ from typing import Final
 
 from msgspec import Struct
 
-from relay.events import Collection
+from relay.events import Collection, DeadReason
 from relay.metrics import WEBHOOKS
-from relay.outbox import Clock, Counts, Outbox, utc_now
-from relay.outbox.tallies import SLOT, Change, Tally
+from relay.outbox import Clock, Counts, Outbox, State, utc_now
+from relay.outbox.tallies import SLOT, Change, Tally, population
 from relay.pacing import Standing
 
 # As Segment's documentation describes them (segment-docs, connections/sources/catalog/cloud-apps/
@@ -70,6 +70,7 @@ class Overview(Struct, frozen=True):
         bars_in: received in each half hour of the last day, oldest first.
         bars_out: delivered likewise.
         latest_in: when the last one was received, and `latest_out` delivered.
+        dead: how many dead letters there are that are not just ignored by now.
         ignored: by reason; and `refused` by the status that was answered.
     """
 
@@ -84,6 +85,7 @@ class Overview(Struct, frozen=True):
     bars_out: tuple[int, ...]
     latest_in: datetime | None
     latest_out: datetime | None
+    dead: int
     ignored: tuple[Count, ...]
     refused: tuple[Count, ...]
 
@@ -138,6 +140,7 @@ class Watch:
             bars_out=_bars(delivered, now),
             latest_in=_latest(received),
             latest_out=_latest(delivered),
+            dead=_dead(tallies),
             ignored=_answered("ignored"),
             refused=_answered("refused"),
         )
@@ -165,6 +168,14 @@ def _row(collection: Collection, received: Sequence[Tally], now: datetime) -> Ro
         in_all=_sum(own),
         bars=_bars(own, now),
         latest=_latest(own),
+    )
+
+
+def _dead(tallies: Iterable[Tally]) -> int:
+    return sum(
+        entries
+        for kind, entries in population(tallies).items()
+        if kind.state is State.DEAD and kind.reason != DeadReason.IGNORED
     )
 
 

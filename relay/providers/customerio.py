@@ -182,7 +182,7 @@ class Customerio:
         collection = _COLLECTIONS[metric or ""]
         machine = _machine(collection, data)
         if machine and self._drops_machines:
-            return Ignored("machine")
+            return Ignored("machine", "RELAY_CUSTOMERIO_MACHINE")
         user_id, email = _recipient(data)
         if not (user_id or email):
             return Unusable(DeadReason.NO_RECIPIENT, "neither a user id nor an address")

@@ -157,7 +157,7 @@ class Vero:
         user_id = word(user.get("id"))
         email = word(user.get("email")) or address(campaign.get("sent_to"))
         if self._ignores_samples and (user_id, email) == _SAMPLE_USER:
-            return Ignored("test_sample")
+            return Ignored("test_sample", "RELAY_VERO_TESTS")
         if not (user_id or email):
             return Unusable(DeadReason.NO_RECIPIENT, "neither a user id nor an address")
         properties = _properties(document, campaign)

@@ -6,7 +6,7 @@ import pytest
 
 from relay.console.overview import DESCRIPTIONS, Overview, Row, Watch
 from relay.console.pages import bars, number, rate, span
-from relay.events import Collection
+from relay.events import Collection, DeadReason, Unusable
 from relay.metrics import WEBHOOKS
 from relay.outbox import Arrival
 from relay.outbox.sqlite import SqliteOutbox
@@ -53,6 +53,18 @@ def deliver(outbox: SqliteOutbox, count: int) -> None:
 
 def row(overview: Overview, collection: Collection = OPENED) -> Row:
     return next(row for row in overview.rows if row.collection == collection)
+
+
+def test_what_is_ignored_by_now_is_not_among_the_dead_letters_that_need_a_look(
+    outbox: SqliteOutbox, clock: Clock, watch: Watch
+) -> None:
+    add(outbox, clock.now(), count=3)
+    reasons = (DeadReason.IGNORED, DeadReason.REJECTED, DeadReason.IGNORED)
+    for entry, reason in zip(outbox.claim(3, lease=MINUTE), reasons, strict=True):
+        outbox.bury(entry, Unusable(reason, "why"))
+    overview = watch.look()
+
+    assert (overview.dead, overview.counts.dead) == (1, 3)
 
 
 def test_the_seven_stand_there_even_where_nothing_came_in(watch: Watch) -> None:

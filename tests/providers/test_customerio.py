@@ -288,7 +288,7 @@ def test_what_a_machine_did_is_marked_or_dropped(metric: str, flag: str, name: s
 
     assert event(by_machine).properties[name] == "true"
     assert name not in event(by_hand).properties
-    assert read(by_machine, machine="drop") == Ignored("machine")
+    assert read(by_machine, machine="drop") == Ignored("machine", "RELAY_CUSTOMERIO_MACHINE")
     assert isinstance(read(by_hand, machine="drop"), EmailEvent)
 
 

@@ -53,14 +53,14 @@ def test_what_a_corrected_mapping_can_read_arrives_under_the_message_id_it_had(d
 
 def test_a_setting_that_changes_the_mapping_is_heeded(sqlite_desk: Desk) -> None:
     sample = b'{"type":"sent","sent_at":1435016238,"user":{"id":123,"email":"steve@getvero.com"}}'
-    fault = Unusable(DeadReason.UNKNOWN_TYPE, "is ignored by now: test_sample")
+    fault = Unusable(DeadReason.IGNORED, "test_sample: set by RELAY_VERO_TESTS")
     with closing(sqlite_desk.outbox()) as outbox:
         outbox.add([Arrival("vero", "vero-sample", datetime.now(UTC), sample, fault)])
     command = ("replay", "--message-id", "vero-sample", "--dry-run", "--json")
     (as_it_is,) = sqlite_desk.told(*command)
     (forwarded,) = sqlite_desk.told(*command, RELAY_VERO_TESTS="forward")
 
-    assert (as_it_is["to_send"], as_it_is["unusable"]) == (0, {"unknown_type": 1})
+    assert (as_it_is["to_send"], as_it_is["unusable"]) == (0, {"ignored": 1})
     assert forwarded["to_send"] == 1
 
 
