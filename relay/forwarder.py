@@ -4,6 +4,7 @@ Dying anywhere in here loses nothing: what was not settled is claimed again, at 
 lease ends, and sent again under the same `messageId`, of which Segment keeps one.
 """
 
+import secrets
 import threading
 import time
 from collections import deque
@@ -45,7 +46,9 @@ LOOK_SECONDS: Final = 0.05
 POLL_SECONDS: Final = 1.0
 """How often due entries are looked for all the same: a lease may have ended."""
 DEATHS_ALONE: Final = 3
-"""So many deaths of processes that had nothing else in hand prove a message guilty of them."""
+"""So many deaths of processes that had nothing else in hand prove a message guilty of them.
+
+Deaths while it was mapped; and while it was posted, those of a forwarder whose supervisor lived."""
 
 _POST_SECONDS: Final = 3 * TIMEOUT_SECONDS  # how long before a lease ends the last post begins
 _OUTBOX_PAUSE_SECONDS: Final = 1.0
@@ -56,6 +59,11 @@ _LARGE_CLAIM: Final = 2**20  # bytes from which an outbox may have cut it short
 
 _Batch = list[tuple[Entry, bytes]]
 _Take = Callable[[], list[Entry]]
+
+
+def new_lineage() -> int:
+    """A number for a process and those that are started in its place, unlike all others."""
+    return secrets.randbits(40)
 
 
 class _Claim(Struct):
@@ -83,6 +91,8 @@ class Forwarder:
         providers: who can read their bodies; every provider, configured or not.
         clock: seconds, monotonic.
         now: the time of day.
+        lineage: of this process and those started in its place, below 2**40; see
+            `Outbox.begin_post`.
         sleep: waits for so many seconds; by default cut short by `stop`.
         jitter: how long to wait, of so many seconds at the most.
 
@@ -98,6 +108,7 @@ class Forwarder:
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Clock = utc_now,
+        lineage: int | None = None,
         sleep: Callable[[float], object] | None = None,
         jitter: Callable[[float], float] = full_jitter,
     ) -> None:
@@ -106,6 +117,7 @@ class Forwarder:
         self._mapping = Mapping(providers, segment)
         self._clock = clock
         self._now = now
+        self._lineage = new_lineage() if lineage is None else lineage
         self._stopping = threading.Event()
         self._sleep = sleep or self._stopping.wait
         self._jitter = jitter
@@ -156,7 +168,7 @@ class Forwarder:
     def step(self) -> bool:
         """Forward one claim, waiting for a turn first; False when nothing was due."""
         with self._claiming:
-            claim = self._claim(self._take_due) or self._claim(self._take_suspect)
+            claim = self._claim(self._take_due) or self._claim_suspect()
         if claim is not None:
             self._forward(claim)
         return claim is not None
@@ -205,11 +217,28 @@ class Forwarder:
             if self._claimed:  # by the other workers, which claim no more meanwhile
                 self._sleep(LOOK_SECONDS)
                 continue
-            claim = self._claim(self._take_suspect)
+            claim = self._claim_suspect()
             if claim is None:
                 return
             _log.warning("forward.suspect", message_id=claim.entries[0].message_id)
             self._forward(claim)
+
+    def _claim_suspect(self) -> _Claim | None:
+        claim = self._claim(self._take_suspect)
+        if claim is None or not claim.batches:
+            return claim
+        ((suspect, encoded),) = claim.batches.pop()
+        try:
+            # It has survived the mapping. That this process ends while Segment is silent, with all
+            # of relay most likely, is not to be held against it.
+            suspect = self._outbox.begin_post(suspect, self._lineage)
+        except OutboxError:
+            self._end(claim)
+            raise
+        self._claimed[suspect.id] = suspect
+        claim.entries = [suspect]
+        claim.batches.append([(suspect, encoded)])
+        return claim
 
     def _claim(self, take: _Take) -> _Claim | None:
         """A turn to post in, and what to post; None when nothing is due."""

@@ -19,6 +19,7 @@ from relay import __version__
 from relay.companion import Companion
 from relay.console import HOME, Console, Endpoint, Links, print_link
 from relay.errors import OutboxBrokenError, OutboxError, RelayError
+from relay.forwarder import new_lineage
 from relay.gauges import Gauges
 from relay.intake import Intake
 from relay.limits import Limits
@@ -103,7 +104,7 @@ class Service:
             ],
             opened_by=settings.console_password or Links(base_url(listener), tell_link),
         )
-        arguments = ["forward", "--until-stdin-closes"]
+        arguments = ["forward", "--until-stdin-closes", "--lineage", str(new_lineage())]
         self._forwarder = (
             Companion(arguments, environ, broken=self._break) if environ is not None else None
         )

@@ -211,6 +211,13 @@ MUTANTS = [
         "tests/test_forwarder.py tests/faults/test_poison.py",
     ),
     Mutant(
+        "a message is guilty of whatever ends relay while it is posted",
+        "forwarder.py",
+        "suspect = self._outbox.begin_post(suspect, self._lineage)",
+        "pass",
+        "tests/test_forwarder.py -k silent",
+    ),
+    Mutant(
         "a full disk is not minded",
         "limits.py",
         "if free is not None and free < self._min_free_disk * _MEBIBYTE:",

@@ -11,6 +11,8 @@ from tests.contracts import MINUTE, OpenStore, arrival, ids, settle
 from tests.fakes import Clock
 from tests.records import claim_one, everything, revive
 
+LINEAGE = 7
+
 Life = Callable[[], Outbox]
 """Another process's outbox, once those before it have died with all that they had claimed."""
 
@@ -108,3 +110,60 @@ class SuspectsContract:
                 clock.sleep(60)
 
         assert len(firsts) > 1
+
+    def test_who_dies_posting_a_suspect_is_counted_only_where_it_died_by_itself(
+        self, live: Life, clock: Clock
+    ) -> None:
+        with closing(live()) as outbox:
+            outbox.add([arrival("a")])
+        for _ in range(2):
+            die(live(), clock)
+        deaths = []
+        for crashed in [False, False, True, False, True, False]:
+            with closing(live()) as outbox:
+                if crashed:
+                    outbox.count_crash(LINEAGE)
+                    outbox.count_crash(LINEAGE)  # for nothing: it is counted once
+                (suspect,) = outbox.claim_suspect(lease=MINUTE)
+                deaths.append(suspect.deaths)
+                assert outbox.begin_post(suspect, LINEAGE).deaths == suspect.deaths
+            clock.sleep(60)
+
+        assert deaths == [2, 2, 3, 3, 4, 4]
+
+    @pytest.mark.parametrize("outcome", State)
+    def test_a_suspect_that_is_posted_is_settled_as_any_other(
+        self, live: Life, clock: Clock, outcome: State
+    ) -> None:
+        with closing(live()) as outbox:
+            outbox.add([arrival("a")])
+        for _ in range(2):
+            die(live(), clock)
+        with closing(live()) as outbox:
+            (suspect,) = outbox.claim_suspect(lease=MINUTE)
+            settle(outbox, outbox.begin_post(suspect, LINEAGE), outcome)
+            counts = outbox.counts()
+            outbox.count_crash(LINEAGE)
+            suspected = outbox.has_suspects()
+
+        assert getattr(counts, outcome) == 1
+        assert not suspected
+
+    def test_a_suspect_that_somebody_else_has_claimed_since_is_left_to_them(
+        self, live: Life, clock: Clock
+    ) -> None:
+        with closing(live()) as outbox:
+            outbox.add([arrival("a")])
+        for _ in range(2):
+            die(live(), clock)
+        with closing(live()) as outbox:
+            (late,) = outbox.claim_suspect(lease=MINUTE)
+            clock.sleep(60)
+            (held,) = outbox.claim_suspect(lease=MINUTE)
+            late = outbox.begin_post(late, LINEAGE)
+            outbox.deliver([late])
+            pending = outbox.counts().pending
+            outbox.deliver([held])
+
+            assert pending == 1
+            assert outbox.counts().delivered == 1

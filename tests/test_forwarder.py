@@ -25,6 +25,7 @@ from tests.fakes import Answer, Clock, SegmentServer
 from tests.processes import StoredEntry, run_sql, stored, within
 
 LEASE = timedelta(seconds=60)
+LINEAGE = 7
 
 Judge = Callable[[list[dict[str, Any]]], Answer]
 
@@ -430,6 +431,7 @@ class MortalOutbox(SqliteOutbox):
 def test_what_relay_dies_over_alone_is_a_dead_letter_and_the_others_go_through(
     tmp_path: Path, server: SegmentServer
 ) -> None:
+    """The forwarder alone dies each time, as what supervises it tells the next one."""
     lives: list[Relay] = []
     died_over: list[int] = []
 
@@ -448,6 +450,7 @@ def test_what_relay_dies_over_alone_is_a_dead_letter_and_the_others_go_through(
         with closing(lives[-1].outbox):
             if len(lives) == 1:
                 lives[-1].add(*mails(150), clicked("deadly"), clicked("mail-150"))
+            lives[-1].outbox.count_crash(LINEAGE)
             with suppress(OutboxError):
                 lives[-1].forward()
                 return True
@@ -463,6 +466,68 @@ def test_what_relay_dies_over_alone_is_a_dead_letter_and_the_others_go_through(
     assert entries["deadly"].detail == "relay died 3 times with nothing else in hand"
     assert Counter(entry.state for entry in entries.values()) == {"delivered": 151, "dead": 1}
     assert Counter(email_ids(server.accepted)).most_common(1)[0][1] == 1
+
+
+class KilledError(BaseException):
+    """What ends a process and is caught by nothing."""
+
+
+class DeadlyVero(Vero):
+    """Ends the process at whatever mentions it."""
+
+    def parse(self, body: bytes, received_at: datetime) -> Reading:
+        """See `Vero.parse`."""
+        if b"deadly" in body:
+            raise KilledError
+        return super().parse(body, received_at)
+
+
+def test_what_relay_dies_over_while_mapping_is_found_out_whatever_dies_with_it(
+    tmp_path: Path, server: SegmentServer
+) -> None:
+    """As where the whole machine runs out of memory each time: nothing tells the next process."""
+    deaths = 0
+    for life in range(6):
+        relay = Relay(tmp_path / "relay.db", server, MortalOutbox)
+        relay.forwarder = relay.forwarder_with(DeadlyVero(VeroSettings()))
+        with closing(relay.outbox):
+            if life == 0:
+                relay.add(*mails(150), clicked("deadly"), clicked("mail-150"))
+            try:
+                relay.forward()
+            except KilledError:
+                deaths += 1
+
+    assert deaths == 5
+    assert relay.dead() == {"deadly": "poison"}
+    assert Counter(entry.state for entry in relay.entries().values()) == {
+        "delivered": 151,
+        "dead": 1,
+    }
+
+
+def test_what_relay_dies_over_again_and_again_while_segment_is_silent_is_delivered(
+    tmp_path: Path, server: SegmentServer
+) -> None:
+    lives: list[Relay] = []
+
+    def judge(_batch: list[dict[str, Any]]) -> Answer:
+        outbox = lives[-1].outbox
+        assert isinstance(outbox, MortalOutbox)
+        outbox.dead = len(lives) <= 12
+        return Answer(0 if outbox.dead else 200)
+
+    server.judge = judge
+    for life in range(13):
+        lives.append(Relay(tmp_path / "relay.db", server, MortalOutbox))
+        with closing(lives[-1].outbox):
+            if life == 0:
+                lives[-1].add(clicked("mail-1"))
+            with suppress(OutboxError):
+                lives[-1].forward()
+
+    assert len(server.received) == 13
+    assert lives[-1].entries()["mail-1"].state == "delivered"
 
 
 @pytest.fixture

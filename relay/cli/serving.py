@@ -87,8 +87,14 @@ def _run(service: Service) -> None:
 )
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 @click.option("--after-crash", is_flag=True, hidden=True)
+@click.option("--lineage", type=int, hidden=True)
 def forward(
-    metrics_host: str, metrics_port: int | None, *, until_stdin_closes: bool, after_crash: bool
+    metrics_host: str,
+    metrics_port: int | None,
+    *,
+    until_stdin_closes: bool,
+    after_crash: bool,
+    lineage: int | None,
 ) -> None:
     """Forward what the outbox holds, until SIGTERM or Ctrl-C.
 
@@ -96,8 +102,6 @@ def forward(
     """
     settings, providers = configured()
     configure_logs(settings, dropped=FORWARDER_LINES_DROPPED.inc)
-    # The one before it ended alone: without being asked to, or for its silence.
-    _log.debug("forward.begins", after_crash=after_crash)
     if metrics_port is not None:
         listener = _listen(metrics_host, metrics_port, "--metrics-port")
         serve_aside(Scraping([FORWARDING], token=settings.metrics_token), listener)
@@ -112,7 +116,9 @@ def forward(
         # That of a relay that was killed ends by itself, when it has posted what it had in hand.
         patience = POSTS_SECONDS + 2 if until_stdin_closes else 0
         outbox.become_sole(Role.FORWARDER, patience=timedelta(seconds=patience))
-        forwarder = Forwarder(outbox, segment_of(settings), providers)
+        if after_crash and lineage is not None:
+            outbox.count_crash(lineage)
+        forwarder = Forwarder(outbox, segment_of(settings), providers, lineage=lineage)
         retention = Retention(outbox, timedelta(days=settings.retention_days))
         try:
             forwarder.start()

@@ -99,7 +99,7 @@ class Entry(Struct, frozen=True):
     Attributes:
         attempts: how often it has been claimed, this time included.
         claim: the fence: whoever holds an older claim settles nothing.
-        deaths: how often in a row whoever had claimed it did not come back.
+        deaths: how often in a row a process ended over it: see `Outbox.begin_post`.
     """
 
     id: int
@@ -160,6 +160,26 @@ class Outbox(Protocol):
 
     def claim_suspect(self, *, lease: timedelta) -> list[Entry]:
         """One of the suspects that are due, if there are any; as `claim` otherwise."""
+        ...
+
+    def begin_post(self, suspect: Entry, lineage: int) -> Entry:
+        """Tell that a claimed suspect has been mapped and encoded; it is claimed as what returns.
+
+        A process that ended over it before now counts against it. From now on it waits for
+        Segment, and an end proves nothing, unless `count_crash` is told otherwise.
+
+        Args:
+            suspect: claimed alone.
+            lineage: of this process and those that are started in its place.
+        """
+        ...
+
+    def count_crash(self, lineage: int) -> None:
+        """Count against the suspect what the last process of the lineage did not survive posting.
+
+        To be called before anything is claimed, where that process ended by itself and what had
+        started it lived on.
+        """
         ...
 
     def has_suspects(self) -> bool:

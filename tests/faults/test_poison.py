@@ -1,3 +1,4 @@
+import threading
 import time
 from random import Random
 
@@ -63,3 +64,38 @@ def test_a_webhook_that_kills_each_forwarder_is_set_apart_and_all_others_arrive(
 
 
 _REASONS = "SELECT reason, count(*) FROM entries WHERE state = 'dead' GROUP BY reason"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_kills_of_all_of_relay_while_segment_is_silent_condemn_nobody(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    store: Store = request.getfixturevalue(f"{kind}_store")
+    ledger = Ledger(Random(6))  # noqa: S311 (no secret hangs on it)
+    webhook = next(w for w in iter(ledger.next, None) if w.fate == "delivered" and w.unique)
+    asked: list[int] = []
+    over = threading.Event()
+
+    def judge(batch: list[Message]) -> Answer:
+        asked.append(len(batch))
+        return well(batch) if over.wait(60) else Answer(0)
+
+    with SegmentServer() as server:
+        server.judge = judge
+        for life in range(1, _DEATHS + 4):
+            with RelayProcess(store, server.url) as relay:
+                if life == 1:
+                    ledger.answered(webhook, relay.post(webhook.body))
+                assert within(60, lambda life=life: len(asked) == life)  # type: ignore[misc]
+                relay.kill()
+            if isinstance(store, PostgresStore):  # as when the lease of a minute has ended
+                store.run_sql("UPDATE entries SET due_at = now() WHERE state = 'pending'")
+        server.judge = well
+        with RelayProcess(store, server.url):
+            settled = within(60, lambda: pending(store) == 0)
+        reasons = store.run_sql(_REASONS)
+        over.set()
+
+    assert settled
+    assert reasons == []
+    assert [entry.state for entry in store.stored()] == ["delivered"]

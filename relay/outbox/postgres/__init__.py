@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, LiteralString
 
 import psycopg
-from msgspec import json
+from msgspec import json, structs
 from psycopg import errors
 from psycopg_pool import ConnectionPool
 
@@ -135,6 +135,18 @@ class PostgresOutbox:
     def claim_suspect(self, *, lease: timedelta) -> list[Entry]:
         """See `Outbox.claim_suspect`."""
         return self._claim(_CLAIM_SUSPECT, 1, lease)
+
+    def begin_post(self, suspect: Entry, lineage: int) -> Entry:
+        """See `Outbox.begin_post`. The claim is one by which the lineage finds it again."""
+        claim = (lineage << _LINEAGE_BITS) + suspect.attempts % (1 << _LINEAGE_BITS)
+        held = {"id": suspect.id, "held": suspect.claim, "claim": claim}
+        self._run(_BEGIN_POST, held)
+        return structs.replace(suspect, claim=claim)
+
+    def count_crash(self, lineage: int) -> None:
+        """See `Outbox.count_crash`."""
+        first = lineage << _LINEAGE_BITS
+        self._run(_COUNT_CRASH, {"first": first, "end": first + (1 << _LINEAGE_BITS)})
 
     def has_suspects(self) -> bool:
         """See `Outbox.has_suspects`."""
@@ -410,6 +422,19 @@ _CLAIM_SUSPECT: Final = (
     """
     + _CLAIMED
 )
+
+_LINEAGE_BITS: Final = 20
+
+_BEGIN_POST: Final = """
+    UPDATE relay.entries SET deaths = deaths - 1, claim = %(claim)s
+    WHERE id = %(id)s AND claim = %(held)s AND state = 'pending' RETURNING id
+"""
+
+# A claim of its own, so that it is counted once.
+_COUNT_CRASH: Final = """
+    UPDATE relay.entries SET deaths = deaths + 1, claim = -claim
+    WHERE state = 'pending' AND deaths >= 2 AND claim >= %(first)s AND claim < %(end)s RETURNING id
+"""
 
 _ANY_SUSPECT: Final = (
     "SELECT 1 FROM relay.entries WHERE state = 'pending' AND deaths >= 2 AND "  # noqa: S608

@@ -91,12 +91,14 @@ _TAKEN: Final = {
 class _Claim(Struct, frozen=True):
     """On one entry: the claim's number, its end, and how many there have been with this one.
 
-    The end is in seconds elapsed, not by the clock, which may be put right meanwhile.
+    The end is in seconds elapsed, not by the clock, which may be put right meanwhile. Beside them
+    stands whether it is a suspect's that has been mapped.
     """
 
     number: int
     until: float
     attempts: int
+    posting: bool = False
 
 
 _MOST_ENDED: Final = 5_000  # claims remembered after their release
@@ -242,6 +244,22 @@ class SqliteOutbox:
                     self._ended.pop(id_, None)
         return entries
 
+    def begin_post(self, suspect: Entry, lineage: int) -> Entry:  # noqa: ARG002 (there is but one)
+        """See `Outbox.begin_post`."""
+        with self._disk.used(), self._claiming:
+            if self._holds(suspect):
+                claim = self._claims[suspect.id]
+                self._claims[suspect.id] = structs.replace(claim, posting=True)
+                self._note(self._claims)
+        return suspect
+
+    def count_crash(self, lineage: int) -> None:  # noqa: ARG002 (there is but one)
+        """See `Outbox.count_crash`."""
+        self.become_sole(Role.FORWARDER)
+        with self._disk.used(), self._claiming:
+            if not self._counted:
+                self._count_unsettled(crashed=True)
+
     def has_suspects(self) -> bool:
         """See `Outbox.has_suspects`."""
         with self._disk.used(), self._claiming, self._reading:
@@ -272,16 +290,16 @@ class SqliteOutbox:
                     self._roles[role] = lock
             held.pop_all()
 
-    def _count_unsettled(self) -> None:
+    def _count_unsettled(self, *, crashed: bool = False) -> None:
         """Count what the last one to forward died over; it is due again now."""
         with self._writing, self._settler:
             claims: str = self._settler.execute("SELECT claims FROM status").get
-            self._settler.execute(_COUNT_UNSETTLED, {"claims": claims})
+            self._settler.execute(_COUNT_UNSETTLED, {"claims": claims, "crashed": crashed})
             self._settler.execute("UPDATE status SET claims = '[]'")
         self._counted = True
 
     def _note(self, claims: Mapping[int, _Claim]) -> None:
-        noted = _json([(id_, claim.attempts) for id_, claim in claims.items()])
+        noted = _json([(id_, claim.attempts, int(claim.posting)) for id_, claim in claims.items()])
         with self._writing:
             self._settler.execute("UPDATE status SET claims = ?", (noted,))
 
@@ -528,7 +546,8 @@ _PENDING_AFTER: Final = (
 
 # What has been given back, or settled and replayed, has its attempts in its row by then.
 _COUNT_UNSETTLED: Final = """
-    UPDATE entries SET attempts = claim.value ->> 1, deaths = deaths + 1
+    UPDATE entries SET attempts = claim.value ->> 1,
+        deaths = deaths + (:crashed OR NOT coalesce(claim.value ->> 2, 0))
     FROM json_each(:claims) AS claim
     WHERE entries.id = claim.value ->> 0 AND entries.state = 'pending'
         AND entries.attempts < claim.value ->> 1
