@@ -20,12 +20,18 @@ from relay.logwriter import BackgroundWriter
 
 _ADDRESS: Final = re.compile(r"[^\s@<>\"',;:()\[\]]+@[^\s@<>\"',;:()\[\]]+")
 _MASK: Final = "***"
+_SHORTEST: Final = 4
+# Of a shorter secret, letters that stand in a word say nothing; in a URL or an assignment they do.
+_ASSIGNED: Final = r"""(?<=[:=])(?<!://){}(?=[@&,;\s"')]|$)"""
 
 
 def mask(text: str, secrets: Iterable[str] = ()) -> str:
     """The text with every address and each of the secrets replaced."""
     for secret in sorted(secrets, key=len, reverse=True):  # one may begin another
-        text = text.replace(secret, _MASK)
+        if len(secret) >= _SHORTEST:
+            text = text.replace(secret, _MASK)
+        elif secret in text:
+            text = re.sub(_ASSIGNED.format(re.escape(secret)), _MASK, text)
     return _ADDRESS.sub(_MASK, text) if "@" in text else text
 
 

@@ -46,6 +46,21 @@ def line(log: Callable[[], object]) -> dict[str, Any]:
     return read
 
 
+@pytest.mark.parametrize("secret", ["a", "wk", "e4", "?"])
+def test_a_secret_of_a_few_letters_leaves_the_words_alone(secret: str) -> None:
+    words = "forward.held: a week awaits? at=1 he4d: wait"
+    told = [f"postgresql://owner:{secret}@db/events", f"password={secret}", f"key={secret}&a=1"]
+
+    assert logs.mask(words, [secret, SECRET]) == words
+    assert [logs.mask(text, [secret]) for text in told] == [
+        *("postgresql://owner:***", "password=***", "key=***&a=1")
+    ]
+
+
+def test_a_secret_of_a_few_letters_does_not_keep_others_from_being_hidden() -> None:
+    assert logs.mask(f"said {SECRET}", ["a", SECRET]) == "said ***"
+
+
 def _say() -> None:
     structlog.get_logger().warning(f"said {PRIVATE}", to=ADDRESS, url=f"/webhooks/vero/{SECRET}")
 
