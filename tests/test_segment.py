@@ -580,3 +580,12 @@ def test_connect_tells_that_nobody_listens() -> None:
 def test_connect_tells_that_the_host_speaks_no_tls(server: SegmentServer) -> None:
     with pytest.raises(SegmentUnavailableError):
         Segment(WRITE_KEY, server.url.replace("http:", "https:")).connect()
+
+
+def test_connect_awaits_no_host_for_ever() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        segment = Segment(
+            WRITE_KEY, f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_seconds=0.5
+        )
+        with pytest.raises(SegmentUnavailableError, match=r"^TimeoutError$"):
+            segment.connect()
