@@ -16,20 +16,24 @@ def hashed(address: str) -> str:
 
 
 def without_address(event: EmailEvent) -> EmailEvent:
-    """The event with a hash wherever its user id or a property holds the recipient's address.
+    """The event with a hash wherever its texts hold the recipient's address.
 
     `email` stays, as what the anonymous id is made of. A bounce message, which quotes what a mail
     server says of any address, is left with none.
     """
-    user_id, properties = event.user_id, event.properties
-    is_address = user_id is not None and "@" in user_id
-    for address in filter(None, (event.email, user_id if is_address else None)):
-        properties = {name: _without(value, address) for name, value in properties.items()}
+    user_id, user_agent, properties = event.user_id, event.user_agent, event.properties
+    for address in {event.email, user_id}:
+        if address and "@" in address:
+            properties = {name: _without(text, address) for name, text in properties.items()}
+            user_agent = user_agent and _without(user_agent, address)
     if "bounce_message" in properties:
         properties = {**properties, "bounce_message": mask(properties["bounce_message"])}
-    if user_id and is_address:
-        user_id = hashed(user_id)
-    return structs.replace(event, user_id=user_id, properties=properties)
+    return structs.replace(
+        event,
+        user_id=hashed(user_id) if user_id and "@" in user_id else user_id,
+        user_agent=user_agent,
+        properties=properties,
+    )
 
 
 def _without(text: str, address: str) -> str:

@@ -4,7 +4,7 @@ import json
 from contextlib import closing
 from http.client import HTTPConnection
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from psycopg import sql
@@ -64,6 +64,37 @@ def cut_off(postgres: PostgresServer, url: str) -> None:
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {}"
     postgres.administer(close)
     postgres.administer(sql.SQL(end).format(sql.Literal(name)))
+
+
+def _read(text: str) -> str:
+    """The text without its escapes, however often it is escaped."""
+    while (plain := unquote(text)) != text:
+        text = plain
+    return text
+
+
+@pytest.mark.parametrize("user_id", [42, None, ADDRESS])
+def test_an_address_that_is_omitted_does_not_leave_relay(store: Store, user_id: object) -> None:
+    places = [
+        ADDRESS,
+        ADDRESS.upper(),
+        f"https://example.com/?to={quote(ADDRESS)}&a=1",
+        f"<{ADDRESS}>",
+    ]
+    bodies = [everywhere(text, user={"id": user_id, "email": ADDRESS}) for text in places]
+    with (
+        SegmentServer() as segment,
+        RelayProcess(
+            store, segment.url, RELAY_ANONYMOUS_ID="sha256", RELAY_TRAITS_EMAIL="omit"
+        ) as relay,
+    ):
+        answers = [relay.post(body).content["status"] for body in bodies]
+        arrived = within(30, lambda: not pending(store))
+
+    assert {*answers} == {"accepted"}
+    assert arrived
+    assert len(segment.accepted) == len(bodies)
+    assert "canary" not in _read(json.dumps(segment.accepted)).lower()
 
 
 def test_neither_an_address_nor_a_secret_is_told_to_anyone(
