@@ -189,12 +189,18 @@ def test_a_provider_that_there_is_not_cannot_be_played(desk: Desk) -> None:
 
 
 def test_what_is_ignored_and_refused_is_counted(store: Store) -> None:
-    with SegmentServer() as segment, RelayProcess(store, segment.url) as relay:
+    with (
+        SegmentServer() as segment,
+        RelayProcess(
+            store, segment.url, RELAY_CUSTOMERIO_SIGNING_KEY="a-key-for-the-tests"
+        ) as relay,
+    ):
         before = look(relay).html.said
         for _ in range(2):
             relay.post(webhook("counted", kind="user_updated"))
         relay.ask("POST", PATH.replace(SECRET, "x" * 20), b"{}")
         relay.ask("POST", "/webhooks/<script>/x", b"{}")
+        relay.ask("POST", "/webhooks/customerio", b"{}")
 
         assert "Nothing has been ignored" in before
         assert "Nothing has been refused" in before
@@ -203,6 +209,7 @@ def test_what_is_ignored_and_refused_is_counted(store: Store) -> None:
         said = " ".join(look(relay).html.said.split())
 
     assert "vero 401 wrong or missing secret 1" in said
+    assert "customerio 401 wrong or missing signature 1" in said
     assert "unknown 404 no such provider 1" in said
 
 
