@@ -2,8 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Final, Literal, TypeVar, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
@@ -14,24 +14,20 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
-    ValidationError,
     field_validator,
 )
 from pydantic.fields import FieldInfo
 
+from relay.environment import fields_of, read_model
 from relay.errors import SettingsError
 from relay.loopback import is_loopback
-from relay.pasting import quoted, secret_slip, url_slip
 
 _CORE: Final = "RELAY_"
 _PREFIXES: Final = (_CORE, "SEGMENT_")
 # segment-docs, guides/regional-segment.md; a region's events sent to the other's host are dropped.
 _HOSTS: Final = {"us": "https://api.segment.io", "eu": "https://events.eu1.segmentapis.com"}
 
-Model = TypeVar("Model", bound=BaseModel)
-
 _DEFAULT_OUTBOX: Final = "sqlite:///relay.db"
-_URLS: Final = frozenset({"SEGMENT_HOST", "outbox_url", "DATABASE_URL"})
 _STORES: Final = ("sqlite:///", "postgresql://", "postgres://")
 
 # No @ but the one before the host: otherwise part of a password would be taken for the host.
@@ -188,10 +184,10 @@ class Settings(BaseModel):
         given = {name: value for name, value in environ.items() if value.strip()}
         if "RELAY_OUTBOX_URL" in given:  # then DATABASE_URL may be another program's
             given.pop("DATABASE_URL", None)
-        settings, faults = _read(cls, _CORE, given)
+        settings, faults = read_model(cls, _CORE, given)
         providers: dict[str, BaseModel] = {}
         for provider, model in provider_models.items():
-            own, more = _read(model, _prefix(provider), given)
+            own, more = read_model(model, _prefix(provider), given)
             faults += more
             if own is not None:
                 providers[provider] = own
@@ -325,18 +321,12 @@ def variables(provider_models: Mapping[str, type[BaseModel]]) -> list[Variable]:
     return [
         Variable(name, _default(field), field.description or "")
         for model, prefix in models
-        for name, _, field in _fields(model, prefix)
+        for name, _, field in fields_of(model, prefix)
     ]
 
 
 def _prefix(provider: str) -> str:
     return f"{_CORE}{provider.upper()}_"
-
-
-def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, FieldInfo]]:
-    """Each field's variable, the key that pydantic reads it by, and the field."""
-    for name, field in model.model_fields.items():
-        yield field.alias or prefix + name.upper(), field.alias or name, field
 
 
 def _default(field: FieldInfo) -> str:
@@ -345,39 +335,3 @@ def _default(field: FieldInfo) -> str:
     if field.default is False:
         return "`0`"
     return "" if field.default in {None, ()} else f"`{field.default}`"
-
-
-def _read(
-    model: type[Model], prefix: str, given: Mapping[str, str]
-) -> tuple[Model | None, list[str]]:
-    """The model filled from its variables, or what is wrong with each of them."""
-    fields = [*_fields(model, prefix)]
-    values = {key: given[name].strip() for name, key, _ in fields if name in given}
-    faults = {key: said for _, key, field in fields if (said := _slip(field, key, values))}
-    settings = None
-    try:
-        settings = model.model_validate(values)
-    except ValidationError as error:
-        # Only the kind of fault is told: the value may be a secret. A slip is its cause.
-        for fault in error.errors(include_input=False, include_url=False):
-            faults.setdefault(str(fault["loc"][0]), _sentence(fault["type"], fault["msg"]))
-    told = [f"{name}: {faults[key]}" for name, key, _ in fields if key in faults]
-    return (None if told else settings), told
-
-
-def _slip(field: FieldInfo, key: str, values: Mapping[str, str]) -> str | None:
-    """What is wrong with the value, whatever the field makes of it."""
-    value = values.get(key)
-    if value is None:
-        return None
-    if get_origin(field.annotation) is tuple:
-        return secret_slip(map(str.strip, value.split(",")))
-    if SecretStr in {field.annotation, *get_args(field.annotation)}:
-        return secret_slip([value])
-    return url_slip(value) if key in _URLS else quoted(value)
-
-
-def _sentence(kind: str, message: str) -> str:
-    if kind == "missing":
-        return "required, and not set"
-    return message.removeprefix("Value error, ").removeprefix("Input ")
