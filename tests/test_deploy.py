@@ -22,7 +22,9 @@ _PROVIDERS: dict[str, type[BaseModel]] = {
     name: provider.settings_model for name, provider in provider_classes().items()
 }
 KNOWN = {variable.name for variable in variables(_PROVIDERS)}
-REQUIRED = {"SEGMENT_WRITE_KEY", "RELAY_VERO_SECRET"}
+REQUIRED = {"SEGMENT_WRITE_KEY", "SEGMENT_REGION", "RELAY_VERO_SECRET"}
+HEROKUS = {"DATABASE_URL", "DYNO", "PORT"}
+SQLITES = {"RELAY_OUTBOX_URL", "RELAY_ALLOW_EPHEMERAL", "RELAY_MIN_FREE_DISK"}
 
 
 def text(name: str) -> str:
@@ -135,6 +137,64 @@ def test_every_variable_is_one_that_relay_reads() -> None:
         assert {variable["name"] for variable in container["env"]} <= KNOWN
 
 
+def test_every_setting_can_be_given_at_the_button() -> None:
+    """But for those that Heroku sets itself, and those of a file on a disk that it wipes."""
+    assert {*json.loads(text("app.json"))["env"]} == KNOWN - HEROKUS - SQLITES
+
+
+def test_every_setting_reaches_relay_in_compose() -> None:
+    """By the file beside it, but for the few that follow from compose.yaml itself."""
+    for service in relays().values():
+        given = {
+            name
+            for name, value in service["environment"].items()
+            if not str(value).startswith(f"${{{name}:?")
+        }
+
+        assert service["env_file"] == ".env"
+        assert given == {"RELAY_OUTBOX_URL", "PORT", "PGPASSWORD"}
+        assert service["environment"]["PORT"] == PORT
+
+
+def test_every_setting_reaches_relay_in_kubernetes() -> None:
+    for container in containers():
+        given = {one["name"] for one in container["env"] if "value" in one}
+
+        assert container["envFrom"] == [
+            {"configMapRef": {"name": "relay", "optional": True}},
+            {"secretRef": {"name": "relay"}},
+        ]
+        assert given == {"PORT"}
+
+
+def test_every_setting_reaches_relay_under_systemd() -> None:
+    """Of the same variable in both, systemd takes the one of the file."""
+    assert unit()["EnvironmentFile"] == ["/etc/relay.env"]
+    assert "UnsetEnvironment" not in unit()
+
+
+def test_nobody_dumps_the_memory() -> None:
+    assert unit()["LimitCORE"] == ["0"]
+    assert [service["ulimits"] for service in services().values()] == [{"core": 0}] * len(
+        services()
+    )
+
+
+def test_kubernetes_lets_in_webhooks_and_out_what_relay_needs() -> None:
+    policy = manifests()["NetworkPolicy"]["spec"]
+    labels = manifests()["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    (within,) = policy["ingress"]
+
+    assert policy["podSelector"]["matchLabels"] == labels
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert within == {"ports": [{"port": "http", "protocol": "TCP"}]}
+    assert [rule["ports"] for rule in policy["egress"]] == [
+        [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
+        [{"port": 5432, "protocol": "TCP"}],
+        [{"port": 443, "protocol": "TCP"}],
+    ]
+
+
 def test_heroku_receives_and_forwards_in_one_dyno_and_migrates_at_a_release() -> None:
     found = {process: shlex.split(command)[3] for process, command in processes().items()}
 
@@ -147,7 +207,8 @@ def test_the_button_asks_for_what_is_required_and_adds_a_database() -> None:
 
     assert {*app["env"]} >= REQUIRED
     assert app["env"]["RELAY_VERO_SECRET"]["generator"] == "secret"
-    assert "value" not in app["env"]["SEGMENT_WRITE_KEY"]
+    assert not [name for name, variable in app["env"].items() if "value" in variable]
+    assert {name for name, it in app["env"].items() if it.get("required", True)} == REQUIRED
     assert all(variable["description"] for variable in app["env"].values())
     assert [addon["plan"] for addon in app["addons"]] == ["heroku-postgresql"]
     assert app["formation"].keys() <= processes().keys()
