@@ -63,7 +63,7 @@ _Take = Callable[[], list[Entry]]
 
 def new_lineage() -> int:
     """A number for a process and those that are started in its place, unlike all others."""
-    return secrets.randbits(40)
+    return secrets.randbelow(2**40 - 1) + 1
 
 
 class _Claim(Struct):
@@ -91,8 +91,7 @@ class Forwarder:
         providers: who can read their bodies; every provider, configured or not.
         clock: seconds, monotonic.
         now: the time of day.
-        lineage: of this process and those started in its place, below 2**40; see
-            `Outbox.begin_post`.
+        lineage: of this process and those started in its place; see `Outbox.begin_post`.
         sleep: waits for so many seconds; by default cut short by `stop`.
         jitter: how long to wait, of so many seconds at the most.
 

@@ -290,7 +290,11 @@ def _connected(connection: HTTPConnection) -> socket.socket:
     except OSError as error:
         raise NewConnectionError(connection, str(error)) from error
     made.settimeout(connection.timeout)  # it had that of the address
-    limit.hold(made.fileno())
+    try:
+        limit.hold(made.fileno())
+    except OSError:  # out of files
+        made.close()
+        raise
     return made
 
 

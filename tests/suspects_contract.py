@@ -131,6 +131,21 @@ class SuspectsContract:
 
         assert deaths == [2, 2, 3, 3, 4, 4]
 
+    def test_a_crash_of_another_lineage_counts_nothing(self, live: Life, clock: Clock) -> None:
+        with closing(live()) as outbox:
+            outbox.add([arrival("a")])
+        for _ in range(2):
+            die(live(), clock)
+        with closing(live()) as outbox:
+            (suspect,) = outbox.claim_suspect(lease=MINUTE)
+            outbox.begin_post(suspect, LINEAGE)
+        clock.sleep(60)
+        with closing(live()) as outbox:
+            outbox.count_crash(LINEAGE + 1)
+            (suspect,) = outbox.claim_suspect(lease=MINUTE)
+
+        assert suspect.deaths == 2
+
     @pytest.mark.parametrize("outcome", State)
     def test_a_suspect_that_is_posted_is_settled_as_any_other(
         self, live: Life, clock: Clock, outcome: State

@@ -170,7 +170,7 @@ class Outbox(Protocol):
 
         Args:
             suspect: claimed alone.
-            lineage: of this process and those that are started in its place.
+            lineage: of this process and those that are started in its place, from 1 to 2**40.
         """
         ...
 

@@ -88,17 +88,20 @@ _TAKEN: Final = {
 }
 
 
+_NOBODY: Final = 0  # is no lineage
+
+
 class _Claim(Struct, frozen=True):
     """On one entry: the claim's number, its end, and how many there have been with this one.
 
     The end is in seconds elapsed, not by the clock, which may be put right meanwhile. Beside them
-    stands whether it is a suspect's that has been mapped.
+    stands whose lineage posts it, where it is a suspect's that has been mapped.
     """
 
     number: int
     until: float
     attempts: int
-    posting: bool = False
+    lineage: int = _NOBODY
 
 
 _MOST_ENDED: Final = 5_000  # claims remembered after their release
@@ -244,21 +247,21 @@ class SqliteOutbox:
                     self._ended.pop(id_, None)
         return entries
 
-    def begin_post(self, suspect: Entry, lineage: int) -> Entry:  # noqa: ARG002 (there is but one)
+    def begin_post(self, suspect: Entry, lineage: int) -> Entry:
         """See `Outbox.begin_post`."""
         with self._disk.used(), self._claiming:
             if self._holds(suspect):
                 claim = self._claims[suspect.id]
-                self._claims[suspect.id] = structs.replace(claim, posting=True)
+                self._claims[suspect.id] = structs.replace(claim, lineage=lineage)
                 self._note(self._claims)
         return suspect
 
-    def count_crash(self, lineage: int) -> None:  # noqa: ARG002 (there is but one)
+    def count_crash(self, lineage: int) -> None:
         """See `Outbox.count_crash`."""
         self.become_sole(Role.FORWARDER)
         with self._disk.used(), self._claiming:
             if not self._counted:
-                self._count_unsettled(crashed=True)
+                self._count_unsettled(lineage)
 
     def has_suspects(self) -> bool:
         """See `Outbox.has_suspects`."""
@@ -290,7 +293,7 @@ class SqliteOutbox:
                     self._roles[role] = lock
             held.pop_all()
 
-    def _count_unsettled(self, *, crashed: bool = False) -> None:
+    def _count_unsettled(self, crashed: int = _NOBODY) -> None:
         """Count what the last one to forward died over; it is due again now."""
         with self._writing, self._settler:
             claims: str = self._settler.execute("SELECT claims FROM status").get
@@ -299,7 +302,7 @@ class SqliteOutbox:
         self._counted = True
 
     def _note(self, claims: Mapping[int, _Claim]) -> None:
-        noted = _json([(id_, claim.attempts, int(claim.posting)) for id_, claim in claims.items()])
+        noted = _json([(id_, claim.attempts, claim.lineage) for id_, claim in claims.items()])
         with self._writing:
             self._settler.execute("UPDATE status SET claims = ?", (noted,))
 
@@ -547,7 +550,7 @@ _PENDING_AFTER: Final = (
 # What has been given back, or settled and replayed, has its attempts in its row by then.
 _COUNT_UNSETTLED: Final = """
     UPDATE entries SET attempts = claim.value ->> 1,
-        deaths = deaths + (:crashed OR NOT coalesce(claim.value ->> 2, 0))
+        deaths = deaths + (coalesce(claim.value ->> 2, 0) IN (0, :crashed))
     FROM json_each(:claims) AS claim
     WHERE entries.id = claim.value ->> 0 AND entries.state = 'pending'
         AND entries.attempts < claim.value ->> 1
