@@ -1,11 +1,18 @@
-"""Forgets what was delivered long ago, little by little, and tallies what is past as a whole."""
+"""Forgets what was delivered long ago, little by little, and tallies what is past as a whole.
+
+Not by a clock that may be wrong: it must have kept pace with the seconds elapsed for a day, in this
+process or, at its start, by what the outbox counted a day ago.
+"""
 
 import threading
-from datetime import timedelta
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 
+from relay.clocks import STEADY, SteadyTime
 from relay.errors import OutboxError
 from relay.outbox import Clock, Outbox, utc_now
 from relay.outbox.tallies import APART
@@ -22,10 +29,17 @@ _log = structlog.get_logger()
 class Retention:
     """Forgets delivered entries older than an age, in a thread, until it is stopped."""
 
-    def __init__(self, outbox: Outbox, age: timedelta, *, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        age: timedelta,
+        *,
+        clock: Clock = utc_now,
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._outbox = outbox
         self._age = age
-        self._clock = clock
+        self._time = SteadyTime(clock, elapsed)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="retention", daemon=True)
 
@@ -41,12 +55,22 @@ class Retention:
 
     def step(self) -> bool:
         """Forget a few; whether there may be more."""
-        forgotten = self._outbox.purge(self._clock() - self._age, STEP)
+        now = self._time.read(self._witnessed)
+        if now is None:
+            return False
+        forgotten = self._outbox.purge(now - self._age, STEP)
         if forgotten < STEP:
-            self._outbox.fold_tallies(self._clock() - APART)
+            self._outbox.fold_tallies(now - APART)
         if forgotten:
             _log.info("retention.forgotten", entries=forgotten)
         return forgotten == STEP
+
+    def _witnessed(self, now: datetime) -> bool:
+        """Whether the outbox counted anything about a day ago."""
+        return any(
+            tally.since is not None and now - APART <= tally.since <= now - STEADY
+            for tally in self._outbox.tallies()
+        )
 
     def _keep(self) -> None:
         more = False
