@@ -195,15 +195,23 @@ def restore(file: Path) -> None:
     if not _is_sqlite(file):
         raise click.ClickException(f"{file} is not a SQLite outbox")
     with (
-        opened(settings, create=True) as outbox,
         reported(),
         closing(_file_outbox(file)) as source,
+        opened(settings, create=True) as outbox,
     ):
-        copied = _copy(source, outbox, "restoring")
+        try:
+            copied = _copy(source, outbox, "restoring")
+        except OutboxError as error:
+            raise click.ClickException(
+                f"stopped: {error}. {_GO_ON}; if it is {file} that is damaged, `relay salvage"
+                f" {file} NEW` makes another one of what can be read"
+            ) from None
     click.echo(f"{counted(copied)} restored")
 
 
 def _is_sqlite(file: Path) -> bool:
+    if not file.is_file():  # a pipe would be waited for
+        return False
     try:
         with file.open("rb") as opened_file:
             return opened_file.read(len(_SQLITE)) == _SQLITE
@@ -225,6 +233,8 @@ def _copy(source: Outbox, target: Outbox, label: str) -> int:
                 Query(), PAGE, start=start, newest_first=False, with_history=True
             )
         ):
+            if page[-1].id <= start:
+                raise OutboxError("the entries are not in order")
             copied += target.records.restore([r for r in page if r.id <= newest[0].id])
             tick(len(page))
             start = page[-1].id

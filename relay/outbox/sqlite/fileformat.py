@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 
 from msgspec import Struct
 
-from relay.errors import OutboxError
+from relay.errors import OutboxError, OutboxUnusableError
 
 PAGE: Final = 4_096
 """The bytes of a page: SQLite's default, which relay leaves alone. A header may be damaged."""
@@ -91,13 +91,20 @@ class Pages(Struct, frozen=True):
             trunk = integer(page, 0)
 
 
+def beside(path: Path, name: str) -> Path:
+    """A file of relay's or SQLite's beside the outbox, the same whichever link leads to that."""
+    return Path(f"{path.resolve()}-{name}")
+
+
 def log_of(path: Path) -> Path:
     """Where SQLite writes what is not in the file yet."""
-    return Path(f"{path}-wal")
+    return beside(path, "wal")
 
 
 def opened(path: Path, files: ExitStack) -> BinaryIO | None:
     """The file, if there is one, until the stack is closed."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise OutboxUnusableError(f"{path} cannot be read: it is no file")
     try:
         return files.enter_context(path.open("rb", buffering=0))
     except (FileNotFoundError, NotADirectoryError):

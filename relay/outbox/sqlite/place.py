@@ -18,6 +18,7 @@ import apsw
 
 from relay.errors import OutboxMissingError, OutboxUnusableError
 from relay.outbox import Role
+from relay.outbox.sqlite.fileformat import beside
 
 _FILE_DESCRIPTORS: Final = Path("/proc/self/fd")
 _OTHERS: Final = 0o077  # the bits of a mode that let in anyone but its owner
@@ -62,8 +63,7 @@ def exposed(path: Path) -> Iterator[str]:
 
 
 def _files(path: Path) -> list[Path]:
-    beside = ["wal", "shm", *(role.value for role in Role)]
-    return [path, *(Path(f"{path}-{name}") for name in beside)]
+    return [path, *(beside(path, name) for name in ("wal", "shm", *Role))]
 
 
 def rescue(connection: apsw.Connection, path: Path) -> Path:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from types import NoneType
 from typing import Any, Final
 
 import apsw
@@ -24,7 +25,7 @@ from relay.outbox.tallies import Change, in_states
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 _EMPTYING_SECONDS: Final = 10
-_READERS_MILLISECONDS: Final = 200  # that readers are waited for, while nobody else can write
+_EMPTYING_PAUSE_SECONDS: Final = 0.02
 
 
 class SqliteRecords:
@@ -151,11 +152,11 @@ class SqliteRecords:
                     f"{self._connection.filename_wal} may still hold what was erased, because"
                     " someone reads from it; erase again when they are done"
                 )
-            time.sleep(_READERS_MILLISECONDS / 1000)
+            time.sleep(_EMPTYING_PAUSE_SECONDS)
 
     def _log_emptied(self) -> bool:
         patience = self._connection.pragma("busy_timeout")
-        self._connection.set_busy_timeout(_READERS_MILLISECONDS)
+        self._connection.set_busy_timeout(0)  # nobody else can write while it waits for readers
         try:
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except apsw.BusyError:
@@ -194,6 +195,15 @@ _COLUMNS: Final = """
     entries.id, provider, message_id, state, collection, received_at, attempts, delivered_at,
     reason, detail, user_key, address_key, email_key, body
 """
+
+_TEXT: Final = (str, NoneType)
+_NUMBER: Final = (int, NoneType)
+_TYPES: Final[tuple[Any, ...]] = (
+    *(int, str, str, str, _TEXT, int, int, _NUMBER),
+    *(_TEXT, _TEXT, _NUMBER, _NUMBER, _NUMBER, bytes),
+)
+"""Of the columns."""
+_STATES: Final = frozenset(State)
 
 _IDS: Final = "SELECT value FROM json_each(:ids)"
 
@@ -301,6 +311,21 @@ def _where(query: Query) -> tuple[str, str, dict[str, Any]]:
 
 
 def _record(row: Sequence[Any]) -> Record:
+    """The record of the row.
+
+    Raises:
+        OutboxError: no relay has written it so; SQLite does not look at what it reads.
+    """
+    typed = zip(row, _TYPES, strict=True)
+    if not all(isinstance(*each) for each in typed) or row[3] not in _STATES:
+        raise OutboxError(f"entry {row[0]} is damaged")
+    try:
+        return _sound_record(row)
+    except OutboxError as error:
+        raise OutboxError(f"entry {row[0]} has {error}") from None
+
+
+def _sound_record(row: Sequence[Any]) -> Record:
     (id_, provider, message_id, state, collection, received_at, attempts, delivered_at, *rest) = row
     reason, detail, user, address, email, body = rest
     return Record(

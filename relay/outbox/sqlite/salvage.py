@@ -37,10 +37,11 @@ from relay.outbox.sqlite.fileformat import (
     PAGE,
     Cell,
     Pages,
+    beside,
     log_of,
     opened,
 )
-from relay.outbox.sqlite.schema import moment
+from relay.outbox.sqlite.schema import MOMENTS, moment
 
 _ROOT: Final = 2  # of `entries`, as it is the first table made
 
@@ -49,7 +50,6 @@ _COLUMNS: Final = "-TTStIiIIittiiiB"
 _TYPES: Final = {"T": str, "S": str, "I": int, "B": bytes}
 _STATES: Final = {13 + 2 * len(state): state for state in State}  # by serial type: by their lengths
 
-_MOMENTS: Final = range(253_402_300_800_000)  # milliseconds up to the year 9999
 _ATTEMPTS: Final = range(2**31)
 _DIGESTS: Final = range(2**32)
 
@@ -193,7 +193,7 @@ class DamagedOutbox:
 def _refuse_use(path: Path, files: ExitStack) -> None:
     """See `Outbox.become_sole`."""
     for role in Role:
-        if lock := opened(Path(f"{path}-{role}"), files):
+        if lock := opened(beside(path, role), files):
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -267,9 +267,9 @@ def _record(cell: Cell, data: bytes) -> Record | None:
     """None if there is no telling when it came; other numbers that cannot be are left out."""
     _, provider, message_id, _, collection, received_at, _, attempts, *rest = _values(cell, data)
     _, delivered_at, reason, detail, *keys, body = rest
-    if received_at not in _MOMENTS:
+    if received_at not in MOMENTS:
         return None
-    if delivered_at is not None and delivered_at not in _MOMENTS:
+    if delivered_at is not None and delivered_at not in MOMENTS:
         delivered_at = received_at
     return Record(
         id=cell.id,

@@ -14,7 +14,7 @@ import apsw
 from relay.errors import OutboxError, OutboxMissingError, OutboxUnusableError
 from relay.outbox import Role
 from relay.outbox.records import RARE
-from relay.outbox.sqlite.fileformat import log_fault, size_on_disk
+from relay.outbox.sqlite.fileformat import beside, log_fault, size_on_disk
 from relay.outbox.sqlite.place import open_file
 from relay.outbox.sqlite.shape import differences
 from relay.outbox.tallies import SLOT
@@ -31,6 +31,9 @@ its own; a block of 512 has three pages, and a search takes 2 µs a block.
 
 IS_RARE: Final = f"collection IN {RARE}"
 """Only a query that says it in these words is answered by that index."""
+
+MOMENTS: Final = range(253_402_300_800_000)
+"""The times that a file may hold, in milliseconds: up to the year 9999."""
 
 COUNT: Final = "SELECT change, sum(entries) FROM tallies GROUP BY change"
 
@@ -227,7 +230,7 @@ def sync_directory(directory: Path) -> None:
 def is_in_use(path: Path) -> bool:
     """Whether a relay receives into the file or forwards from it; see `Outbox.become_sole`."""
     for role in Role:
-        with suppress(OSError), Path(f"{path}-{role}").open("rb") as lock:
+        with suppress(OSError), beside(path, role).open("rb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -288,5 +291,11 @@ def milliseconds(moment: datetime) -> int:
 
 
 def moment(milliseconds: int) -> datetime:
-    """The moment that the file holds, aware UTC."""
+    """The moment that the file holds, aware UTC.
+
+    Raises:
+        OutboxError: there is no such moment, or not one that relay could have seen.
+    """
+    if milliseconds not in MOMENTS:
+        raise OutboxError(f"a time that cannot be: {milliseconds} ms after 1970")
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
