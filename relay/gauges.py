@@ -92,6 +92,7 @@ class Gauges:
     def _metrics(self) -> list[Metric]:
         promises, tallies = _promises(self._outbox)
         counts = self._outbox.counts()
+        log = self._outbox.log_state()
         now = self._clock()
         waiting = now - (counts.waiting_since or now)
         told = {
@@ -103,6 +104,8 @@ class Gauges:
             metrics.FREE: self._outbox.free_bytes(),
             metrics.LEAST_FREE: self._min_free_disk * _MEBIBYTE,
             metrics.MISSING: promises.missing_since(self._before) if self._before else None,
+            metrics.LOG_BYTES: log.size_bytes if log else None,
+            metrics.LOG_HELD: log.is_held if log else None,
             metrics.OUTBOX_UP: 1,
         }
         return [

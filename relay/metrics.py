@@ -149,6 +149,13 @@ FREE: Final = _of_outbox(
 LEAST_FREE: Final = _of_outbox(
     "relay_outbox_min_free_bytes", "Below how much room there is nothing taken any more?"
 )
+LOG_BYTES: Final = _of_outbox(
+    "relay_outbox_log_bytes", "How long is SQLite's log of writes, beside the file?"
+)
+LOG_HELD: Final = _of_outbox(
+    "relay_outbox_log_held",
+    "Does somebody who reads from the SQLite file keep its log from being emptied?",
+)
 EVENTS: Final = _of_outbox(
     "relay_events",
     "What has become of the events that the outbox holds?",

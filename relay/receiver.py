@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Final, cast
 
 import structlog
+from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -33,6 +34,10 @@ BODY_SECONDS: Final = 10
 _READINESS_SECONDS: Final = 1.0
 _FIRST_LOOK_SECONDS: Final = 1.0
 _NO_ANSWER: Final = "the outbox does not answer"
+_HELD: Final = (
+    "somebody reads from the SQLite file and keeps its log, of {} MiB by now, from being emptied:"
+    " it grows until they are done"
+)
 
 _log: Final = structlog.get_logger()
 _counter: Final = cache(WEBHOOKS.labels)
@@ -330,6 +335,13 @@ async def _alive(_request: Request) -> JSONResponse:
     return JSONResponse({"status": "alive"})
 
 
+class _Health(Struct, frozen=True):
+    """What keeps relay from being ready, and what does not, but should be looked at."""
+
+    troubles: Sequence[str]
+    warnings: Sequence[str] = ()
+
+
 class _Readiness:
     """Whether webhooks can be stored and events forwarded, checked once a second at the most."""
 
@@ -337,7 +349,7 @@ class _Readiness:
         self._outbox = outbox
         self._troubles = troubles
         self._checked_at = -_READINESS_SECONDS
-        self._checking: asyncio.Task[list[str]] | None = None
+        self._checking: asyncio.Task[_Health] | None = None
 
     async def answer(self, _request: Request) -> JSONResponse:
         # Anyone may ask, and each check is a write: it is not made for each asker.
@@ -347,19 +359,24 @@ class _Readiness:
             self._checked_at = time.monotonic()
             self._checking = asyncio.create_task(run_in_threadpool(self._check_outbox))
         await asyncio.wait([self._checking], timeout=WAIT_SECONDS)
-        trouble = self._checking.result() if self._checking.done() else [_NO_ANSWER]
-        reasons = [*trouble, *self._troubles()]
+        health = self._checking.result() if self._checking.done() else _Health([_NO_ANSWER])
+        reasons = [*health.troubles, *self._troubles()]
+        told = {"warnings": health.warnings} if health.warnings else {}
         if reasons:
-            return JSONResponse({"status": "unready", "reasons": reasons}, status_code=503)
-        return JSONResponse({"status": "ready"})
+            return JSONResponse({"status": "unready", "reasons": reasons, **told}, status_code=503)
+        return JSONResponse({"status": "ready", **told})
 
-    def _check_outbox(self) -> list[str]:
+    def _check_outbox(self) -> _Health:
         try:
             self._outbox.check()
             hold = self._outbox.standing().hold
+            log = self._outbox.log_state()
         except OutboxError as error:
-            return [f"the outbox takes no writes: {error}"]
-        return [f"forwarding is on hold: Segment answered {hold}"] if hold else []
+            return _Health([f"the outbox takes no writes: {error}"])
+        return _Health(
+            [f"forwarding is on hold: Segment answered {hold}"] if hold else [],
+            [_HELD.format(log.size_bytes // 2**20)] if log and log.is_held else [],
+        )
 
 
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:

@@ -111,6 +111,13 @@ MUTANTS = [
         "tests/outbox/test_sqlite_place.py",
     ),
     Mutant(
+        "a checkpoint waits for readers under the writers' lock",
+        "outbox/sqlite/checkpointer.py",
+        "        self._connection.set_busy_timeout(0)\n",
+        "",
+        "tests/faults/test_strangers.py -k long_reader",
+    ),
+    Mutant(
         "two forwarders on one file",
         "outbox/sqlite/__init__.py",
         "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",

@@ -342,6 +342,7 @@ def test_a_token_keeps_others_from_reading(
     sqlite_store: SqliteStore, segment: SegmentServer, command: str
 ) -> None:
     port = closed_port()
+    SqliteOutbox(sqlite_store.path).close()
     with (
         RelayProcess(sqlite_store, segment.url, port=port, RELAY_METRICS_TOKEN=TOKEN)
         if command == "serve"

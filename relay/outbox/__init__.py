@@ -125,6 +125,18 @@ class Counts(Struct, frozen=True):
     waiting_since: datetime | None
 
 
+class LogState(Struct, frozen=True):
+    """The log of writes that a store keeps beside its tables.
+
+    Attributes:
+        size_bytes: on its disk.
+        is_held: somebody who reads from it has kept it from being emptied for a while; it grows.
+    """
+
+    size_bytes: int
+    is_held: bool
+
+
 class Role(StrEnum):
     """What a process does with an outbox."""
 
@@ -247,6 +259,10 @@ class Outbox(Protocol):
 
     def warnings(self) -> list[str]:
         """What an operator had better change although all works, a sentence each."""
+        ...
+
+    def log_state(self) -> LogState | None:
+        """The store's log of writes; None where it is no business of relay's."""
         ...
 
     def become_sole(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:

@@ -130,8 +130,8 @@ def test_no_sender_sees_a_rolling_restart(postgres_store: PostgresStore) -> None
             relay = RelayProcess(postgres_store, server.url, options=["--no-forward"])
             return processes.enter_context(relay)
 
-        forwarder = processes.enter_context(ForwarderProcess(postgres_store, server.url))
         relays = [start(), start()]
+        forwarder = processes.enter_context(ForwarderProcess(postgres_store, server.url))
         ports = [relay.port for relay in relays]
         exit_codes = []
         with crowd(ports, ledger):

@@ -260,6 +260,9 @@ class PostgresOutbox:
         """See `Outbox.warnings`."""
         return []
 
+    def log_state(self) -> None:
+        """See `Outbox.log_state`."""
+
     @property
     def records(self) -> PostgresRecords:
         """See `Outbox.records`."""

@@ -24,13 +24,15 @@ from relay.outbox import (
     Clock,
     Counts,
     Entry,
+    LogState,
     Role,
     State,
     T,
     utc_now,
 )
-from relay.outbox.sqlite.checkpointer import Checkpointer
+from relay.outbox.sqlite.checkpointer import LONG_BYTES, Checkpointer
 from relay.outbox.sqlite.disk import Disk
+from relay.outbox.sqlite.fileformat import beside, log_of, size_on_disk
 from relay.outbox.sqlite.place import Place, exposed, rescue
 from relay.outbox.sqlite.records import SqliteRecords
 from relay.outbox.sqlite.schema import (
@@ -281,7 +283,7 @@ class SqliteOutbox:
             lock = None
             while role not in self._roles:
                 try:
-                    lock = lock or held.enter_context(Path(f"{self._path}-{role}").open("ab"))
+                    lock = lock or held.enter_context(beside(self._path, role).open("ab"))
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if self._elapsed() >= give_up_at:
@@ -451,6 +453,11 @@ class SqliteOutbox:
     def warnings(self) -> list[str]:
         """See `Outbox.warnings`."""
         return [*exposed(self._path)]
+
+    def log_state(self) -> LogState:
+        """See `Outbox.log_state`."""
+        size = size_on_disk(log_of(self._path))  # the other process may have emptied it
+        return LogState(size, is_held=size >= LONG_BYTES and self._checkpointer.is_held)
 
     @property
     def records(self) -> SqliteRecords:

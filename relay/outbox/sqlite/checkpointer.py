@@ -1,6 +1,7 @@
 """Checkpoints outside the threads that commit."""
 
 import threading
+import time
 from contextlib import suppress
 from typing import Final
 
@@ -8,15 +9,24 @@ import apsw
 
 from relay.errors import OutboxBrokenError, OutboxError
 from relay.outbox.sqlite.disk import Disk
+from relay.outbox.sqlite.fileformat import PAGE
 
 _CHECKPOINT_PAGES: Final = 1_000  # 4 MB of WAL, as SQLite's own default
 _TRUNCATE_PAGES: Final = 32_000  # 128 MB: under steady load a passive checkpoint never ends
+LONG_BYTES: Final = _TRUNCATE_PAGES * PAGE
+_FIRST_PAUSE_SECONDS: Final = 0.01  # after somebody was in the way of emptying the log
+_LONGEST_PAUSE_SECONDS: Final = 5.0
+_HELD_SECONDS: Final = 10.0  # relay's own processes are in the way for moments only
 
 
 class Checkpointer(threading.Thread):
     """Moves committed pages from the WAL into the file, outside the committing threads.
 
     Inside them, as SQLite would do it, these moments were the slowest answers by far.
+
+    A log that has grown long is emptied under the writers' lock. That waits for nobody: who reads
+    from the log, a dump or a BI tool, would keep all writers waiting. It is tried again later, and
+    the log grows meanwhile.
     """
 
     def __init__(self, connection: apsw.Connection, writing: threading.Lock, disk: Disk) -> None:
@@ -25,32 +35,55 @@ class Checkpointer(threading.Thread):
         self._writing = writing
         self._disk = disk
         self._due = threading.Event()
-        self._stopping = False
-        self._pages = 0
+        self._stopping = threading.Event()
+        self._refused_since: float | None = None
+        connection.pragma("user_version")  # one that has read nothing checkpoints nothing
 
     def committed(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
         """SQLite calls this after each commit, with the WAL's length in pages."""
-        self._pages = pages
         if pages >= _CHECKPOINT_PAGES:
             self._due.set()
         return apsw.SQLITE_OK
 
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody has kept a long log from being emptied for a while."""
+        since = self._refused_since
+        return since is not None and time.monotonic() - since >= _HELD_SECONDS
+
     def run(self) -> None:
         """Checkpoint whenever enough has been committed."""
+        self._connection.set_busy_timeout(0)
+        pause = _FIRST_PAUSE_SECONDS
         while True:
             self._due.wait()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             self._due.clear()
-            with suppress(apsw.BusyError, OutboxError):  # the next commit asks again
+            with suppress(OutboxError):  # the next commit asks again
                 self._checkpoint()
+            if self._refused_since is None:
+                pause = _FIRST_PAUSE_SECONDS
+            else:
+                self._stopping.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                self._due.set()
 
     def _checkpoint(self) -> None:
-        with self._disk.used():
-            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            if self._pages >= _TRUNCATE_PAGES:
-                with self._writing:
-                    self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        with self._disk.used(), suppress(apsw.BusyError):  # another process is at it
+            pages, _ = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if pages < _TRUNCATE_PAGES or self._is_emptied():
+                self._refused_since = None
+            elif self._refused_since is None:
+                self._refused_since = time.monotonic()
+
+    def _is_emptied(self) -> bool:
+        with self._writing:
+            try:
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            except apsw.BusyError:
+                return False
+        return True
 
     def write_log_anew(self) -> None:
         """Copy what an earlier process left in the log, which may not be on the disk.
@@ -86,7 +119,7 @@ class Checkpointer(threading.Thread):
 
     def stop(self) -> None:
         """End the thread; a checkpoint under way is finished first."""
-        self._stopping = True
+        self._stopping.set()
         self._due.set()
         self.join()
         self._disk.leave(self._connection)
