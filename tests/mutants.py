@@ -55,10 +55,31 @@ MUTANTS = [
     ),
     Mutant(
         "PostgreSQL does not flush what is added",
-        "outbox/postgres/__init__.py",
-        "replace(current_setting('synchronous_commit'), 'off', 'on')",
+        "outbox/postgres/sessions.py",
+        "pg_catalog.replace(pg_catalog.current_setting('synchronous_commit'), 'off', 'on')",
         "'off'",
         "tests/outbox/test_postgres.py -k outlives_a_crash",
+    ),
+    Mutant(
+        "a silent PostgreSQL is waited for",
+        "outbox/postgres/sessions.py",
+        "return super().wait(gen, interval, self.seconds + _ANSWER_SECONDS)",
+        "return super().wait(gen, interval)",
+        "tests/outbox/test_postgres_silence.py -k add --timeout 60",
+    ),
+    Mutant(
+        "what no standby has yet is answered as a duplicate",
+        "outbox/postgres/__init__.py",
+        "WHERE current_setting('synchronous_standby_names') <> '' AND",
+        "WHERE false AND",
+        "tests/outbox/test_postgres_silence.py -k standby",
+    ),
+    Mutant(
+        "functions in any schema run as relay",
+        "outbox/postgres/sessions.py",
+        "'pg_catalog, pg_temp'",
+        "pg_catalog.current_setting('search_path')",
+        "tests/outbox/test_postgres_strangers.py -k stranger_makes",
     ),
     Mutant(
         "settled before it is posted",

@@ -62,7 +62,7 @@ class PostgresServer:
 
     def __init__(self) -> None:
         self.port = _free_port()
-        self._owner = _owner()
+        self._owner = owner()
 
     def __enter__(self) -> Self:
         self._home = Path(tempfile.mkdtemp(prefix="relay-postgres-"))
@@ -256,7 +256,7 @@ def query(url: str, statement: str | sql.Composed, **settings: str) -> list[Any]
         return done.fetchall() if done.description else []
 
 
-def _owner() -> dict[str, Any]:
+def owner() -> dict[str, Any]:
     """Who it runs as, as `subprocess` takes it: who runs the tests, or `nobody` if that is root."""
     if os.geteuid() != 0:
         return {}

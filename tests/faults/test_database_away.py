@@ -11,9 +11,20 @@ from psycopg import sql
 from relay.events import DeadReason, Unusable
 from relay.outbox import Arrival, open_outbox
 from tests.fakes import SegmentServer
+from tests.faults.test_away_at_start import StartingRelay
+from tests.gateway import Gateway
 from tests.oracle import Ledger, well
 from tests.postgres import USER, PostgresServer, database_of, query
-from tests.processes import PATH, PostgresStore, RelayProcess, ask, pending, within
+from tests.processes import (
+    PATH,
+    ForwarderProcess,
+    PostgresStore,
+    RelayProcess,
+    ask,
+    closed_port,
+    pending,
+    within,
+)
 
 _BACK_SECONDS = 5
 """How soon webhooks must be taken again."""
@@ -163,5 +174,68 @@ def test_relay_ends_in_time_while_the_database_hangs(
         with postgres.suspended():
             relay.terminate()
             exit_code = relay.wait(20)
+
+    assert exit_code == 0
+
+
+@pytest.fixture
+def gateway(postgres: PostgresServer) -> Iterator[Gateway]:
+    """The way to the server."""
+    with Gateway(postgres.port) as gateway:
+        yield gateway
+
+
+@pytest.mark.timeout(300)
+def test_connections_that_fall_silent_are_replaced_and_nothing_is_lost(
+    gateway: Gateway, postgres_store: PostgresStore, times: Callable[[int, int], int]
+) -> None:
+    ledger = Ledger(Random(0), forgetful=True)  # noqa: S311 (no secret hangs on it)
+    through = PostgresStore(gateway.url(postgres_store.url), postgres_store.logs)
+    with SegmentServer() as server, RelayProcess(through, server.url) as relay:
+        server.judge = well
+        with load(relay, ledger) as took:
+            for _ in range(times(1, 10)):
+                ledger.await_answers(100)
+                gateway.silence()
+
+                assert rises(lambda: ledger.answers, 10)
+        drained = within(90, lambda: not pending(postgres_store))
+        relay.terminate()
+        exit_code = relay.wait(20)
+    broken = ledger.broken_promises(postgres_store, server)
+
+    assert max(took) < 4, "a sender with a limit of 4 s would have given up"
+    assert drained
+    assert not broken, "\n".join(broken[:10])
+    assert exit_code == 0
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", [RelayProcess, ForwarderProcess])
+def test_relay_ends_in_time_while_nothing_comes_through(
+    gateway: Gateway, postgres_store: PostgresStore, kind: type[RelayProcess]
+) -> None:
+    through = PostgresStore(gateway.url(postgres_store.url), postgres_store.logs)
+    with SegmentServer() as server, kind(through, server.url) as relay, gateway.mute():
+        time.sleep(1)  # some of its connections hang by now, each in its own state
+        relay.terminate()
+        exit_code = relay.wait(20)
+
+    assert exit_code == 0
+
+
+@pytest.mark.timeout(120)
+def test_relay_ends_in_time_while_the_database_is_silent_from_the_beginning(
+    gateway: Gateway, postgres_store: PostgresStore
+) -> None:
+    through = PostgresStore(gateway.url(postgres_store.url), postgres_store.logs)
+    with (
+        gateway.mute(),
+        SegmentServer() as server,
+        StartingRelay(through, server.url, port=closed_port()) as relay,
+    ):
+        assert within(10, lambda: gateway.taken > 0)
+        relay.terminate()
+        exit_code = relay.wait(20)
 
     assert exit_code == 0

@@ -1,35 +1,35 @@
-"""The outbox in PostgreSQL, for any number of machines. The only importer of psycopg.
+"""The outbox in PostgreSQL, for any number of machines. Only its modules know psycopg.
 
 Every operation is one statement, or a short transaction, and needs no state in its session: no
-prepared statement, no setting, no lock. So it works behind PgBouncer in transaction mode, and where
-a statement needs a setting of its own, it sets it for its own transaction.
+prepared statement, no setting, no lock. So it works behind PgBouncer in transaction mode.
 """
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, LiteralString
 
-import psycopg
 from msgspec import json, structs
-from psycopg import errors
-from psycopg_pool import ConnectionPool
 
 from relay.errors import OutboxError
 from relay.events import Unusable
 from relay.outbox import Arrival, Clock, Counts, Entry, Role, State, T
-from relay.outbox.postgres.bell import Bell, ignore_notifications
+from relay.outbox.postgres.bell import Bell
+from relay.outbox.postgres.connecting import connection_parameters
 from relay.outbox.postgres.records import PostgresRecords
-from relay.outbox.postgres.schema import COUNT, as_text, connection_parameters, prepare, translated
+from relay.outbox.postgres.schema import COUNT, as_text, prepare
+from relay.outbox.postgres.sessions import SHORT_SECONDS, BrokenError, Sessions, translated
 from relay.outbox.tallies import Change, Tally, in_states
 from relay.pacing import Pace, Standing
 
 _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
-_CONNECTIONS: Final = 6  # a claim, four posts to settle, and one for who asks
-_WAIT_SECONDS: Final = 1.5  # for a connection, while the server is away: senders wait meanwhile
+_BYTES_A_SECOND: Final = 2**20  # on a slow way to the server
 _RING_SECONDS: Final = 0.1  # less than a forwarder lingers for company
+_EXPOSED: Final = (
+    "the way to PostgreSQL is not encrypted: whoever is on it reads events and the password; put"
+    " sslmode=verify-full into the outbox's URL, or sslmode=require"
+)
 
 
 def open_url(
@@ -59,22 +59,18 @@ class PostgresOutbox:
         self._clock = clock
         self._rung_at = float("-inf")
         with translated():
-            parameters = connection_parameters(url)
-            prepare(parameters, create=create)
-            self._pool = ConnectionPool(
-                kwargs=parameters,
-                configure=ignore_notifications,
-                min_size=1,
-                max_size=_CONNECTIONS,
-                timeout=_WAIT_SECONDS,
-                # An attempt that fails is given up, and whoever asks next begins another one:
-                # otherwise the pool would wait for up to minutes while the server is back.
-                reconnect_timeout=1,
-                num_workers=1,
-                open=True,
-            )
+            parameters, ignored = connection_parameters(url)
+            exposed = prepare(parameters, create=create)
+        self._sessions = Sessions(parameters)
         self._bell = Bell(parameters)
-        self._records = PostgresRecords(self._connection, self._now)
+        self._records = PostgresRecords(self._sessions, self._now)
+        self._warnings = [
+            *(
+                f"the outbox's URL has {name}= in it, which libpq does not know; it is ignored"
+                for name in ignored
+            ),
+            *([_EXPOSED] if exposed else ()),
+        ]
 
     def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
         """See `Outbox.add`."""
@@ -110,16 +106,16 @@ class PostgresOutbox:
         if time.monotonic() - self._rung_at > _RING_SECONDS:
             # Not each time: committing a notification takes a lock of the whole database.
             statement, self._rung_at = _ADD_AND_RING, time.monotonic()
+        seconds = SHORT_SECONDS + sum(map(len, group["bodies"])) // _BYTES_A_SECOND
         try:
-            return self._run(statement, group)
+            return self._run(statement, group, flushed=True, seconds=seconds)
         except OutboxError as error:
-            if not isinstance(error.__cause__, _BrokenError):
+            if not isinstance(error.__cause__, BrokenError):
                 raise
         # The connection broke, and the group may or may not be on disk: what is there and has its
         # number is new, and it is there once.
-        with translated():
-            self._pool.drain()  # the others have most likely broken too
-        return self._run(_ADD, group) + self._run(_ADDED, group)
+        added = self._run(_ADD, group, flushed=True, seconds=seconds)
+        return added + self._run(_ADDED, group)
 
     def changed(self) -> bool:
         """See `Outbox.changed`."""
@@ -134,25 +130,29 @@ class PostgresOutbox:
 
     def claim_suspect(self, *, lease: timedelta) -> list[Entry]:
         """See `Outbox.claim_suspect`."""
-        return self._claim(_CLAIM_SUSPECT, 1, lease)
+        # Flushed, unlike other claims: a crash of the server, too, is not to be forgotten.
+        return self._claim(_CLAIM_SUSPECT, 1, lease, flushed=True)
 
     def begin_post(self, suspect: Entry, lineage: int) -> Entry:
         """See `Outbox.begin_post`. The claim is one by which the lineage finds it again."""
         claim = (lineage << _LINEAGE_BITS) + suspect.attempts % (1 << _LINEAGE_BITS)
         held = {"id": suspect.id, "held": suspect.claim, "claim": claim}
-        self._run(_BEGIN_POST, held)
+        self._run(_BEGIN_POST, held, flushed=True)
         return structs.replace(suspect, claim=claim)
 
     def count_crash(self, lineage: int) -> None:
         """See `Outbox.count_crash`."""
         first = lineage << _LINEAGE_BITS
-        self._run(_COUNT_CRASH, {"first": first, "end": first + (1 << _LINEAGE_BITS)})
+        lineages = {"first": first, "end": first + (1 << _LINEAGE_BITS)}
+        self._run(_COUNT_CRASH, lineages, flushed=True)
 
     def has_suspects(self) -> bool:
         """See `Outbox.has_suspects`."""
         return bool(self._run(_ANY_SUSPECT, {"now": self._now()}))
 
-    def _claim(self, statement: LiteralString, limit: int, lease: timedelta) -> list[Entry]:
+    def _claim(
+        self, statement: LiteralString, limit: int, lease: timedelta, *, flushed: bool = False
+    ) -> list[Entry]:
         claim = secrets.randbits(62)
         due = {
             "now": self._now(),
@@ -161,7 +161,7 @@ class PostgresOutbox:
             "bytes": _MOST_BYTES,
             "claim": claim,
         }
-        rows = self._run(statement, due)
+        rows = self._run(statement, due, flushed=flushed)
         return [
             Entry(id_, provider, message_id, at.astimezone(UTC), attempts, claim, body, deaths)
             for id_, provider, message_id, at, attempts, deaths, body in rows
@@ -204,13 +204,13 @@ class PostgresOutbox:
 
     def pace(self, change: Callable[[Pace, float], T]) -> T:
         """See `Outbox.pace`."""
-        with translated(), self._connection() as connection, connection.transaction():
-            row: Any = connection.execute(_PACE, {"now": self._now()}, binary=True).fetchone()
+        with self._sessions.transaction() as session:
+            row: Any = session.execute(_PACE, {"now": self._now()}, binary=True).fetchone()
             pace = json.decode(row[0], type=Pace)
             result = change(pace, row[1])
             changed = json.encode(pace)
             if changed != row[0]:
-                connection.execute("UPDATE relay.pace SET pace = %b", (changed,))
+                session.execute("UPDATE relay.pace SET pace = %b", (changed,))
         return result
 
     def standing(self) -> Standing:
@@ -243,7 +243,7 @@ class PostgresOutbox:
 
     def check(self) -> None:
         """See `Outbox.check`."""
-        self._run("UPDATE relay.status SET beat = beat + 1", {})
+        self._run("UPDATE relay.status SET beat = beat + 1", {}, flushed=True)
 
     def pending_exceed(self, limit: int) -> bool:
         """See `Outbox.pending_exceed`."""
@@ -258,7 +258,7 @@ class PostgresOutbox:
 
     def warnings(self) -> list[str]:
         """See `Outbox.warnings`."""
-        return []
+        return self._warnings
 
     def log_state(self) -> None:
         """See `Outbox.log_state`."""
@@ -271,32 +271,20 @@ class PostgresOutbox:
     def close(self) -> None:
         """See `Outbox.close`."""
         self._bell.close()
-        self._pool.close()
+        self._sessions.close()
 
     def _now(self) -> datetime | None:
         return self._clock() if self._clock else None
 
-    def _run(self, statement: LiteralString, parameters: dict[str, Any]) -> list[Any]:
-        """Run one statement, which is a transaction by itself; the rows it returns."""
-        with translated(), self._connection() as connection:
-            cursor = connection.execute(statement, parameters, binary=True)
-            return cursor.fetchall() if cursor.description else []
-
-    @contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """A connection of the pool; one that has broken, or cannot write, does not go back."""
-        with self._pool.connection() as connection:
-            try:
-                yield connection
-            except errors.ReadOnlySqlTransaction:
-                # A server that was demoted keeps its connections; a new one finds the new primary.
-                connection.close()
-                raise
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if not connection.broken and not connection.closed:
-                    raise
-                connection.close()
-                raise _BrokenError(*error.args) from error
+    def _run(
+        self,
+        statement: LiteralString,
+        values: dict[str, Any],
+        *,
+        flushed: bool = False,
+        seconds: float = SHORT_SECONDS,
+    ) -> list[Any]:
+        return self._sessions.run(statement, values, flushed=flushed, seconds=seconds)
 
 
 def _tally(row: Sequence[Any]) -> Tally:
@@ -310,10 +298,6 @@ def _tally(row: Sequence[Any]) -> Tally:
         entries=entries,
         latest=latest.astimezone(UTC),
     )
-
-
-class _BrokenError(psycopg.OperationalError):
-    """The connection broke; whether the statement has been carried out is not known."""
 
 
 # A lease that ends so far ahead comes of a clock that has been put back since.
@@ -346,14 +330,6 @@ _ADD: Final = """
             END,
             %(claim)s::bigint, reason, detail, body
         FROM arrival
-        -- A default of "off" would make the answer come before the disk.
-        WHERE (
-            SELECT set_config(
-                'synchronous_commit',
-                replace(current_setting('synchronous_commit'), 'off', 'on'),
-                true
-            )
-        ) <> ''
         ON CONFLICT (message_id) DO NOTHING
         RETURNING id, message_id
     ), keyed AS (
@@ -361,6 +337,11 @@ _ADD: Final = """
         SELECT id, user_key, address_key, email_key FROM added JOIN arrival USING (message_id)
         WHERE coalesce(user_key, address_key, email_key) IS NOT NULL
         ON CONFLICT (entry) DO NOTHING  -- copies in one group
+    ), confirmed AS (
+        -- What is there already may still be on its way to the standby that must have it, as the
+        -- transaction that brought it may have been cancelled in waiting. This one waits.
+        UPDATE relay.status SET beat = beat + 1
+        WHERE current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (TABLE added)
     )
     SELECT message_id FROM added
 """
@@ -390,8 +371,7 @@ _CLAIM: Final = (
     """
     WITH due AS MATERIALIZED (
         SELECT id, pending_since, octet_length(body) AS size FROM relay.entries
-        WHERE state = 'pending' AND deaths < 2
-            AND (SELECT set_config('synchronous_commit', 'off', true)) <> '' AND
+        WHERE state = 'pending' AND deaths < 2 AND
     """  # noqa: S608
     + _IS_DUE
     + """
@@ -403,8 +383,7 @@ _CLAIM: Final = (
     + _CLAIMED
 )
 
-# Flushed, unlike other claims: a crash of the server, too, is not to be forgotten. Not the same one
-# each time: one that is innocent must not be in hand at every death.
+# Not the same one each time: one that is innocent must not be in hand at every death.
 _CLAIM_SUSPECT: Final = (
     """
     WITH due AS MATERIALIZED (
@@ -458,7 +437,6 @@ _SETTLE: Final = """
             CASE WHEN %(state)s = 'delivered' THEN coalesce(%(now)s::timestamptz, now()) END
     FROM unnest(%(ids)s::bigint[], %(claims)s::bigint[]) AS held (id, claim)
     WHERE entry.id = held.id AND entry.claim = held.claim AND entry.state = 'pending'
-        AND (SELECT set_config('synchronous_commit', 'off', true)) <> ''
 """
 
 _SETTLE_AND_TELL: Final = (
@@ -480,10 +458,8 @@ _PACE: Final = (
     + _NOW
     + """
     FROM relay.pace, (
-        SELECT
-            set_config('synchronous_commit', 'off', true),
-            -- A process stopped while it has the pace must not stop the others.
-            set_config('idle_in_transaction_session_timeout', '5s', true)
+        -- A process stopped while it has the pace must not stop the others, which wait 4 s for it.
+        SELECT set_config('idle_in_transaction_session_timeout', '3s', true)
     ) AS settings
     FOR UPDATE OF pace
     """

@@ -6,7 +6,10 @@ from typing import Any, Final
 
 import psycopg
 
+from relay.outbox.postgres.sessions import Session
+
 _LOOK_SECONDS: Final = 0.15
+_PROOF_SECONDS: Final = 10.0  # after which the server must show that it is still there
 
 
 class Bell:
@@ -14,7 +17,8 @@ class Bell:
 
     def __init__(self, parameters: dict[str, Any]) -> None:
         self._parameters = parameters
-        self._connection: psycopg.Connection[Any] | None = None
+        self._session: Session | None = None
+        self._prove_at = float("-inf")
         self._try_at = float("-inf")
         self._look_at = float("-inf")
         self._heard = False
@@ -24,9 +28,12 @@ class Bell:
         """Whether it has, since this was last asked."""
         with self._lock:
             try:
-                if self._connection is None:
+                if self._session is None:
                     return self._listen()
-                rung = any(True for _ in self._connection.notifies(timeout=0))
+                if time.monotonic() > self._prove_at:
+                    self._prove_at = time.monotonic() + _PROOF_SECONDS
+                    self._session.execute("SELECT 1")  # silence alone says nothing
+                rung = any(True for _ in self._session.notifies(timeout=0))
             except psycopg.Error:
                 self._hang_up()
                 return False
@@ -49,18 +56,13 @@ class Bell:
         if time.monotonic() < self._try_at:
             return False
         self._try_at = time.monotonic() + 1
-        self._connection = psycopg.connect(**self._parameters)
-        self._connection.execute("LISTEN relay")
+        self._session = Session.connect(**self._parameters)
+        self._session.execute("LISTEN relay")
+        self._prove_at = time.monotonic() + _PROOF_SECONDS
         return True  # something may have been added before
 
     def _hang_up(self) -> None:
         self._heard = False
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-def ignore_notifications(connection: psycopg.Connection[Any]) -> None:
-    """Let a session that is shared receive what it did not ask for."""
-    # Behind PgBouncer the bell's LISTEN stays on sessions that others share.
-    connection.add_notify_handler(lambda _: None)
+        if self._session is not None:
+            self._session.close()
+            self._session = None

@@ -1,21 +1,19 @@
 """The entries of a PostgreSQL outbox as an operator sees them."""
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
-import psycopg
 from msgspec import structs
 from psycopg import sql
 
 from relay.outbox import Keys, State
-from relay.outbox.postgres.schema import COUNT, as_text, translated
+from relay.outbox.postgres.schema import COUNT, as_text
+from relay.outbox.postgres.sessions import LONG_SECONDS, Session, Sessions
 from relay.outbox.records import SOME, Happening, Operation, Query, Record, Revival
 from relay.outbox.tallies import Change, in_states
-
-_Connection = psycopg.Connection[Any]
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 
@@ -23,12 +21,8 @@ _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 class PostgresRecords:
     """See `relay.outbox.records.Records`."""
 
-    def __init__(
-        self,
-        connection: Callable[[], AbstractContextManager[_Connection]],
-        now: Callable[[], datetime | None],
-    ) -> None:
-        self._connection = connection
+    def __init__(self, sessions: Sessions, now: Callable[[], datetime | None]) -> None:
+        self._sessions = sessions
         self._now = now
 
     def find(
@@ -50,21 +44,21 @@ class PostgresRecords:
             condition += sql.SQL(" AND id >= %(end)s" if newest_first else " AND id <= %(end)s")
             values["end"] = end
         direction = sql.SQL("DESC" if newest_first else "ASC")
-        with translated(), self._connection() as connection:
+        with self._transaction() as session:
             # An expression keeps the planner from walking the whole table in the order of its ids.
-            order = sql.SQL("id + 0" if _are_few(connection, query) else "id")
+            order = sql.SQL("id + 0" if _are_few(session, query) else "id")
             statement = _FIND.format(
                 source=_BY_KEY if query.key else _BY_ENTRY,
                 condition=condition,
                 direction=direction,
                 order=order,
             )
-            rows = connection.execute(
+            rows = session.execute(
                 statement, {**values, "limit": limit, "bytes": _MOST_BYTES}, binary=True
             ).fetchall()
             found = [_record(row) for row in rows]
             if with_history and found:
-                histories = _histories(connection, [record.id for record in found])
+                histories = _histories(session, [record.id for record in found])
                 found = [
                     structs.replace(record, history=tuple(histories.get(record.id, ())))
                     for record in found
@@ -94,21 +88,21 @@ class PostgresRecords:
             "address_keys": [revival.keys.address for revival in revivals],
             "email_keys": [revival.keys.email for revival in revivals],
         }
-        with self._flushed() as connection:
-            changed = connection.execute(_REVIVE, revived).rowcount
-            connection.execute(_RING)
-            _advance(connection, operation, changed)
+        with self._transaction() as session:
+            changed = session.execute(_REVIVE, revived).rowcount
+            session.execute(_RING)
+            _advance(session, operation, changed)
         return changed
 
     def erase(self, ids: Sequence[int], operation: Operation) -> int:
         """See `Records.erase`. What was erased leaves the disk when the server vacuums."""
         gone = {"ids": list(ids)}
-        with self._flushed() as connection:
+        with self._transaction() as session:
             # Entries before their keys, as everyone does, so that nobody waits for each other.
             deletion = "DELETE FROM relay.entries WHERE id = ANY (%(ids)s)"
-            changed = connection.execute(deletion, gone).rowcount
-            connection.execute("DELETE FROM relay.keys WHERE entry = ANY (%(ids)s)", gone)
-            _advance(connection, operation, changed)
+            changed = session.execute(deletion, gone).rowcount
+            session.execute("DELETE FROM relay.keys WHERE entry = ANY (%(ids)s)", gone)
+            _advance(session, operation, changed)
         return changed
 
     def finish(self, operation: Operation) -> None:
@@ -122,40 +116,28 @@ class PostgresRecords:
     def restore(self, records: Sequence[Record]) -> int:
         """See `Records.restore`."""
         restored = 0
-        with self._flushed() as connection:
+        with self._transaction() as session:
             for record in records:
-                row = connection.execute(
-                    _RESTORE, _values(record) | {"now": self._now()}
-                ).fetchone()
+                values = _values(record) | {"now": self._now()}
+                row = session.execute(_RESTORE, values).fetchone()
                 if row is None:
                     continue
                 restored += 1
                 for happening in record.history:
-                    connection.execute(
+                    session.execute(
                         "INSERT INTO relay.history (entry, at, what, said) VALUES (%s, %s, %s, %s)",
                         (*row, happening.at, happening.what, as_text(happening.said)),
                     )
-            connection.execute(_RING)
+            session.execute(_RING)
         return restored
 
-    @contextmanager
-    def _flushed(self) -> Iterator[_Connection]:
+    def _transaction(self) -> AbstractContextManager[Session]:
         """A transaction that is on disk when it has ended, whatever the server's default is."""
-        with translated(), self._connection() as connection, connection.transaction():
-            connection.execute(_FLUSH)
-            yield connection
+        return self._sessions.transaction(flushed=True, seconds=LONG_SECONDS)
 
-    def _run(self, statement: Any, values: dict[str, Any]) -> list[Any]:  # noqa: ANN401 (psycopg takes several kinds)
-        with translated(), self._connection() as connection:
-            cursor = connection.execute(statement, values, binary=True)
-            return cursor.fetchall() if cursor.description else []
+    def _run(self, statement: LiteralString | sql.Composed, values: dict[str, Any]) -> list[Any]:
+        return self._sessions.run(statement, values, flushed=True, seconds=LONG_SECONDS)
 
-
-_FLUSH: Final = """
-    SELECT set_config(
-        'synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true
-    )
-"""
 
 _RING: Final = "SELECT pg_notify('relay', '')"
 
@@ -320,22 +302,22 @@ def _where(query: Query) -> tuple[sql.Composable, dict[str, Any]]:
     return sql.SQL(" AND ").join(conditions), values
 
 
-def _are_few(connection: _Connection, query: Query) -> bool:
+def _are_few(session: Session, query: Query) -> bool:
     if query.states not in {(State.PENDING,), (State.DELIVERED,)}:
         return False
-    changes = connection.execute(COUNT).fetchall()
+    changes = session.execute(COUNT).fetchall()
     return in_states({Change(change): n for change, n in changes})[query.states[0]] <= SOME
 
 
-def _histories(connection: _Connection, ids: Sequence[int]) -> dict[int, list[Happening]]:
+def _histories(session: Session, ids: Sequence[int]) -> dict[int, list[Happening]]:
     histories: dict[int, list[Happening]] = {}
-    for entry, at, what, said in connection.execute(_HISTORIES, (list(ids),)):
+    for entry, at, what, said in session.execute(_HISTORIES, (list(ids),)):
         histories.setdefault(entry, []).append(Happening(at.astimezone(UTC), what, said))
     return histories
 
 
-def _advance(connection: _Connection, operation: Operation, changed: int) -> None:
-    connection.execute(_ADVANCE, (changed, operation.id))
+def _advance(session: Session, operation: Operation, changed: int) -> None:
+    session.execute(_ADVANCE, (changed, operation.id))
 
 
 def _record(row: Sequence[Any]) -> Record:

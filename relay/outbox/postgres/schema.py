@@ -1,15 +1,14 @@
-"""The tables of a PostgreSQL outbox, how it is connected to, and what several modules need."""
+"""The tables of a PostgreSQL outbox, and how they are made."""
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, LiteralString
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
-from psycopg_pool import PoolTimeout
 
-from relay.errors import OutboxError, OutboxMissingError, OutboxUnusableError
+from relay.errors import OutboxMissingError, OutboxUnusableError
+from relay.outbox.postgres.connecting import is_exposed, is_hopeless
+from relay.outbox.postgres.ownership import refuse_strangers
+from relay.outbox.postgres.sessions import Session, line, settings
+from relay.outbox.postgres.shape import differences
 
 # One script a version, each run in a transaction; a schema at version n has had the first n.
 MIGRATIONS: Final[tuple[LiteralString, ...]] = (
@@ -155,125 +154,111 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
     CREATE TABLE relay.pace (pace bytea NOT NULL) WITH (fillfactor = 10);
     INSERT INTO relay.pace VALUES ('{}');
     """,
+    # Whoever changes the tables by hand has a search path of their own.
+    """
+    ALTER FUNCTION relay.tally(relay.changed[]) SET search_path = pg_catalog, pg_temp;
+    ALTER FUNCTION relay.tally_added() SET search_path = pg_catalog, pg_temp;
+    ALTER FUNCTION relay.tally_changed() SET search_path = pg_catalog, pg_temp;
+    ALTER FUNCTION relay.tally_gone() SET search_path = pg_catalog, pg_temp;
+    """,
 )
 COUNT: Final = "SELECT change, sum(entries)::bigint FROM relay.tallies GROUP BY change"
 
 _MIGRATION_LOCK: Final = 0x52_4C_41_59  # "RLAY", among the database's advisory locks
-
-_CONNECT_SECONDS: Final = 3
-# What waiting does not mend, in the words of libpq, the server and PgBouncer. A connection that is
-# refused has no SQLSTATE, and a server that speaks another language is waited for.
-_HOPELESS: Final = re.compile(
-    r"authentication failed|does not exist|no such (database|user)|not permitted to log in"
-    r"|permission denied for database|pg_hba|no password supplied|certificate|support SSL"
-    r"|invalid [a-z ]*(value|number)"
-)
-_QUOTED: Final = re.compile(r'"[^"]*"')  # a host or a role may be called like a fault
+_MIGRATION_SECONDS: Final = 3600.0  # which may rewrite a large table, or wait for who does
 
 
-def connection_parameters(url: str) -> dict[str, Any]:
-    """How to connect: as the URL says, and without waiting for ever."""
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:  # its text may hold the URL, and with it the password
-        raise OutboxUnusableError("PostgreSQL: its URL cannot be read") from None
-    defaults = {
-        "connect_timeout": _CONNECT_SECONDS,
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 10_000,
-        "application_name": "relay",
-    }
-    # The server's own encoding may know fewer characters than the events hold.
-    fixed = {"autocommit": True, "prepare_threshold": None, "client_encoding": "utf8"}
-    return defaults | given | fixed
-
-
-def prepare(parameters: dict[str, Any], *, create: bool) -> None:
+def prepare(parameters: dict[str, Any], *, create: bool) -> bool:
     """Bring the schema up to date.
 
     Args:
         parameters: how to connect.
         create: make it if there is none.
 
+    Returns:
+        Whether what goes to the server can be read on the way.
+
     Raises:
-        OutboxMissingError: there is none, and it is not to be made.
-        OutboxError: the server is not there now.
-        OutboxUnusableError: it does not let us in, is not durable, or has another schema.
+        psycopg.Error: the server is not there now.
+        OutboxMissingError: there is no schema, and it is not to be made.
+        OutboxUnusableError: it does not let us in, is not durable, or its schema is not relay's.
     """
     try:
-        with psycopg.connect(**parameters) as connection:
-            _check_durability(connection)
-            _migrate(connection, create=create)
+        with Session.connect(**parameters) as session:
+            _refuse_unsynced(session)
+            _migrate(session, create=create)
+            return is_exposed(session)
     except psycopg.ProgrammingError as error:  # what is missing, or not permitted
-        raise OutboxUnusableError(f"PostgreSQL: {_line(error)}") from error
+        raise OutboxUnusableError(f"PostgreSQL: {line(error)}") from error
     except psycopg.OperationalError as error:
-        if _is_hopeless(error):
-            raise OutboxUnusableError(f"PostgreSQL: {_line(error)}") from error
+        if is_hopeless(error):
+            raise OutboxUnusableError(f"PostgreSQL: {line(error)}") from error
         raise
 
 
-def _is_hopeless(error: psycopg.OperationalError) -> bool:
-    """Whether each host that was tried gave a reason that waiting does not change."""
-    said = _QUOTED.sub("", str(error))
-    attempts = [line for line in said.splitlines() if line.startswith("- ")] or [said]
-    return all(_HOPELESS.search(attempt) for attempt in attempts)
-
-
-def _check_durability(connection: psycopg.Connection[Any]) -> None:
-    row: Any = connection.execute("SHOW fsync").fetchone()
+def _refuse_unsynced(session: Session) -> None:
+    row: Any = session.execute("SHOW fsync").fetchone()
     if row[0] != "on":
         raise OutboxUnusableError("PostgreSQL runs with fsync=off: what it commits may be lost")
 
 
-def _migrate(connection: psycopg.Connection[Any], *, create: bool) -> None:
-    found = _version(connection)
-    if found == len(MIGRATIONS):
-        return
-    if not found and not create:
+def _migrate(session: Session, *, create: bool) -> None:
+    with session.transaction():
+        session.execute(settings(flushed=True, seconds=session.seconds))
+        version = _version(session)
+        if version == len(MIGRATIONS):
+            _refuse_differences(session, version)
+            return
+    if not version and not create:
         raise OutboxMissingError("the database has no schema relay")
-    with connection.transaction():
+    with session.transaction():
+        session.seconds = _MIGRATION_SECONDS
+        session.execute(settings(flushed=True, seconds=session.seconds))
         # Until the transaction ends: processes that start together do it one after the other.
-        connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
-        connection.execute("CREATE SCHEMA IF NOT EXISTS relay")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS relay.migrations (version integer PRIMARY KEY,"
-            " applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        version = _version(connection)
-        if version > len(MIGRATIONS):
-            raise OutboxUnusableError("the schema relay was written by a newer relay")
+        session.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+        session.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+        version = _version(session)
+        if version:
+            _refuse_differences(session, version)
+        else:
+            _begin(session)
         for number, migration in enumerate(MIGRATIONS[version:], version + 1):
-            connection.execute(migration)
-            connection.execute("INSERT INTO relay.migrations VALUES (%s)", (number,))
+            session.execute(migration)
+            session.execute("INSERT INTO relay.migrations VALUES (%s)", (number,))
 
 
-def _version(connection: psycopg.Connection[Any]) -> int:
-    row: Any = connection.execute("SELECT to_regclass('relay.migrations') IS NULL").fetchone()
+def _version(session: Session) -> int:
+    """The version of the schema, which is relay's own; 0 if there is none."""
+    refuse_strangers(session)  # first: what they have put there may be more than a table
+    row: Any = session.execute("SELECT to_regclass('relay.migrations') IS NULL").fetchone()
     if row[0]:
         return 0
-    row = connection.execute("SELECT coalesce(max(version), 0) FROM relay.migrations").fetchone()
+    row = session.execute("SELECT coalesce(max(version), 0) FROM relay.migrations").fetchone()
     version: int = row[0]
+    if version > len(MIGRATIONS):
+        raise OutboxUnusableError("the schema relay was written by a newer relay")
     return version
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Raise psycopg's errors as relay's."""
-    try:
-        yield
-    except PoolTimeout as error:
-        raise OutboxError("PostgreSQL cannot be reached") from error
-    except psycopg.Error as error:
-        raise OutboxError(f"PostgreSQL: {_line(error)}") from error
+def _begin(session: Session) -> None:
+    # Not IF NOT EXISTS, which asks for the right to make one even if there is one.
+    row: Any = session.execute("SELECT to_regnamespace('relay') IS NULL").fetchone()
+    if row[0]:
+        session.execute("CREATE SCHEMA relay")
+    session.execute(
+        "CREATE TABLE IF NOT EXISTS relay.migrations (version integer PRIMARY KEY,"
+        " applied_at timestamptz NOT NULL DEFAULT now())"
+    )
 
 
-def _line(error: psycopg.Error) -> str:
-    """What it says, without the details, which may hold values."""
-    said = error.diag.message_primary or str(error)
-    return said.partition("\n")[0]
+def _refuse_differences(session: Session, version: int) -> None:
+    if differing := differences(session, version):
+        raise OutboxUnusableError(
+            f"the schema relay does not have the tables of version {version}, which it claims to"
+            f" have ({', '.join(differing)}); another build of relay has made it, or someone has"
+            " changed it. It is left as it is: have the relay that wrote it forward what waits, and"
+            " start this one on a new database"
+        )
 
 
 def as_text(value: str) -> str:

@@ -1,0 +1,99 @@
+"""How the server is connected to: what the URL says, and what a connection that fails tells."""
+
+import difflib
+import re
+from ipaddress import ip_address
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
+
+from relay.errors import OutboxUnusableError
+
+_CONNECT_SECONDS: Final = 3
+_MOST_CONNECT_SECONDS: Final = 10  # whatever the URL says
+_ALIKE: Final = 0.85
+
+# What waiting does not mend, in the words of libpq, the server and PgBouncer. A connection that is
+# refused has no SQLSTATE, and a server that speaks another language is waited for.
+_HOPELESS: Final = re.compile(
+    r"authentication failed|does not exist|no such (database|user)|not permitted to log in"
+    r"|permission denied for database|pg_hba|no password supplied|certificate|support SSL"
+    r"|invalid [a-z ]*(value|number)"
+)
+_QUOTED: Final = re.compile(r'"[^"]*"')  # a host or a role may be called like a fault
+
+
+def connection_parameters(url: str) -> tuple[dict[str, Any], list[str]]:
+    """How to connect: as the URL says, and without waiting for ever.
+
+    Platforms put parameters of other libraries into the URL, such as `pgbouncer=true`. They say
+    nothing to libpq, and are left out.
+
+    Returns:
+        What to connect with, and the names of the parameters that were left out.
+
+    Raises:
+        OutboxUnusableError: the URL cannot be read, or a parameter is most likely mistyped.
+    """
+    address, _, query = url.partition("?")
+    pairs = [pair for pair in query.split("&") if pair]
+    ours = [pair for pair in pairs if _is_libpqs(pair)]
+    ignored = sorted({_name(pair) for pair in pairs if not _is_libpqs(pair)})
+    for name in ignored:
+        if close := difflib.get_close_matches(name, _libpqs_names(), n=1, cutoff=_ALIKE):
+            raise OutboxUnusableError(f"PostgreSQL: its URL has {name}= in it; {close[0]}=?")
+    try:
+        urlsplit(url)
+        given = conninfo_to_dict(address + ("?" + "&".join(ours) if ours else ""))
+    except (psycopg.ProgrammingError, ValueError):  # the text may hold the URL, with the password
+        raise OutboxUnusableError("PostgreSQL: its URL cannot be read") from None
+    defaults = {
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+        "application_name": "relay",
+    }
+    # The server's own encoding may know fewer characters than the events hold.
+    fixed = {"autocommit": True, "prepare_threshold": None, "client_encoding": "utf8"}
+    timeout = {"connect_timeout": _connect_seconds(given.get("connect_timeout"))}
+    return defaults | given | timeout | fixed, ignored
+
+
+def _connect_seconds(given: str | int | None) -> int:
+    try:
+        seconds = int(given or 0)
+    except ValueError:
+        seconds = 0
+    return min(seconds, _MOST_CONNECT_SECONDS) if seconds > 0 else _CONNECT_SECONDS
+
+
+def _name(pair: str) -> str:
+    return unquote(pair.partition("=")[0])
+
+
+def _is_libpqs(pair: str) -> bool:
+    # "ssl=true" is JDBC's, which libpq reads, too, but no other value of it.
+    return _name(pair) in _libpqs_names() or pair == "ssl=true"
+
+
+def _libpqs_names() -> set[str]:
+    return {option.keyword.decode() for option in Conninfo.get_defaults()}
+
+
+def is_hopeless(error: psycopg.OperationalError) -> bool:
+    """Whether each host that was tried gave a reason that waiting does not change."""
+    said = _QUOTED.sub("", str(error))
+    attempts = [line for line in said.splitlines() if line.startswith("- ")] or [said]
+    return all(_HOPELESS.search(attempt) for attempt in attempts)
+
+
+def is_exposed(connection: psycopg.Connection[Any]) -> bool:
+    """Whether what it carries can be read on the way to another machine."""
+    if connection.pgconn.ssl_in_use or connection.info.host.startswith("/"):
+        return False
+    address = connection.info.hostaddr
+    return bool(address) and not ip_address(address.partition("%")[0]).is_loopback

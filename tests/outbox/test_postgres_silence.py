@@ -1,0 +1,189 @@
+"""What becomes of connections that stay open and on which nothing comes back."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from threading import Thread
+
+import psycopg
+import pytest
+
+from relay.errors import OutboxError, OutboxUnusableError
+from relay.outbox import Outbox
+from relay.outbox.postgres import PostgresOutbox
+from relay.outbox.records import Query
+from tests.contracts import FAULT, MINUTE, arrival
+from tests.gateway import Gateway
+from tests.outbox.test_postgres import OPERATIONS, fails, fill_pool, works
+from tests.postgres import PostgresServer, database_of, query
+from tests.processes import within
+
+SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid()"
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> Iterator[str]:
+    """An empty database."""
+    url = postgres.create_database()
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture
+def gateway(postgres: PostgresServer) -> Iterator[Gateway]:
+    """The way to the server."""
+    with Gateway(postgres.port) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def outbox(url: str, gateway: Gateway) -> Iterator[Outbox]:
+    """An outbox by way of the gateway, with all the connections it may have."""
+    with closing(PostgresOutbox(gateway.url(url))) as outbox:
+        fill_pool(outbox)
+        yield outbox
+
+
+def took(operate: Callable[[], object]) -> float:
+    """How long it took, in seconds, whether it failed or not."""
+    started_at = time.monotonic()
+    with suppress(OutboxError):
+        operate()
+    return time.monotonic() - started_at
+
+
+def test_silent_connections_are_given_up_and_others_opened(
+    outbox: Outbox, gateway: Gateway
+) -> None:
+    gateway.silence()
+    with ThreadPoolExecutor(len(OPERATIONS)) as threads:
+        seconds = took(lambda: list(threads.map(lambda name: fails(outbox, name), OPERATIONS)))
+    recovered = within(5, lambda: works(outbox))
+
+    assert seconds < 12
+    assert recovered
+
+
+def test_an_add_does_not_notice_that_its_connection_fell_silent(
+    outbox: Outbox, gateway: Gateway
+) -> None:
+    gateway.silence()
+
+    assert outbox.add([arrival("a"), arrival("a"), arrival("b")]) == [True, False, True]
+    assert outbox.add([arrival("a")]) == [False]
+
+
+def test_it_works_again_soon_after_nothing_came_through(outbox: Outbox, gateway: Gateway) -> None:
+    slowest = 0.0
+    with gateway.mute():
+        for operation in OPERATIONS:
+            started_at = time.monotonic()
+            assert fails(outbox, operation)
+            slowest = max(slowest, time.monotonic() - started_at)
+    recovered = within(10, lambda: works(outbox))
+
+    assert slowest < 15
+    assert recovered
+
+
+def test_an_operators_step_is_given_up_later(
+    outbox: Outbox, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.outbox.postgres.records.LONG_SECONDS", 6)
+    gateway.silence()
+    seconds = took(lambda: outbox.records.find(Query(), 10))
+
+    assert 6 < seconds < 20
+    assert works(outbox)
+
+
+def hears(outbox: Outbox) -> bool:
+    """Whether it has heard of new entries; not, if it has no connection just now."""
+    with suppress(OutboxError):
+        return outbox.changed()
+    return False
+
+
+def test_who_waits_for_entries_notices_that_the_bell_fell_silent(
+    url: str, outbox: Outbox, gateway: Gateway
+) -> None:
+    """A dead letter: nothing is due, so looking would find nothing."""
+    with closing(PostgresOutbox(url)) as adding:
+        assert within(10, lambda: not hears(outbox))
+        gateway.silence()
+        assert within(40, lambda: hears(outbox)), "it listens again, and looks what has come"
+        assert within(10, lambda: not hears(outbox))
+        adding.add([arrival("a", fault=FAULT)])
+
+        assert within(10, lambda: hears(outbox))
+
+
+def test_closing_waits_for_nothing(url: str, gateway: Gateway) -> None:
+    outbox = PostgresOutbox(gateway.url(url))
+    fill_pool(outbox)
+    outbox.changed()
+    ended: list[float] = []
+
+    def look() -> None:
+        with suppress(OutboxError):
+            outbox.records.count(Query())
+        ended.append(time.monotonic())
+
+    with gateway.mute():
+        looking = Thread(target=look)
+        looking.start()
+        time.sleep(0.5)  # by now it waits for the server; if not, it fails at once
+        closed_at = time.monotonic()
+        outbox.close()
+        looking.join()
+
+    assert ended[0] - closed_at < 5, "of the minute that it would have waited"
+
+
+@contextmanager
+def deaf_server() -> Iterator[int]:
+    """The port of a server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("options", ["", "&sslmode=require", "&connect_timeout=0"])
+def test_a_server_that_says_nothing_from_the_beginning_is_away(options: str) -> None:
+    with deaf_server() as port:
+        started_at = time.monotonic()
+        with pytest.raises(OutboxError) as raised:
+            PostgresOutbox(
+                f"postgresql://relay@127.0.0.1:{port}/relay?application_name=test{options}"
+            )
+
+    assert not isinstance(raised.value, OutboxUnusableError)
+    assert time.monotonic() - started_at < 15
+
+
+def test_whoever_locks_the_table_does_not_gather_sessions(url: str, outbox: Outbox) -> None:
+    counts: list[int] = []
+    with psycopg.connect(url) as other:
+        other.execute("LOCK TABLE relay.entries")
+        for _ in range(3):
+            assert fails(outbox, "add")
+            counts += [int(count) for (count,) in query(url, SESSIONS.format(database_of(url)))]
+        other.rollback()
+
+    assert max(counts) <= 8, "those of the pool, and who locks it"
+    assert works(outbox)
+
+
+def test_what_no_standby_has_is_not_answered_and_gathers_no_sessions(
+    postgres: PostgresServer, url: str, outbox: Outbox
+) -> None:
+    counts: list[int] = []
+    with postgres.configured("synchronous_standby_names", "nobody"):
+        for _ in range(3):
+            assert fails(outbox, "add"), "as a new event, and as a copy of one that is there"
+            counts += [int(count) for (count,) in query(url, SESSIONS.format(database_of(url)))]
+
+    assert max(counts) <= 8
+    assert within(10, lambda: works(outbox))
+    assert outbox.claim(1, lease=MINUTE) == [], "there is one, and it has been claimed"
