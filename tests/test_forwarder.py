@@ -87,6 +87,7 @@ class Relay:
             self.segment,
             providers,
             clock=clock.monotonic,
+            lineage=LINEAGE,
             sleep=clock.sleep,
             jitter=lambda bound: bound,
         )
