@@ -34,7 +34,7 @@ class DeadReason(StrEnum):
     NO_RECIPIENT = "no_recipient"
     """Neither a user id nor an address to attribute the event to."""
     OVERSIZED = "oversized"
-    """The track call is larger than Segment takes."""
+    """The track call is larger than Segment takes, or the webhook than relay keeps."""
     REJECTED = "rejected"
     """Segment refused this very message."""
     POISON = "poison"
@@ -47,7 +47,8 @@ WHAT_TO_DO: Final[Mapping[DeadReason, str]] = {
     DeadReason.UNREADABLE: "See what sent it: the provider, or someone who knows the secret.",
     DeadReason.UNKNOWN_TYPE: "Replay it once a version of relay knows the type, or leave it.",
     DeadReason.NO_RECIPIENT: "There is nobody to attribute it to: look at how the email was sent.",
-    DeadReason.OVERSIZED: "Shorten what the email puts into it; Segment takes no more.",
+    DeadReason.OVERSIZED: "Shorten what the email puts into it: Segment takes no more. Where the"
+    " webhook itself is too large, turn off Body Content.",
     DeadReason.REJECTED: "Read Segment's words, mend what they name, and replay it.",
     DeadReason.POISON: "A fault of relay's own: report it, and replay it with a version that has it"
     " mended.",

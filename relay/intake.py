@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 from msgspec import Struct
 
+from relay import cutting
 from relay.errors import OutboxBrokenError, OutboxError
 from relay.events import DeadReason, Ignored, Reading, Unusable
 from relay.metrics import ANSWERS, COMMITS, GROUPS
@@ -103,6 +104,30 @@ def arrival_of(
         reading.collection,
         keys_of(reading),
     )
+
+
+def cut_arrival(
+    provider: Provider,
+    segment: Segment,
+    body: bytes | bytearray,
+    received_at: datetime,
+    *,
+    size: int,
+    digest: str,
+) -> Arrival:
+    """What a webhook is to be stored as that is too large to be kept whole.
+
+    Args:
+        provider: whose it is.
+        segment: for which it is meant.
+        body: its beginning.
+        received_at: when it came.
+        size: of the whole, in bytes.
+        digest: of the whole; the same one is kept once.
+    """
+    kept = cutting.cut(body, size)
+    message_id = segment.message_id(provider.name, ("body", digest))
+    return Arrival(provider.name, message_id, received_at, kept, cutting.fault_of(kept))
 
 
 def _parse(provider: Provider, body: bytes, received_at: datetime) -> Reading:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from relay import cutting
 from relay.events import DeadReason, EmailEvent, Ignored, Unusable
 from relay.providers import Provider
 from relay.segment import MAX_MESSAGE_BYTES, Message, Segment, encode
@@ -58,6 +59,8 @@ class Mapping:
     def map(self, stored: Stored) -> Mapped | Unusable:
         """What Segment is to be sent now; unusable, too, is what it would drop behind a 200."""
         try:
+            if fault := cutting.fault_of(stored.body):
+                return fault
             provider = self._providers[stored.provider]
             event = provider.parse(stored.body, stored.received_at)
             if isinstance(event, Unusable):

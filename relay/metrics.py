@@ -120,6 +120,10 @@ DELIVERIES: Final = _histogram(
     (0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3_600, 6 * 3_600, 86_400, 7 * 86_400),
     registry=FORWARDING,
 )
+SHED: Final = _counter(
+    "relay_connections_shed_total",
+    "How many connections were closed, because there were too many?",
+)
 RECEIVER_LINES_DROPPED: Final = _counter(
     "relay_receiver_log_lines_dropped_total",
     "How many lines of the receiver's log were dropped, because nobody read them in time?",

@@ -26,8 +26,12 @@ QUIET_SECONDS: Final = 0.5
 """At the end, for how long nothing has come of a connection that is closed."""
 FAREWELL_SECONDS: Final = 1
 """For a sender to see that its connection is closed, and to close it, too."""
+MAX_HEADERS: Final = 100
+"""In a head; each takes some thirty times the memory of a short one's bytes."""
 MAX_SENT_AHEAD: Final = 100
 """Requests that may wait for the answer to an earlier one of their connection."""
+
+_BODILESS: Final = frozenset({"GET", "HEAD"})
 
 Headers = Sequence[tuple[bytes, bytes]]
 Reply = Callable[[int, Headers, bytes], None]
@@ -158,9 +162,13 @@ class _Protocol(HttpToolsProtocol):
             return
         if self._noting and self._head_complete:
             self._play()  # the rest may take its time: the application says how much
-        elif self._head_bytes > MAX_HEAD_BYTES:
+            return
+        if self._head_bytes > MAX_HEAD_BYTES:
             self.send_400_response(f"A request's head has {MAX_HEAD_BYTES} bytes at the most.")
-        elif (
+            return
+        if self._head_bytes:
+            self._crowd.begins(self, self._head_bytes)
+        if (
             self._head_timer is None
             and (self._head_bytes or not self._whole)
             and (self.cycle is None or self.cycle.response_complete)
@@ -208,15 +216,20 @@ class _Protocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._crowd.rests(self)
         self._unread_timer = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._crowd.asked(self)
         if self._unread_timer is not None:
             self._unread_timer.cancel()
 
     def on_message_begin(self) -> None:
-        if len(self.pipeline) == MAX_SENT_AHEAD:
+        if self.pipeline and (
+            len(self.pipeline) == MAX_SENT_AHEAD or not self._crowd.may_send_ahead(self)
+        ):
             raise httptools.HttpParserError  # each takes many times the memory that it came in
         self._unset_keepalive_if_required()  # armed by the answer to one in the same data
         self._noting = True
@@ -227,8 +240,11 @@ class _Protocol(HttpToolsProtocol):
         self._body = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._head_complete:  # what comes after a chunked body is of no use here
-            self.headers.append((name.lower(), value))
+        if self._head_complete:
+            return  # what comes after a chunked body is of no use here
+        if len(self.headers) == MAX_HEADERS:
+            raise httptools.HttpParserError
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._upgrades():
@@ -248,7 +264,7 @@ class _Protocol(HttpToolsProtocol):
         self._head_bytes = 0
         if self._noting:
             self._body.append(body)
-        else:
+        elif self.scope["method"] not in _BODILESS:  # nobody would read it
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -287,7 +303,7 @@ class _Protocol(HttpToolsProtocol):
             super().on_header(name, value)
         super().on_headers_complete()
         for body in self._body:
-            super().on_body(body)
+            self.on_body(body)
 
 
 # uvicorn sets it when a connection is lost; on the short way nobody waits for it.

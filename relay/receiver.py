@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
-from typing import Final, cast
+from typing import Final
 
 import structlog
 from msgspec import Struct
@@ -18,21 +18,32 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from relay.answers import Answer, answer_to
+from relay.bodies import (
+    BODY_SECONDS,
+    MAX_BODY_BYTES,
+    Bodies,
+    Body,
+    RefusedError,
+    SenderGoneError,
+    is_encoded,
+)
 from relay.errors import OutboxBrokenError, OutboxError
 from relay.events import Ignored
-from relay.intake import WAIT_SECONDS, Fate, Intake, arrival_of
+from relay.intake import WAIT_SECONDS, Fate, Intake, arrival_of, cut_arrival
 from relay.limits import CHECKED_EVERY, Limits
 from relay.metrics import WEBHOOKS
 from relay.outbox import Arrival, Clock, Outbox, utc_now
 from relay.protocol import Headers, Reply
-from relay.providers import Provider, Webhook
+from relay.providers import Provider, Verifier, Webhook
 from relay.segment import Segment
-
-MAX_BODY_BYTES: Final = 2**20
-BODY_SECONDS: Final = 10
+from relay.seldom import Seldom
 
 _READINESS_SECONDS: Final = 1.0
 _FIRST_LOOK_SECONDS: Final = 1.0
+_PASTED: Final = "/ \t\r\n"
+_WRONG_SIGNATURE: Final = (
+    "the signature does not fit the body: another key, or the body was changed on its way"
+)
 _NO_ANSWER: Final = "the outbox does not answer"
 _HELD: Final = (
     "somebody reads from the SQLite file and keeps its log, of {} MiB by now, from being emptied:"
@@ -41,27 +52,6 @@ _HELD: Final = (
 
 _log: Final = structlog.get_logger()
 _counter: Final = cache(WEBHOOKS.labels)
-
-
-class _RefusedError(Exception):
-    """The request is refused without a look at its content.
-
-    Attributes:
-        drain: the sender may still be sending; let it finish for a while, so that it sees this.
-    """
-
-    def __init__(
-        self, status: int, error: str, *headers: tuple[bytes, bytes], drain: bool = True
-    ) -> None:
-        super().__init__(error)
-        self.answer = Answer(
-            status, {"status": "refused", "error": error}, (*headers, (b"connection", b"close"))
-        )
-        self.drain = drain
-
-
-class _SenderGoneError(Exception):
-    """The sender has closed the connection before its body was complete."""
 
 
 class Webhooks:
@@ -79,20 +69,9 @@ class Webhooks:
         self._segment = segment
         self._intake = intake
         self._clock = clock
-        self._reading: dict[asyncio.Task[object], float] = {}
-
-    async def give_up_on_the_slow(self) -> None:
-        """Cancel the reading of every body that takes too long; runs until it is cancelled.
-
-        It looks at all of them once a second: a timer for each would cost more than its reading.
-        """
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(1)
-            for task, since in [*self._reading.items()]:
-                if loop.time() - since > BODY_SECONDS:
-                    del self._reading[task]
-                    task.cancel()
+        self._bodies = Bodies()
+        self._seldom = Seldom()
+        self.give_up_on_the_slow = self._bodies.give_up_on_the_slow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -100,18 +79,17 @@ class Webhooks:
         try:
             provider = self._provider(scope["path"])
             self._check_method(scope["method"])
-            if not provider.signs:  # then nothing is read for whoever does not know the secret
-                self._authenticate(provider, scope["path"], scope["headers"], b"")
-            body = await self._read(scope, receive)
-            if provider.signs:
-                self._authenticate(provider, scope["path"], scope["headers"], body)
+            verifier = self._verifier(provider, scope["path"], scope["headers"])
+            body = await self._bodies.read(provider, scope["headers"], receive, verifier)
+            if not verifier.accepts():
+                raise _unauthorized(provider, _WRONG_SIGNATURE, is_read=True)
             answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._take(provider, body, partial(_resolve, answer))
+            self._take(provider, self._arrival(provider, body), partial(_resolve, answer))
             await _send(send, await answer)
-        except _RefusedError as refusal:
-            _count(provider, "refused", str(refusal.answer.status))
+        except RefusedError as refusal:
+            self._tell(provider, refusal)
             await _send(send, refusal.answer, drain=receive if refusal.drain else None)
-        except _SenderGoneError:
+        except SenderGoneError:
             _count(provider, "refused", "sender_gone")
 
     def take_whole(self, path: str, headers: Headers, body: bytes, reply: Reply) -> bool:
@@ -120,69 +98,53 @@ class Webhooks:
         False when it must be refused, which is left to the ASGI endpoint; otherwise it is or will
         be replied to.
         """
+        if len(body) > MAX_BODY_BYTES or is_encoded(headers):
+            return False
         try:
             provider = self._provider(path)
-            self._authenticate(provider, path, headers, body)
-        except _RefusedError:
+        except RefusedError:
             return False
-        if len(body) > MAX_BODY_BYTES:
+        webhook = Webhook(_path_secret(provider, path), headers, body, self._clock())
+        if not provider.authenticate(webhook):
             return False
-        self._take(provider, body, lambda answer: reply(*answer.encoded()))
+        arrival = arrival_of(provider, self._segment, body, self._clock())
+        self._take(provider, arrival, lambda answer: reply(*answer.encoded()))
         return True
 
     def _provider(self, path: str) -> Provider:
-        provider = self._providers.get(path.split("/")[2])
+        # Slashes too many and blanks come in with a URL that is pasted.
+        _, name, *_ = [*filter(None, (part.strip() for part in path.split("/"))), ""]
+        provider = self._providers.get(name)
         if provider is None:
-            raise _RefusedError(404, "no such provider, or no secret is configured for it")
+            raise RefusedError(404, "no such provider, or no secret is configured for it")
         return provider
 
     def _check_method(self, method: str) -> None:
         if method != "POST":
-            raise _RefusedError(405, "webhooks are posted", (b"allow", b"POST"))
+            raise RefusedError(405, "webhooks are posted", (b"allow", b"POST"))
 
-    def _authenticate(self, provider: Provider, path: str, headers: Headers, body: bytes) -> None:
-        _, named, path_secret = path.partition(f"/{provider.name}/")
-        webhook = Webhook(path_secret if named else None, headers, body, self._clock())
-        if not provider.authenticate(webhook):
-            challenge = (b"www-authenticate", b'Basic realm="relay"')
-            credential = "signature" if provider.signs else "secret"
-            raise _RefusedError(401, f"wrong or missing {credential}", challenge)
+    def _verifier(self, provider: Provider, path: str, headers: Headers) -> Verifier:
+        webhook = Webhook(_path_secret(provider, path), headers, b"", self._clock())
+        verifier = provider.verifier(webhook)
+        if verifier is None:
+            raise _unauthorized(provider, _door(provider, webhook))
+        return verifier
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        """The body, read within the limits of size and time.
+    def _arrival(self, provider: Provider, body: Body) -> Arrival | Ignored:
+        now = self._clock()
+        if not body.is_cut:
+            return arrival_of(provider, self._segment, bytes(body.content), now)
+        more = self._seldom.due((provider.name, "cut"))
+        if more is not None:
+            _log.warning("webhook.cut_off", provider=provider.name, size=body.size, more=more)
+        return cut_arrival(
+            *(provider, self._segment, body.content, now), size=body.size, digest=body.digest()
+        )
 
-        Raises:
-            _RefusedError: it is too large, known before it is buffered, or too slow.
-            _SenderGoneError: it will never be complete.
-        """
-        for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > MAX_BODY_BYTES:
-                raise _too_large()
-        task = cast("asyncio.Task[object]", asyncio.current_task())
-        self._reading[task] = asyncio.get_running_loop().time()
-        body = bytearray()
-        try:
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise _SenderGoneError
-                body += message.get("body", b"")
-                if len(body) > MAX_BODY_BYTES:
-                    raise _too_large()
-                if not message.get("more_body", False):
-                    return bytes(body)
-        except asyncio.CancelledError:
-            if task in self._reading:
-                raise  # by someone else
-            task.uncancel()
-            slow = f"the body took more than {BODY_SECONDS} s"
-            raise _RefusedError(408, slow, drain=False) from None
-        finally:
-            self._reading.pop(task, None)
-
-    def _take(self, provider: Provider, body: bytes, reply: Callable[[Answer], None]) -> None:
-        """Store what the body says, and only then say so."""
-        arrival = arrival_of(provider, self._segment, body, self._clock())
+    def _take(
+        self, provider: Provider, arrival: Arrival | Ignored, reply: Callable[[Answer], None]
+    ) -> None:
+        """Store it, and only then say so."""
         if isinstance(arrival, Ignored):
             reply(_told(provider, arrival, True))  # noqa: FBT003 (as a Fate)
             return
@@ -191,6 +153,43 @@ class Webhooks:
             reply(_told(provider, arrival, new))
 
         self._intake.store(arrival, told)
+
+    def _tell(self, provider: Provider | None, refusal: RefusedError) -> None:
+        """Count the refusal, and tell the log, but not of each."""
+        status = refusal.answer.status
+        _count(provider, "refused", str(status))
+        name = provider.name if provider else "unknown"
+        more = self._seldom.due((name, status, refusal.why))
+        if more is not None:
+            _log.info("webhook.refused", provider=name, status=status, why=refusal.why, more=more)
+
+
+def _path_secret(provider: Provider, path: str) -> str | None:
+    """What follows the provider's name, other than slashes and blanks alone."""
+    _, _, secret = path.partition(f"/{provider.name}/")
+    return secret if secret.strip(_PASTED) else None
+
+
+def _unauthorized(provider: Provider, why: str, *, is_read: bool = False) -> RefusedError:
+    challenge = (b"www-authenticate", b'Basic realm="relay"')
+    credential = "signature" if provider.signs else "secret"
+    refusal = RefusedError(401, f"wrong or missing {credential}", challenge, drain=not is_read)
+    refusal.why = why
+    return refusal
+
+
+def _door(provider: Provider, webhook: Webhook) -> str:
+    """Which way in was tried, and why it is closed: for the log, with nothing of what was tried."""
+    if provider.signs:
+        return "there is no signature of the right form in the headers"
+    if webhook.path_secret is None:
+        by_header = any(name == b"authorization" for name, _ in webhook.headers)
+        door = "in the Authorization header" if by_header else "anywhere"
+        return f"there is no right secret {door}"
+    pasted = Webhook(webhook.path_secret.strip(_PASTED), (), b"", webhook.received_at)
+    if provider.authenticate(pasted):
+        return "the secret in the path has a slash or blank too many around it"
+    return "the secret in the path is wrong"
 
 
 def _told(provider: Provider, arrival: Arrival | Ignored, new: Fate) -> Answer:
@@ -211,10 +210,6 @@ def _told(provider: Provider, arrival: Arrival | Ignored, new: Fate) -> Answer:
 def _resolve(future: "asyncio.Future[Answer]", answer: Answer) -> None:
     if not future.done():  # its request may have gone
         future.set_result(answer)
-
-
-def _too_large() -> _RefusedError:
-    return _RefusedError(413, f"a body has {MAX_BODY_BYTES} bytes at the most")
 
 
 async def _send(send: Send, answer: Answer, *, drain: Receive | None = None) -> None:
@@ -289,7 +284,7 @@ def create_app(  # noqa: PLR0913 (what it is built of)
 
     async def routed(scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's layers around a route take a tenth of a webhook's time and give it nothing.
-        if scope["type"] == "http" and scope["path"].startswith("/webhooks/"):
+        if scope["type"] == "http" and scope["path"].lstrip("/ ").startswith("webhooks/"):
             await webhooks(scope, receive, send)
         else:
             await app(scope, receive, send)

@@ -2,12 +2,10 @@
 
 import asyncio
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from pydantic import SecretStr
 from starlette.applications import Starlette
@@ -16,12 +14,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from relay import server
 from relay.gauges import Gauges
 from relay.providers import SecretCheck
 
 _READ_EVERY_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 3.0
-_MOST_AT_ONCE: Final = 20
 
 
 class Scraping:
@@ -82,21 +80,7 @@ def _token(request: Request) -> bytes:
 def serve_aside(scraping: Scraping, listener: socket.socket) -> None:
     """Serve the page, and `/healthz`, in a thread that ends with the process."""
     app = Starlette(routes=[Route("/healthz", _alive), Route("/metrics", scraping.answer)])
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            proxy_headers=False,
-            limit_concurrency=_MOST_AT_ONCE,
-        )
-    )
-    threading.Thread(
-        target=server.run, kwargs={"sockets": [listener]}, name="metrics", daemon=True
-    ).start()
+    server.serve_aside(app, listener)
 
 
 async def _alive(_request: Request) -> JSONResponse:

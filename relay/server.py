@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -17,6 +18,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from relay.accepting import Acceptor
 from relay.crowd import Crowd
+from relay.files import most_connections
 from relay.protocol import TakeWhole, protocols
 
 _OPEN_SECONDS: Final = 0.5
@@ -25,17 +27,23 @@ not know of it yet."""
 _HANDSHAKE_SECONDS: Final = 0.25
 """For handshakes that have begun to be completed: as long as a way around the world and back."""
 _LOOK_SECONDS: Final = 0.05
+_MOST_ASIDE: Final = 50
+"""Connections of a server beside another one."""
+_REACHED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (it is not listened at)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at the address; port 0 is any free one.
+    """A socket that listens at the address; port 0 is any free one, `::` any address of IPv4, too.
 
     Raises:
         OSError: it cannot be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    is_any = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server(
+            (host, port), family=family, backlog=2048, dualstack_ipv6=is_any
+        )
     except OSError as error:
         # Python's own text for some of these holds the address twice.
         raise OSError(error.errno, os.strerror(error.errno or 0)) from None
@@ -66,24 +74,13 @@ def serve_http(
         grace_seconds: how long requests under way have at the end.
         leaving: called when the end begins.
     """
-    crowd = Crowd()
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=protocols(take_whole, crowd),
-            lifespan="on",
-            log_config=None,
-            access_log=False,  # it would print the secret in the path
-            server_header=False,
-            ws="none",
-            proxy_headers=False,  # nobody's address is looked at
-        ),
-        listener,
-        crowd,
-        grace_seconds=grace_seconds,
-        leaving=leaving,
-    )
-    server.run()
+    _Server(app, take_whole, listener, most_connections(), grace_seconds, leaving).run()
+
+
+def serve_aside(app: ASGIApp, listener: socket.socket) -> None:
+    """Serve a few pages in a thread that ends with the process."""
+    server = _Server(app, lambda *_: False, listener, _MOST_ASIDE)
+    threading.Thread(target=server.run, name="http", daemon=True).start()
 
 
 class _Server(uvicorn.Server):
@@ -97,23 +94,35 @@ class _Server(uvicorn.Server):
 
     def __init__(
         self,
-        config: uvicorn.Config,
+        app: ASGIApp,
+        take_whole: TakeWhole,
         listener: socket.socket,
-        crowd: Crowd,
-        *,
-        grace_seconds: float,
-        leaving: Callable[[], None],
+        most_connections: int,
+        grace_seconds: float = 0,
+        leaving: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(config)
+        self._crowd = Crowd(most_connections)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=protocols(take_whole, self._crowd),
+                lifespan="on",
+                log_config=None,
+                access_log=False,  # it would print the secret in the path
+                server_header=False,
+                ws="none",
+                proxy_headers=False,  # nobody's address is looked at
+            )
+        )
         self._listener = listener
-        self._crowd = crowd
         self._grace_seconds = grace_seconds
         self._leaving = leaving
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle_exit)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.handle_exit)
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (as uvicorn's)

@@ -16,6 +16,7 @@ import structlog
 from starlette.routing import BaseRoute, Route
 
 from relay import __version__
+from relay.bodies import BODY_SECONDS
 from relay.companion import Companion
 from relay.console import HOME, Console, Endpoint, Links, print_link
 from relay.errors import OutboxBrokenError, OutboxError, RelayError
@@ -27,7 +28,7 @@ from relay.metrics import RECEIVING, WEBHOOKS
 from relay.outbox import Outbox, Role, open_outbox
 from relay.outbox.opening import AwaitedOutbox
 from relay.providers import Provider
-from relay.receiver import BODY_SECONDS, Webhooks, create_app
+from relay.receiver import Webhooks, create_app
 from relay.scraping import Scraping
 from relay.segment import Segment
 from relay.server import base_url, serve_http

@@ -305,8 +305,8 @@ MUTANTS = [
     Mutant(
         "a signature over the time alone",
         "providers/customerio.py",
-        'signed = b"v0:%b:%b" % (sent_at, webhook.body)',
-        'signed = b"v0:%b:{}" % sent_at',
+        "            mac.update(piece)",
+        "            pass",
         "tests/providers/test_customerio.py",
     ),
     Mutant(
@@ -315,6 +315,13 @@ MUTANTS = [
         "            if time.monotonic() > give_up_at:",
         "            if time.monotonic() > 0:",
         "tests/faults/test_away_at_start.py -k tried_with_growing",
+    ),
+    Mutant(
+        "an oversized body is stored without its signature",
+        "receiver.py",
+        "            if not verifier.accepts():",
+        "            if not verifier.accepts() and not body.is_cut:",
+        "tests/test_large_bodies.py",
     ),
     Mutant(
         "open connections are closed when the end begins",

@@ -207,7 +207,7 @@ class RelayProcess:
     def __enter__(self) -> Self:
         with self._log.open("wb") as log, self._out.open("wb") as out:
             self._process = subprocess.Popen(  # noqa: S603 (its own Python and a port)
-                [sys.executable, "-m", "relay", *self._command()],
+                [*self._program(), *self._command()],
                 cwd=_ROOT,
                 env=_clean(self._environ),
                 stdout=out,
@@ -239,6 +239,9 @@ class RelayProcess:
         """The file of a SQLite outbox."""
         assert isinstance(self.store, SqliteStore)
         return self.store.path
+
+    def _program(self) -> list[str]:
+        return [sys.executable, "-m", "relay"]
 
     def _command(self) -> list[str]:
         return ["serve", "--port", str(self.port), *self._options]

@@ -10,9 +10,9 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # it comes without annotations
 from pydantic import BaseModel
 
+from relay.bodies import MAX_BODY_BYTES
 from relay.cli import main
 from relay.providers import provider_classes
-from relay.receiver import MAX_BODY_BYTES
 from relay.settings import Settings, variables
 
 ROOT = Path(__file__).parents[1]

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 from starlette.types import Message
 
+from relay.bodies import MAX_BODY_BYTES
 from relay.events import Reading
 from relay.intake import Intake
 from relay.outbox.sqlite import SqliteOutbox
 from relay.providers.vero import Vero, VeroSettings
-from relay.receiver import MAX_BODY_BYTES, Webhooks
+from relay.receiver import Webhooks
 from relay.segment import Segment
+from relay.server import base_url, listen
 from tests.fakes import Answer, SegmentServer
 from tests.processes import (
     PATH,
@@ -603,3 +605,72 @@ def test_a_wish_to_upgrade_is_passed_over(relay: RelayProcess, protocol: str) ->
 
     assert [reply.content["status"] for reply in replies] == ["accepted"] + ["duplicate"] * 2
     assert (entry.state, entry.body) == ("pending", opened())
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "why"),
+    [
+        ("/webhooks/vero", {}, "there is no right secret anywhere"),
+        (
+            "/webhooks/vero",
+            {"Authorization": f"Bearer {WRONG_SECRET}"},
+            "there is no right secret in the Authorization header",
+        ),
+        (f"/webhooks/vero/{WRONG_SECRET}", {}, "the secret in the path is wrong"),
+        *(
+            (path, {}, "the secret in the path has a slash or blank too many around it")
+            for path in (f"{PATH}/", f"{PATH}%20", f"{PATH}%0A", f"/webhooks/vero//{SECRET}")
+        ),
+    ],
+)
+def test_the_log_says_at_which_door_a_webhook_was_refused(
+    fragile: RelayProcess, path: str, headers: dict[str, str], why: str
+) -> None:
+    replies = [fragile.ask("POST", path, opened(), headers) for _ in range(5)]
+
+    def refusals() -> list[dict[str, object]]:
+        return [line for line in fragile.log() if line["event"] == "webhook.refused"]
+
+    assert {reply.status for reply in replies} == {401}
+    assert within(5, lambda: len(refusals()) == 1)
+    (line,) = refusals()
+    assert (line["level"], line["provider"], line["status"]) == ("info", "vero", 401)
+    assert line["why"] == why
+    assert not [secret for secret in (SECRET, WRONG_SECRET) if secret in str(fragile.log())]
+
+
+@pytest.mark.parametrize("path", [f"/{PATH}", PATH.replace("/vero", "//vero"), f"/%20{PATH}"])
+def test_slips_of_pasting_before_the_secret_do_no_harm(relay: RelayProcess, path: str) -> None:
+    assert relay.ask("POST", path, opened()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "size", "status"),
+    [
+        ("POST", "/webhooks/nobody/and-a-secret", 2, 404),
+        ("GET", PATH, 0, 405),
+        ("POST", PATH, MAX_BODY_BYTES + 1, 413),
+    ],
+)
+def test_other_refusals_are_told_too(
+    fragile: RelayProcess, method: str, path: str, size: int, status: int
+) -> None:
+    fragile.ask(method, path, b"x" * size)
+    fragile.ask(method, path, b"x" * size)
+
+    def told() -> list[int]:
+        return [line["status"] for line in fragile.log() if line["event"] == "webhook.refused"]
+
+    assert within(5, lambda: told() == [status])
+    assert "and-a-secret" not in str(fragile.log())
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_all_addresses_are_those_of_both_families() -> None:
+    with closing(listen("::", 0)) as listener:
+        port = listener.getsockname()[1]
+        for address in ("127.0.0.1", "::1"):
+            socket.create_connection((address, port), timeout=5).close()
+        url = base_url(listener)
+
+    assert url == f"http://[::1]:{port}"

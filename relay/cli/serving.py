@@ -33,6 +33,7 @@ from relay.cli.app import (
 from relay.companion import telling
 from relay.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, playing
 from relay.errors import OutboxBrokenError, OutboxError, SegmentError
+from relay.files import raise_file_limit
 from relay.forwarder import Forwarder
 from relay.logs import unwaited
 from relay.metrics import ALL, FORWARDER_LINES_DROPPED, FORWARDING, RECEIVER_LINES_DROPPED
@@ -60,6 +61,7 @@ _port = click.option(
 )
 def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
+    raise_file_limit()
     settings, providers = configured()
     configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
     warn(settings)
@@ -100,6 +102,7 @@ def forward(
 
     `relay serve` does so by itself. With PostgreSQL any number of these may run beside it.
     """
+    raise_file_limit()
     settings, providers = configured()
     configure_logs(settings, dropped=FORWARDER_LINES_DROPPED.inc)
     if metrics_port is not None:

@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from relay.answers import Answer, answer_to
+from relay.bodies import MAX_BODY_BYTES
 from relay.console.access import Door, Guard, PasswordDoor, Sealed
 from relay.console.actions import Replays
 from relay.console.live import Live
@@ -39,7 +40,6 @@ from relay.masking import masked
 from relay.outbox import Clock, Outbox, State, utc_now
 from relay.outbox.records import Query, Record
 from relay.providers import Provider
-from relay.receiver import MAX_BODY_BYTES
 from relay.segment import Segment
 from relay.stories import full
 

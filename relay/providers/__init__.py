@@ -45,6 +45,29 @@ class Webhook(msgspec.Struct, frozen=True):
         return next((value for given, value in self.headers if given == name), b"")
 
 
+class Verifier(Protocol):
+    """Judges a body while it comes."""
+
+    def update(self, piece: bytes) -> None:
+        """Take the next piece."""
+        ...
+
+    def accepts(self) -> bool:
+        """Whether the credentials are right, now that all pieces have come."""
+        ...
+
+
+class Verified:
+    """See `Verifier`: the credentials are right, whatever the body is."""
+
+    def update(self, piece: bytes) -> None:
+        """See `Verifier.update`."""
+
+    def accepts(self) -> bool:
+        """See `Verifier.accepts`."""
+        return True
+
+
 class Provider(Protocol):
     """Turns one provider's webhooks into email events. Pure: no I/O.
 
@@ -80,6 +103,13 @@ class Provider(Protocol):
 
     def authenticate(self, webhook: Webhook) -> bool:
         """Whether the webhook carries one of the configured secrets; takes constant time."""
+        ...
+
+    def verifier(self, webhook: Webhook) -> Verifier | None:
+        """What judges the webhook's body, which has not been read yet.
+
+        None where the credentials are missing, malformed, or known to be wrong.
+        """
         ...
 
     def parse(self, body: bytes, received_at: datetime) -> Reading:

@@ -20,6 +20,7 @@ from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, U
 from relay.providers import (
     REPEATABLE,
     Secrets,
+    Verifier,
     Webhook,
     address,
     instant,
@@ -58,6 +59,7 @@ _OTHER_CHANNELS: Final = frozenset(
 # A colon in it would let bytes move between the time and the body without a change of what is
 # signed. 20 digits hold any count of seconds or nanoseconds.
 _SENT_AT: Final = re.compile(rb"[0-9]{1,20}")
+_SIGNATURE: Final = re.compile(rb"[0-9a-f]{64}")
 
 # Each kind of campaign names itself in a field of its own.
 _CAMPAIGNS: Final = {
@@ -153,14 +155,24 @@ class Customerio:
 
     def authenticate(self, webhook: Webhook) -> bool:
         """See `Provider.authenticate`. The time is signed with the body."""
-        sent_at = webhook.header(b"x-cio-timestamp")
-        if webhook.path_secret is not None or not _SENT_AT.fullmatch(sent_at):
+        verifier = self.verifier(webhook)
+        if verifier is None:
             return False
+        verifier.update(webhook.body)
+        return verifier.accepts()
+
+    def verifier(self, webhook: Webhook) -> Verifier | None:
+        """See `Provider.verifier`."""
+        sent_at = webhook.header(b"x-cio-timestamp")
         signature = webhook.header(b"x-cio-signature")
-        signed = b"v0:%b:%b" % (sent_at, webhook.body)
-        # Every key is tried, so that the time taken does not tell which one matched.
-        matches = [hmac.compare_digest(_signature(key, signed), signature) for key in self._keys]
-        return any(matches) and self._is_recent(sent_at, webhook.received_at)
+        if (
+            webhook.path_secret is not None
+            or not _SENT_AT.fullmatch(sent_at)
+            or not _SIGNATURE.fullmatch(signature)
+            or not self._is_recent(sent_at, webhook.received_at)
+        ):
+            return None
+        return _Signature(self._keys, sent_at, signature)
 
     def _is_recent(self, sent_at: bytes, received_at: datetime) -> bool:
         if not self._tolerance:
@@ -202,8 +214,26 @@ class Customerio:
 PROVIDER = Customerio
 
 
-def _signature(key: SecretStr, signed: bytes) -> bytes:
-    return hmac.new(key.get_secret_value().encode(), signed, "sha256").hexdigest().encode()
+class _Signature:
+    """See `Verifier`. The time is signed with the body."""
+
+    def __init__(self, keys: Sequence[SecretStr], sent_at: bytes, signature: bytes) -> None:
+        begun = b"v0:%b:" % sent_at
+        self._macs = [hmac.new(key.get_secret_value().encode(), begun, "sha256") for key in keys]
+        self._signature = signature
+
+    def update(self, piece: bytes) -> None:
+        """See `Verifier.update`."""
+        for mac in self._macs:
+            mac.update(piece)
+
+    def accepts(self) -> bool:
+        """See `Verifier.accepts`."""
+        # Every key is tried, so that the time taken does not tell which one matched.
+        matches = [
+            hmac.compare_digest(mac.hexdigest().encode(), self._signature) for mac in self._macs
+        ]
+        return any(matches)
 
 
 def _kind(document: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[str | None, str | None]:

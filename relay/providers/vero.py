@@ -20,6 +20,8 @@ from relay.providers import (
     REPEATABLE,
     SecretCheck,
     Secrets,
+    Verified,
+    Verifier,
     Webhook,
     address,
     instant,
@@ -136,6 +138,10 @@ class Vero:
         if webhook.path_secret is not None:
             return self._secrets.accepts(webhook.path_secret.encode())
         return self._secrets.accepts(_credentials(webhook.header(b"authorization")))
+
+    def verifier(self, webhook: Webhook) -> Verifier | None:
+        """See `Provider.verifier`."""
+        return Verified() if self.authenticate(webhook) else None
 
     def parse(self, body: bytes, received_at: datetime) -> Reading:
         """See `Provider.parse`."""

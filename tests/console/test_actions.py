@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from relay.receiver import MAX_BODY_BYTES
+from relay.bodies import MAX_BODY_BYTES
 from tests.console.asking import (
     WEBHOOK_URLS,
     act,
