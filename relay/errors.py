@@ -10,6 +10,7 @@
     ├── UnreadableError            a body that is not a usable JSON object
     ├── TransportError             a request got no answer
     │   └── UnusableUrlError           it cannot be sent there at all
+    ├── CrashError                 the process cannot go on, by a fault of relay's own
     └── SegmentError               a batch was not accepted
         ├── SegmentUnavailableError    not now; the same batch may pass later
         ├── SegmentRefusedError        our fault or the operator's; no message is to blame
@@ -60,6 +61,10 @@ class OutboxMissingError(OutboxUnusableError):
 
 class OutboxBrokenError(OutboxError):
     """The outbox does nothing more in this process, which had better end and start again."""
+
+
+class CrashError(RelayError):
+    """The process cannot go on, by a fault of relay's own; started again, the next one may."""
 
 
 class UnreadableError(RelayError):

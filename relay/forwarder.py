@@ -29,6 +29,7 @@ from relay.metrics import BATCHES, DELIVERIES, MESSAGES
 from relay.outbox import DEATHS_IN_COMPANY, Clock, Entry, Outbox, utc_now
 from relay.pacing import Pace, Turn, full_jitter
 from relay.providers import Provider
+from relay.pulse import Pulse
 from relay.segment import (
     MAX_MESSAGES,
     TIMEOUT_SECONDS,
@@ -41,6 +42,8 @@ WORKERS: Final = 4
 LEASE: Final = timedelta(seconds=60)
 LINGER_SECONDS: Final = 0.2
 """How long the first entry waits for company: a request costs as much as a hundred messages."""
+STUCK_SECONDS: Final = 90
+"""No step takes longer than a lease; half as much again is for a machine that is busy."""
 LOOK_SECONDS: Final = 0.05
 """How often the outbox is asked whether anything has changed."""
 POLL_SECONDS: Final = 1.0
@@ -52,6 +55,8 @@ Deaths while it was mapped; and while it was posted, those of a forwarder whose 
 
 _POST_SECONDS: Final = 3 * TIMEOUT_SECONDS  # how long before a lease ends the last post begins
 _OUTBOX_PAUSE_SECONDS: Final = 1.0
+_LONGEST_SLEEP_SECONDS: Final = 30.0
+_ALL: Final = "all"  # of the workers together
 
 _log = structlog.get_logger()
 
@@ -97,6 +102,8 @@ class Forwarder:
 
     Attributes:
         broken: set once the outbox does nothing more in this process.
+        pulse: of its workers. One of them that is silent for `STUCK_SECONDS` hangs; so do all where
+            each attempt fails by a fault of relay's own.
     """
 
     def __init__(  # noqa: PLR0913 (time and chance are given)
@@ -121,6 +128,7 @@ class Forwarder:
         self._sleep = sleep or self._stopping.wait
         self._jitter = jitter
         self.broken = threading.Event()
+        self.pulse = Pulse()
         self._more_is_due = True
         self._suspects_looked_for_at = float("-inf")
         self._untold: deque[Callable[[Pace, float], None]] = deque()
@@ -173,18 +181,24 @@ class Forwarder:
         return claim is not None
 
     def _work(self) -> None:
+        worker = threading.get_ident()
+        self.pulse.step(_ALL)
         while not self._stopping.is_set():
             try:
+                self.pulse.rest(worker)
                 # One worker at a time claims and maps; the others post. Mapping is Python's own
                 # work: two at it would only get in each other's way.
                 with self._claiming:
+                    self.pulse.step(worker)
                     if not self._more_is_due:
                         self._await_entries()
                     self._try_suspects()
                     claim = self._claim(self._take_due)
                 if claim is not None:
                     self._forward(claim)
+                self._get_on()
             except OutboxError as error:
+                self._get_on()
                 _log.error("forward.outbox_failed", error=str(error))
                 if isinstance(error, OutboxBrokenError):
                     self.broken.set()
@@ -192,6 +206,11 @@ class Forwarder:
             except Exception:  # noqa: BLE001 (a fault of relay's own must not end the worker)
                 _log.exception("forward.failed")
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
+
+    def _get_on(self) -> None:
+        """Show that this worker does not hang, and that not all of them fail."""
+        self.pulse.step(threading.get_ident())
+        self.pulse.step(_ALL)
 
     def _take_due(self) -> list[Entry]:
         entries = self._outbox.claim(MAX_MESSAGES, lease=LEASE)
@@ -214,6 +233,7 @@ class Forwarder:
             return
         while not self._stopping.is_set():
             if self._claimed:  # by the other workers, which claim no more meanwhile
+                self._get_on()
                 self._sleep(LOOK_SECONDS)
                 continue
             claim = self._claim_suspect()
@@ -274,7 +294,8 @@ class Forwarder:
                 return turn
             if self._clock() + turn > until:
                 return None
-            self._sleep(turn)
+            self._get_on()
+            self._sleep(min(turn, _LONGEST_SLEEP_SECONDS))
         return None
 
     def _take_turn(self, pace: Pace, now: float) -> Turn | float:
@@ -292,6 +313,7 @@ class Forwarder:
                 batch = claim.batches.popleft()
                 entries = [entry for entry, _ in batch]
                 turn, claim.turn = claim.turn, None
+                self.pulse.step(threading.get_ident())
                 try:
                     self._post(batch, turn)
                 except BatchRejectedError as error:
@@ -324,6 +346,7 @@ class Forwarder:
             except OutboxError as error:
                 if self._stopping.is_set() or self._clock() + _OUTBOX_PAUSE_SECONDS > ends_at:
                     raise
+                self._get_on()
                 _log.error("forward.not_settled", messages=len(entries), error=str(error))
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
             else:

@@ -23,6 +23,7 @@ from relay.events import DeadReason, Ignored, Reading, Unusable
 from relay.metrics import ANSWERS, COMMITS, GROUPS
 from relay.outbox import Arrival, Outbox, keys_of
 from relay.providers import Provider
+from relay.pulse import Pulse
 from relay.segment import Segment
 
 LARGEST_GROUP: Final = 1_000
@@ -31,6 +32,9 @@ MAX_WAITING_BYTES: Final = 64 * 2**20
 
 WAIT_SECONDS: Final = 3.0
 """How long a webhook waits for its commit; senders give up after some seconds themselves."""
+
+STUCK_SECONDS: Final = 60
+"""A commit that takes longer than this does not end: stores have shorter limits of their own."""
 
 CLOSE_SECONDS: Final = 5
 """How long the outbox has for what waits at the end; it has not been answered 200."""
@@ -159,6 +163,7 @@ class Intake:
         self._told_count = 0
         self._closed: str | None = None
         self._failure: tuple[float, OutboxError] | None = None
+        self._pulse = Pulse()
         self._thread = threading.Thread(target=self._commit_groups, name="intake", daemon=True)
 
     def start(self) -> None:
@@ -182,6 +187,14 @@ class Intake:
         """
         if self._failure and self._loop.time() - self._failure[0] < _FAILURE_SECONDS:
             return f"webhooks are not stored: {self._failure[1]}"
+        return None
+
+    def look(self) -> str | None:
+        """Why nothing can be stored any more in this process; to be called once a second."""
+        if not self._thread.is_alive():
+            return "the committing thread has ended"
+        if self._pulse.look() >= STUCK_SECONDS:
+            return f"a commit has been under way for more than {STUCK_SECONDS} s"
         return None
 
     def store(self, arrival: Arrival, told: Told) -> None:
@@ -216,6 +229,7 @@ class Intake:
 
         Should it be stored after all, the sender's next try is answered as a duplicate.
         """
+        self._loop.call_later(_LOOK_SECONDS, self._give_up_on_the_slow)
         late = OutboxError("the outbox does not answer in time")
         for handed in self._handed:
             if handed.at > self._loop.time() - WAIT_SECONDS:
@@ -223,7 +237,6 @@ class Intake:
             handed.late = True
             for waiting in handed.waiting:
                 self._tell_one(waiting, late)
-        self._loop.call_later(_LOOK_SECONDS, self._give_up_on_the_slow)
 
     async def close(self) -> None:
         """Commit what waits, then end."""
@@ -241,7 +254,9 @@ class Intake:
                 ended = gathered is None
                 waiting += gathered or ()
             for start in range(0, len(waiting), LARGEST_GROUP):
+                self._pulse.step(self._thread)
                 self._commit(waiting[start : start + LARGEST_GROUP])
+            self._pulse.rest(self._thread)
 
     def _commit(self, group: Sequence[_Waiting]) -> None:
         arrivals = [waiting.arrival for waiting in group]

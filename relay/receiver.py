@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from typing import Final
@@ -242,6 +242,7 @@ def create_app(  # noqa: PLR0913 (what it is built of)
     troubles: Callable[[], Iterable[str]] = tuple,
     pages: Sequence[BaseRoute] = (),
     started: Callable[[], object] = lambda: None,
+    healthy: Callable[[], object] = lambda: None,
 ) -> ASGIApp:
     """The HTTP application: webhooks, health, and whatever else is served.
 
@@ -253,8 +254,10 @@ def create_app(  # noqa: PLR0913 (what it is built of)
         troubles: what else keeps relay from being ready, a sentence each.
         pages: what else is served.
         started: called at the start, once signals are handled.
+        healthy: called once a second while this process can do its job.
     """
     gate = _Gate(intake, limits)
+    liveness = _Liveness(intake, healthy)
     readiness = _Readiness(outbox, lambda: [*gate.troubles(), *troubles()])
 
     @asynccontextmanager
@@ -264,7 +267,8 @@ def create_app(  # noqa: PLR0913 (what it is built of)
         # An outbox that takes longer than this to open, or to answer, is told of meanwhile.
         await asyncio.wait([asyncio.create_task(gate.look())], timeout=_FIRST_LOOK_SECONDS)
         watches = [
-            asyncio.create_task(watch) for watch in (webhooks.give_up_on_the_slow(), gate.watch())
+            asyncio.create_task(_kept_up(watch))
+            for watch in (webhooks.give_up_on_the_slow, gate.watch, liveness.watch)
         ]
         yield
         for watch in watches:
@@ -273,7 +277,7 @@ def create_app(  # noqa: PLR0913 (what it is built of)
 
     app = Starlette(
         routes=[
-            Route("/healthz", _alive),
+            Route("/healthz", liveness.answer),
             Route("/readyz", readiness.answer),
             *pages,
         ],
@@ -325,9 +329,40 @@ class _Gate:
         return [reason for reason in (self._exceeded, self._intake.trouble()) if reason]
 
 
-async def _alive(_request: Request) -> JSONResponse:
-    """The process lives and answers."""
-    return JSONResponse({"status": "alive"})
+async def _kept_up(watch: Callable[[], Awaitable[None]]) -> None:
+    """Begin the watch again whenever it fails, until it is cancelled."""
+    while True:
+        try:
+            await watch()
+        except Exception:  # noqa: BLE001 (out of threads or memory: it may pass)
+            _log.exception("receiver.watch_failed")
+            await asyncio.sleep(1)
+
+
+class _Liveness:
+    """Whether this process can do its job: its event loop turns, and its webhooks are committed."""
+
+    def __init__(self, intake: Intake, healthy: Callable[[], object]) -> None:
+        self._intake = intake
+        self._healthy = healthy
+        self._trouble: str | None = None
+
+    async def watch(self) -> None:
+        """Look once a second, until it is cancelled."""
+        while True:
+            trouble = self._intake.look()
+            if trouble and not self._trouble:
+                _log.critical("receiver.unhealthy", reason=trouble)
+            self._trouble = trouble
+            if not trouble:
+                self._healthy()
+            await asyncio.sleep(1)
+
+    async def answer(self, _request: Request) -> JSONResponse:
+        if self._trouble:
+            content = {"status": "unhealthy", "reasons": [self._trouble]}
+            return JSONResponse(content, status_code=503)
+        return JSONResponse({"status": "alive"})
 
 
 class _Health(Struct, frozen=True):

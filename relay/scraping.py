@@ -3,7 +3,8 @@
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
@@ -77,10 +78,12 @@ def _token(request: Request) -> bytes:
     return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
 
 
-def serve_aside(scraping: Scraping, listener: socket.socket) -> None:
-    """Serve the page, and `/healthz`, in a thread that ends with the process."""
+@contextmanager
+def serving_aside(scraping: Scraping, listener: socket.socket) -> Iterator[None]:
+    """Serve the page, and `/healthz`, in a thread."""
     app = Starlette(routes=[Route("/healthz", _alive), Route("/metrics", scraping.answer)])
-    server.serve_aside(app, listener)
+    with server.serving_aside(app, listener):
+        yield
 
 
 async def _alive(_request: Request) -> JSONResponse:

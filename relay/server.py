@@ -27,6 +27,7 @@ not know of it yet."""
 _HANDSHAKE_SECONDS: Final = 0.25
 """For handshakes that have begun to be completed: as long as a way around the world and back."""
 _LOOK_SECONDS: Final = 0.05
+_CLOSE_SECONDS: Final = 2.0
 _MOST_ASIDE: Final = 50
 """Connections of a server beside another one."""
 _REACHED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (it is not listened at)
@@ -77,10 +78,24 @@ def serve_http(
     _Server(app, take_whole, listener, most_connections(), grace_seconds, leaving).run()
 
 
-def serve_aside(app: ASGIApp, listener: socket.socket) -> None:
-    """Serve a few pages in a thread that ends with the process."""
+@contextmanager
+def serving_aside(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
+    """Serve a few pages in a thread."""
     server = _Server(app, lambda *_: False, listener, _MOST_ASIDE)
-    threading.Thread(target=server.run, name="http", daemon=True).start()
+
+    def serve() -> None:
+        server.run()
+        if not server.should_exit:
+            raise RuntimeError("the server has ended")
+
+    thread = threading.Thread(target=serve, name="http", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        # A thread whose loop still turns when Python ends may crash the process.
+        server.should_exit = True
+        thread.join(_CLOSE_SECONDS)
 
 
 class _Server(uvicorn.Server):

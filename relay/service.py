@@ -15,11 +15,11 @@ from typing import Final, cast
 import structlog
 from starlette.routing import BaseRoute, Route
 
-from relay import __version__
+from relay import __version__, systemd
 from relay.bodies import BODY_SECONDS
 from relay.companion import Companion
 from relay.console import HOME, Console, Endpoint, Links, print_link
-from relay.errors import OutboxBrokenError, OutboxError, RelayError
+from relay.errors import CrashError, OutboxBrokenError, RelayError
 from relay.forwarder import new_lineage
 from relay.gauges import Gauges
 from relay.intake import Intake
@@ -33,6 +33,7 @@ from relay.scraping import Scraping
 from relay.segment import Segment
 from relay.server import base_url, serve_http
 from relay.settings import Settings
+from relay.threads import end_with_any_thread
 
 POSTS_SECONDS: Final = 8
 """How long posts under way have to be answered at the end, while requests have theirs."""
@@ -107,7 +108,9 @@ class Service:
         )
         arguments = ["forward", "--until-stdin-closes", "--lineage", str(new_lineage())]
         self._forwarder = (
-            Companion(arguments, environ, broken=self._break) if environ is not None else None
+            Companion(arguments, environ, broken=self._break, lost=self._crash)
+            if environ is not None
+            else None
         )
 
     def run(self) -> None:
@@ -116,7 +119,9 @@ class Service:
         Raises:
             OutboxUnusableError: the outbox will not open until an operator acts.
             OutboxBrokenError: the outbox does nothing more in this process.
+            CrashError: one of its threads has ended.
         """
+        end_with_any_thread(self._crash)
         for provider in self._receiving:  # so that the first one shows as growth
             WEBHOOKS.labels(provider.name, "unavailable", "outbox")
         app = create_app(
@@ -126,7 +131,8 @@ class Service:
             limits=limits_of(self._settings, self._outbox),
             troubles=self._troubles,
             pages=self._pages(),
-            started=self._awaited.start,
+            started=self._start,
+            healthy=partial(systemd.notify, systemd.ALIVE),
         )
         spare_the_collector()
         self._console.begin()
@@ -175,6 +181,10 @@ class Service:
         if not webhooks:
             _log.warning("serve.receives_nothing", missing="any provider's secret")
 
+    def _start(self) -> None:
+        self._awaited.start()
+        systemd.notify(systemd.READY)
+
     def _opened(self, outbox: Outbox) -> None:
         """Take the outbox for this process alone, and forward from it."""
         outbox.become_sole(Role.RECEIVER)
@@ -191,6 +201,7 @@ class Service:
         return ["the forwarder is not running"]
 
     def _leave(self) -> None:
+        systemd.notify(systemd.STOPPING)
         self._console.leave()
         if self._forwarder:
             self._forwarder.stop_soon()
@@ -200,7 +211,10 @@ class Service:
             _log.critical("serve.outbox_broken")
         self._end(OutboxBrokenError("it does nothing more in this process"))
 
-    def _end(self, error: OutboxError) -> None:
+    def _crash(self) -> None:
+        self._end(CrashError("a thread of relay's has ended"))
+
+    def _end(self, error: RelayError) -> None:
         """End the process because of the error, the first of them."""
         if self._failure is None:
             self._failure = error

@@ -33,6 +33,27 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a forwarder that hangs is left alone",
+        "companion.py",
+        "while silent < most or self._stopping.is_set():",
+        "while True:",
+        "tests/test_companion.py -k 'silent or hangs'",
+    ),
+    Mutant(
+        "a forwarder that gets nowhere is left alone",
+        "cli/serving.py",
+        "if forwarder.pulse.look() >= STUCK_SECONDS:",
+        "if False:",
+        "tests/faults/test_hanging.py -k nowhere",
+    ),
+    Mutant(
+        "relay is healthy whatever its commits do",
+        "intake.py",
+        "if self._pulse.look() >= STUCK_SECONDS:",
+        "if False:",
+        "tests/faults/test_hanging.py -k never_ends",
+    ),
+    Mutant(
         "an answer before the commit",
         "intake.py",
         "        self._gathered.append(_Waiting(arrival, told))",

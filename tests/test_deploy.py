@@ -380,4 +380,6 @@ def test_systemd_keeps_the_outbox_in_the_state_directory() -> None:
     assert environment == f"RELAY_OUTBOX_URL=sqlite:////var/lib/{state}/relay.db"
     assert unit()["EnvironmentFile"] == ["/etc/relay.env"]
     assert unit()["Restart"] == ["always"]
+    assert unit()["Type"] == ["notify"]
+    assert int(unit()["WatchdogSec"][0]) > 10  # it is pinged once a second
     assert unit()["RestartPreventExitStatus"] == ["2"]  # a setting is missing or wrong

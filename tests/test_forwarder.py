@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from relay import __version__
 from relay.errors import OutboxError
 from relay.events import EmailEvent, Reading
-from relay.forwarder import Forwarder
+from relay.forwarder import STUCK_SECONDS, Forwarder
 from relay.outbox import Arrival, Entry, T
 from relay.outbox.sqlite import SqliteOutbox
 from relay.pacing import Pace
@@ -624,3 +624,54 @@ def test_stopping_makes_what_is_still_unanswered_due_at_once(relay: Relay) -> No
     assert hidden == []
     assert len(due) == 10
     assert relay.counts() == (10, 0, 0)
+
+
+class Away(SqliteOutbox):
+    """An outbox of which nothing can be claimed."""
+
+    def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:  # noqa: ARG002 (as its parent's)
+        """See `Outbox.claim`."""
+        raise OutboxError("away")
+
+
+@pytest.mark.parametrize(
+    ("store", "answer"),
+    [
+        (SqliteOutbox, Answer(401)),
+        (SqliteOutbox, Answer(503)),
+        (SqliteOutbox, Answer(429, headers={"Retry-After": "3600"})),
+        (Away, Answer(200)),
+    ],
+)
+def test_waiting_is_no_hang(
+    tmp_path: Path,
+    server: SegmentServer,
+    monkeypatch: pytest.MonkeyPatch,
+    store: type[SqliteOutbox],
+    answer: Answer,
+) -> None:
+    monkeypatch.setattr("relay.forwarder.WORKERS", 1)  # so that all of its time is the clock's
+    relay = Relay(tmp_path / "relay.db", server, store)
+    server.judge = lambda _: answer
+    relay.add(clicked("mail-1"))
+    silent: list[int] = []
+    enough = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        before = int(relay.clock.monotonic())
+        relay.clock.sleep(seconds)
+        silent.extend(forwarder.pulse.look() for _ in range(before, int(relay.clock.monotonic())))
+        if len(silent) > 7_200:
+            enough.set()
+            threading.Event().wait(0.001)
+
+    forwarder = Forwarder(
+        relay.outbox, relay.segment, [vero()], clock=relay.clock.monotonic, sleep=sleep
+    )
+    forwarder.start()
+    waited = enough.wait(60)
+    forwarder.stop(60)
+    relay.outbox.close()
+
+    assert waited
+    assert max(silent) < STUCK_SECONDS / 2

@@ -5,8 +5,9 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from itertools import count
@@ -14,12 +15,13 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from types import FrameType
+from typing import Final
 
 import click
 import structlog
 from prometheus_client import generate_latest
 
-from relay import __version__
+from relay import __version__, systemd
 from relay.cli.app import (
     NoOutboxError,
     configure_logs,
@@ -32,17 +34,21 @@ from relay.cli.app import (
 )
 from relay.companion import telling
 from relay.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, playing
-from relay.errors import OutboxBrokenError, OutboxError, SegmentError
+from relay.errors import CrashError, OutboxBrokenError, OutboxError, SegmentError
 from relay.files import raise_file_limit
-from relay.forwarder import Forwarder
-from relay.logs import unwaited
+from relay.forwarder import STUCK_SECONDS, Forwarder
+from relay.logs import drain
 from relay.metrics import ALL, FORWARDER_LINES_DROPPED, FORWARDING, RECEIVER_LINES_DROPPED
 from relay.outbox import Role
 from relay.retention import Retention
-from relay.scraping import Scraping, serve_aside
+from relay.scraping import Scraping, serving_aside
 from relay.server import base_url, listen
 from relay.service import POSTS_SECONDS, Service, segment_of, spare_the_collector
 from relay.settings import variables
+from relay.threads import end_with_any_thread
+
+_END_SECONDS: Final = 15
+"""How long a forwarder has to end: for its posts, and to settle them."""
 
 _log = structlog.get_logger()
 
@@ -74,6 +80,8 @@ def _run(service: Service) -> None:
         service.run()
     except OutboxBrokenError:
         sys.exit(os.EX_IOERR)
+    except CrashError:
+        sys.exit(os.EX_SOFTWARE)
     except OutboxError as error:
         raise click.ClickException(f"outbox: {error}") from None
 
@@ -105,9 +113,12 @@ def forward(
     raise_file_limit()
     settings, providers = configured()
     configure_logs(settings, dropped=FORWARDER_LINES_DROPPED.inc)
+    crashed = threading.Event()
+    end_with_any_thread(crashed.set)
+    aside: AbstractContextManager[None] = nullcontext()
     if metrics_port is not None:
         listener = _listen(metrics_host, metrics_port, "--metrics-port")
-        serve_aside(Scraping([FORWARDING], token=settings.metrics_token), listener)
+        aside = serving_aside(Scraping([FORWARDING], token=settings.metrics_token), listener)
     leave = _LeaveOnce()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
@@ -115,7 +126,7 @@ def forward(
         threading.Thread(target=_leave_with_stdin, daemon=True).start()
     counted = partial(generate_latest, FORWARDING)
     told = telling(counted, sys.stdout.fileno()) if until_stdin_closes else nullcontext()
-    with told, opened(settings, patient=True) as outbox, reported():
+    with aside, told, opened(settings, patient=True) as outbox, reported():
         # That of a relay that was killed ends by itself, when it has posted what it had in hand.
         patience = POSTS_SECONDS + 2 if until_stdin_closes else 0
         outbox.become_sole(Role.FORWARDER, patience=timedelta(seconds=patience))
@@ -132,11 +143,16 @@ def forward(
                     _log.warning("outbox.exposed", warning=warning)
                 _log.info("forward.started", version=__version__, **settings.shown())
             spare_the_collector()
-            forwarder.broken.wait()
+            systemd.notify(systemd.READY)
+            while not (forwarder.broken.wait(1) or crashed.is_set()):
+                if forwarder.pulse.look() >= STUCK_SECONDS:
+                    _log.critical("forward.stuck", seconds=STUCK_SECONDS)
+                    _end_at_once()
+                systemd.notify(systemd.ALIVE)
         finally:
             forwarder.stop(POSTS_SECONDS)
             retention.stop()
-    sys.exit(os.EX_IOERR)
+    sys.exit(os.EX_IOERR if forwarder.broken.is_set() else os.EX_SOFTWARE)
 
 
 @main.command()
@@ -157,7 +173,17 @@ class _LeaveOnce:
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         if not self._leaving:
             self._leaving = True
+            systemd.notify(systemd.STOPPING)
+            timer = threading.Timer(_END_SECONDS, _end_at_once)
+            timer.daemon = True
+            timer.start()
             sys.exit(0)
+
+
+def _end_at_once() -> None:
+    """End the process though threads of it hang; what they had in hand is due again."""
+    drain()
+    os._exit(os.EX_SOFTWARE)
 
 
 def _leave_with_stdin() -> None:
@@ -167,6 +193,8 @@ def _leave_with_stdin() -> None:
             pass
     # To the main thread, which is asleep: a signal to this one would not wake it.
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    time.sleep(_END_SECONDS)  # the main thread may hang, too
+    _end_at_once()
 
 
 @main.command()
@@ -193,7 +221,6 @@ def demo(host: str, port: int | None) -> None:
         environ |= {name: os.environ[name] for name in ("PATH", "PORT") if name in os.environ}
         settings, providers = configured(environ)
         configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
-        sys.stdout = unwaited(sys.stdout)
         listener = _listen(host, settings.port if port is None else port, "--port")
         host, port = listener.getsockname()[:2]
         traffic = Traffic(host, port, ledger, Random())  # noqa: S311 (it makes up names)

@@ -1,0 +1,60 @@
+"""`relay` with a fault in one place: `python -m tests.faults.hanging FAULT ARGUMENT...`.
+
+It is the real one, but for the fault, and for how soon what hangs is judged to.
+"""
+
+import sys
+import time
+from typing import Any
+
+import relay.cli.serving
+import relay.intake
+from relay.cli import main
+from relay.limits import Limits
+from relay.outbox.sqlite import SqliteOutbox
+
+SECONDS = 2
+
+
+def hang(*_: object, **__: object) -> Any:  # noqa: ANN401 (it never returns)
+    """Stay for ever."""
+    time.sleep(100_000)
+
+
+def fail(*_: object, **__: object) -> Any:  # noqa: ANN401 (it never returns)
+    """Fail as nobody has foreseen."""
+    raise KeyError("a fault of relay's own")
+
+
+def end(*_: object, **__: object) -> Any:  # noqa: ANN401 (it never returns)
+    """End the thread."""
+    raise SystemExit(1)
+
+
+def fail_at_first() -> Any:  # noqa: ANN401 (a method)
+    """Fail three times, then refuse everything."""
+    failures = iter(range(3))
+
+    def exceeded(_limits: Limits) -> str:
+        if next(failures, None) is not None:
+            fail()
+        return "this is why"
+
+    return exceeded
+
+
+FAULTS: dict[str, tuple[type, str, Any]] = {
+    "claiming hangs": (SqliteOutbox, "claim", hang),
+    "claiming fails": (SqliteOutbox, "claim", fail),
+    "claiming ends": (SqliteOutbox, "claim", end),
+    "committing hangs": (SqliteOutbox, "add", hang),
+    "committing ends": (SqliteOutbox, "add", end),
+    "looking fails": (Limits, "exceeded", fail_at_first()),
+}
+
+if __name__ == "__main__":
+    place, name, fault = FAULTS[sys.argv[1]]
+    setattr(place, name, fault)
+    for module in (relay.cli.serving, relay.intake):
+        module.__dict__["STUCK_SECONDS"] = SECONDS
+    main(sys.argv[2:])

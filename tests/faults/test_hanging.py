@@ -1,0 +1,173 @@
+"""What hangs, or has ended, within one of relay's processes."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import SegmentServer
+from tests.processes import ForwarderProcess, RelayProcess, within
+
+OPENED = b'{"type": "opened", "opened_at": 1772366400, "user": {"id": 7}, "message_id": "%d"}'
+
+
+class FaultyRelay(RelayProcess):
+    """`relay serve --no-forward` with a fault."""
+
+    fault = ""
+
+    def _program(self) -> list[str]:
+        return [sys.executable, "-m", "tests.faults.hanging", self.fault]
+
+
+class FaultyForwarder(ForwarderProcess):
+    """`relay forward` with a fault."""
+
+    fault = ""
+
+    def _program(self) -> list[str]:
+        return [sys.executable, "-m", "tests.faults.hanging", self.fault]
+
+
+class Systemd:
+    """What systemd is told."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(path)
+        self._socket.settimeout(30)
+
+    def heard(self) -> str:
+        """The next message."""
+        return self._socket.recv(1000).decode()
+
+    def falls_silent(self) -> bool:
+        """Whether nothing more comes for some seconds."""
+        self._socket.settimeout(5)
+        for _ in range(30):
+            try:
+                self._socket.recv(1000)
+            except TimeoutError:
+                return True
+        return False
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._socket.close()
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    systemd = Systemd(str(tmp_path / "notify"))
+    yield systemd
+    systemd.close()
+
+
+@pytest.mark.parametrize("fault", ["claiming hangs", "claiming fails"])
+def test_a_forwarder_that_gets_nowhere_ends_itself(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FaultyForwarder, "fault", fault)
+    file = tmp_path / "relay.db"
+    with SegmentServer() as server:
+        with RelayProcess(file, server.url, options=["--no-forward"]) as relay:
+            relay.post(OPENED % 1)
+        with FaultyForwarder(file, server.url) as forwarder:
+            assert forwarder.wait(60) == os.EX_SOFTWARE
+            assert forwarder.log()[-1]["event"] == "forward.stuck"
+        with ForwarderProcess(file, server.url):
+            assert within(60, lambda: len(server.accepted) == 1)
+
+
+def test_a_forwarder_one_of_whose_threads_ends_ends_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FaultyForwarder, "fault", "claiming ends")
+    file = tmp_path / "relay.db"
+    with SegmentServer() as server:
+        with RelayProcess(file, server.url, options=["--no-forward"]):
+            pass
+        with FaultyForwarder(file, server.url) as forwarder:
+            assert forwarder.wait(60) == os.EX_SOFTWARE
+            assert "thread.died" in [line["event"] for line in forwarder.log()]
+
+
+def test_a_commit_that_never_ends_makes_relay_unhealthy_and_systemd_hears_no_more(
+    tmp_path: Path, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FaultyRelay, "fault", "committing hangs")
+    path, file, options = str(tmp_path / "notify"), tmp_path / "relay.db", ["--no-forward"]
+    with FaultyRelay(file, "http://127.0.0.1:9", options=options, NOTIFY_SOCKET=path) as relay:
+        before = relay.ask("GET", "/healthz")
+        assert relay.post(OPENED % 1).status == 503
+        assert within(60, lambda: relay.ask("GET", "/healthz").status == 503)
+
+        assert before.content == {"status": "alive"}
+        assert relay.ask("GET", "/healthz").content == {
+            "status": "unhealthy",
+            "reasons": ["a commit has been under way for more than 2 s"],
+        }
+        assert systemd.falls_silent()
+        relay.terminate()
+        assert relay.wait(20) == 0
+
+
+def test_relay_ends_with_its_committing_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FaultyRelay, "fault", "committing ends")
+    options = ["--no-forward"]
+    with FaultyRelay(tmp_path / "relay.db", "http://127.0.0.1:9", options=options) as relay:
+        assert relay.post(OPENED % 1).status == 503
+        assert relay.wait(60) == os.EX_SOFTWARE
+
+
+def test_a_look_that_fails_is_not_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FaultyRelay, "fault", "looking fails")
+    options = ["--no-forward"]
+    with FaultyRelay(tmp_path / "relay.db", "http://127.0.0.1:9", options=options) as relay:
+        assert within(
+            60, lambda: relay.ask("GET", "/readyz").content.get("reasons") == ["this is why"]
+        )
+
+
+def test_systemd_hears_when_relay_is_ready_that_it_lives_and_that_it_stops(
+    tmp_path: Path, systemd: Systemd
+) -> None:
+    path = str(tmp_path / "notify")
+    with (
+        SegmentServer() as server,
+        RelayProcess(tmp_path / "relay.db", server.url, NOTIFY_SOCKET=path) as relay,
+    ):
+        forwarder = Path(f"/proc/{relay.forwarder()}/environ")
+        assert within(20, lambda: b"RELAY_OUTBOX_URL" in forwarder.read_bytes())
+        told = forwarder.read_bytes()
+        began = [systemd.heard() for _ in range(3)]
+        relay.terminate()
+        ended = {systemd.heard() for _ in iter(systemd.heard, "STOPPING=1")}
+
+        assert b"NOTIFY_SOCKET" not in told
+        assert began == ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]
+        assert ended <= {"WATCHDOG=1"}
+        assert relay.wait(20) == 0
+
+
+def test_systemd_hears_the_same_of_a_forwarder_of_its_own(tmp_path: Path, systemd: Systemd) -> None:
+    path, file = str(tmp_path / "notify"), tmp_path / "relay.db"
+    with SegmentServer() as server:
+        with RelayProcess(file, server.url, options=["--no-forward"]):
+            pass
+        with ForwarderProcess(file, server.url, NOTIFY_SOCKET=path) as forwarder:
+            began = [systemd.heard() for _ in range(3)]
+            forwarder.terminate(signal.SIGTERM)
+            for _ in iter(systemd.heard, "STOPPING=1"):
+                pass
+
+            assert began == ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]
+            assert forwarder.wait(20) == 0
