@@ -70,7 +70,8 @@ def ready(port: int) -> bool:
 
 
 def opened(number: int) -> bytes:
-    webhook = {"type": "opened", "user": {"id": number}, "message_id": f"mail-{number}"}
+    at = {"opened_at": 1_772_366_400}  # without it, each would be another event
+    webhook = {"type": "opened", "user": {"id": number}, "message_id": f"mail-{number}", **at}
     return json.dumps(webhook).encode()
 
 
