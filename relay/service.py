@@ -189,7 +189,7 @@ class Service:
         """Take the outbox for this process alone, and forward from it."""
         outbox.become_sole(Role.RECEIVER)
         for warning in outbox.warnings():
-            _log.warning("outbox.exposed", warning=warning)
+            _log.warning("outbox.warning", warning=warning)
         self._gauges.begin(outbox)
         if self._forwarder:
             self._forwarder.start()

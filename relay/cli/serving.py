@@ -140,7 +140,7 @@ def forward(
             if not until_stdin_closes:
                 warn(settings)
                 for warning in outbox.warnings():
-                    _log.warning("outbox.exposed", warning=warning)
+                    _log.warning("outbox.warning", warning=warning)
                 _log.info("forward.started", version=__version__, **settings.shown())
             spare_the_collector()
             systemd.notify(systemd.READY)

@@ -106,6 +106,7 @@ def test_what_was_kept_is_restored_and_forwarded(path: Path) -> None:
         (rescued,) = path.parent.glob("relay.db.rescued-*")
         segment.judge = lambda _batch: Answer()
         with RelayProcess(path, segment.url) as relay:
+            told = [line["warning"] for line in relay.log() if line["event"] == "outbox.warning"]
             done = run(
                 *("restore", str(rescued)),
                 SEGMENT_WRITE_KEY=WRITE_KEY,
@@ -114,6 +115,7 @@ def test_what_was_kept_is_restored_and_forwarded(path: Path) -> None:
 
             assert within(_END_SECONDS, lambda: len(segment.accepted) == 5)
     assert done.stdout == "5 entries restored\n"
+    assert [warning for warning in told if f"`relay restore {rescued}`" in warning]
     assert {message["messageId"] for message in segment.accepted} == kept
 
 
@@ -189,7 +191,7 @@ def test_wider_files_are_told_of_at_the_start_and_left(path: Path) -> None:
     SqliteOutbox(path).close()
     path.chmod(0o644)
     with SegmentServer() as segment, RelayProcess(path, segment.url) as relay:
-        told = [line["warning"] for line in relay.log() if line["event"] == "outbox.exposed"]
+        told = [line["warning"] for line in relay.log() if line["event"] == "outbox.warning"]
 
     assert told[0].startswith(f"{path} has mode 0644")
     assert path.stat().st_mode & 0o777 == 0o644

@@ -33,7 +33,7 @@ from relay.outbox import (
 from relay.outbox.sqlite.checkpointer import LONG_BYTES, Checkpointer
 from relay.outbox.sqlite.disk import Disk
 from relay.outbox.sqlite.fileformat import beside, log_of, size_on_disk
-from relay.outbox.sqlite.place import Place, exposed, rescue
+from relay.outbox.sqlite.place import Place, exposed, kept, rescue
 from relay.outbox.sqlite.records import SqliteRecords
 from relay.outbox.sqlite.schema import (
     COUNT,
@@ -452,7 +452,7 @@ class SqliteOutbox:
 
     def warnings(self) -> list[str]:
         """See `Outbox.warnings`."""
-        return [*exposed(self._path)]
+        return [*exposed(self._path), *kept(self._path)]
 
     def log_state(self) -> LogState:
         """See `Outbox.log_state`."""

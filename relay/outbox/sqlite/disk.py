@@ -39,8 +39,9 @@ class Disk:
     def used(self) -> Iterator[None]:
         """Raise SQLite's errors as relay's; refuse once the disk has failed or a file is gone.
 
-        That is looked at before, and once more after: what was stored between the two, in a file
-        that was deleted meanwhile, is not told stored.
+        That is looked at before: a checkpoint into a file that somebody has opened with another log
+        would damage it. And once more after: what was stored between the two, in a file that was
+        deleted meanwhile, is not told stored.
         """
         self._refuse_lost()
         try:

@@ -62,6 +62,12 @@ def exposed(path: Path) -> Iterator[str]:
                 yield f"{file} has mode {mode:04o}: others than its owner can open it (chmod 600)"
 
 
+def kept(path: Path) -> Iterator[str]:
+    """Tell of each file that keeps what lost files held; see `rescue`."""
+    for file in sorted(path.parent.glob(f"{path.name}.rescued-*")):
+        yield f"{file} has what a lost outbox held: `relay restore {file}`, then delete it"
+
+
 def _files(path: Path) -> list[Path]:
     return [path, *(beside(path, name) for name in ("wal", "shm", *Role))]
 
@@ -106,7 +112,7 @@ class Place:
     def fault(self) -> str | None:
         """What has become of the files since; None while each is where it was opened.
 
-        It takes 6 µs.
+        It takes 8 µs.
         """
         for file, identity in self._opened.items():
             if (now := _identity(file)) != identity:
