@@ -12,14 +12,19 @@ from urllib.parse import urlsplit
 class Gateway:
     """Forwards connections on a port of its own to a server on loopback.
 
+    Args:
+        server_port: of the server.
+        address: of this machine, to listen on.
+
     Attributes:
         port: where it listens.
         taken: how many connections it has taken by now.
     """
 
-    def __init__(self, server_port: int) -> None:
+    def __init__(self, server_port: int, address: str = "127.0.0.1") -> None:
         self._server_port = server_port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._address = address
+        self._listener = socket.create_server((address, 0))
         self.port: int = self._listener.getsockname()[1]
         self.taken = 0
         self._silent_until = 0  # connections taken before this one are silent
@@ -42,7 +47,7 @@ class Gateway:
     def url(self, url: str) -> str:
         """The URL of what is at the URL, by way of this gateway."""
         address = urlsplit(url).netloc.rpartition("@")[2]
-        return url.replace(address, f"127.0.0.1:{self.port}")
+        return url.replace(address, f"{self._address}:{self.port}")
 
     def silence(self) -> None:
         """Let nothing more through on the connections that are open, as after a failover."""

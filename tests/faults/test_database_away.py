@@ -198,6 +198,7 @@ def test_connections_that_fall_silent_are_replaced_and_nothing_is_lost(
                 ledger.await_answers(100)
                 gateway.silence()
 
+                assert rises(lambda: ledger.refusals, 20)
                 assert rises(lambda: ledger.answers, 10)
         drained = within(90, lambda: not pending(postgres_store))
         relay.terminate()
@@ -216,6 +217,7 @@ def test_relay_ends_in_time_while_nothing_comes_through(
     gateway: Gateway, postgres_store: PostgresStore, kind: type[RelayProcess]
 ) -> None:
     through = PostgresStore(gateway.url(postgres_store.url), postgres_store.logs)
+    open_outbox(postgres_store.url, create=True).close()
     with SegmentServer() as server, kind(through, server.url) as relay, gateway.mute():
         time.sleep(1)  # some of its connections hang by now, each in its own state
         relay.terminate()

@@ -1,5 +1,6 @@
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from relay.pacing import Pace
 from tests.changes_contract import ChangesContract, RunSql
 from tests.contracts import FAULT, MINUTE, NOON, OpenStore, OutboxContract, arrival, states
 from tests.fakes import Clock
+from tests.gateway import Gateway
 from tests.postgres import PASSWORD, PostgresServer, StopMode, database_of, query
 from tests.processes import within
 from tests.records import by_name, erase, everything, filled, revival, revive, without_ids
@@ -327,6 +329,54 @@ def test_what_waiting_does_not_cure_is_told_from_a_server_that_is_away(
 ) -> None:
     with pytest.raises(OutboxUnusableError):
         PostgresOutbox(f"{url}?application_name=test".replace(*change))
+
+
+def test_parameters_of_other_libraries_are_left_out_of_the_url_and_named(url: str) -> None:
+    with closing(PostgresOutbox(f"{url}?pgbouncer=true&sslmode=prefer&schema=x&pool=9")) as outbox:
+        warnings = outbox.warnings()
+
+        assert works(outbox)
+    assert [re.findall(r"\w+=", warning) for warning in warnings] == [
+        ["pgbouncer="],
+        ["pool="],
+        ["schema="],
+    ]
+
+
+@pytest.mark.parametrize("mistyped", ["sslmod", "ssl_mode", "pasword", "connect_time_out"])
+def test_a_mistyped_parameter_of_the_url_is_refused(url: str, mistyped: str) -> None:
+    with pytest.raises(OutboxUnusableError, match=mistyped) as raised:
+        PostgresOutbox(f"{url}?{mistyped}=verify-full")
+
+    assert "verify-full" not in str(raised.value)
+
+
+def own_address() -> str | None:
+    """An address of this machine that is not loopback, if it has one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return None
+        address: str = probe.getsockname()[0]
+        return None if address.startswith("127.") else address
+
+
+def test_a_way_to_another_machine_that_is_not_encrypted_is_warned_of(
+    postgres: PostgresServer, url: str
+) -> None:
+    address = own_address()
+    if address is None:
+        pytest.skip("needs an address that is not loopback")
+    with (
+        Gateway(postgres.port, address) as gateway,
+        closing(PostgresOutbox(gateway.url(url))) as remote,
+        closing(PostgresOutbox(url)) as local,
+    ):
+        assert [re.findall("not encrypted", warning) for warning in remote.warnings()] == [
+            ["not encrypted"]
+        ]
+        assert local.warnings() == []
 
 
 def test_a_host_called_like_a_fault_is_still_only_away(postgres: PostgresServer, url: str) -> None:
