@@ -11,9 +11,9 @@ import pytest
 from tests.certificates import certificate, speaking_tls
 from tests.fakes import SegmentServer
 from tests.faults.segment import Road
+from tests.forward_proxy import Proxy
 from tests.oracle import Ledger
 from tests.processes import SECRET, WRITE_KEY, RelayProcess, closed_port, run, within
-from tests.proxies import Proxy
 
 LOGIN = "relay:open-sesame"
 HOST = "segment.invalid"  # a name that only the proxy leads anywhere
