@@ -26,7 +26,7 @@ from tests.processes import (
     pending,
     within,
 )
-from tests.proxies.servers import DEFAULTS, SUGGESTED, Proxy, before, program, running
+from tests.reverse_proxies.servers import DEFAULTS, SUGGESTED, Proxy, before, program, running
 from tests.tools.desk import webhook
 
 PASSWORD = "a-password-for-the-tests"
