@@ -268,7 +268,10 @@ class Bodies:
 
 def is_encoded(headers: Headers) -> bool:
     """Whether the body is said to be packed in any way."""
-    return any(name == b"content-encoding" for name, _ in headers)
+    for name, _ in headers:  # noqa: SIM110 (for every webhook; a generator takes thrice as long)
+        if name == b"content-encoding":
+            return True
+    return False
 
 
 def _is_packed(headers: Headers, provider: Provider) -> bool:
