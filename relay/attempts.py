@@ -11,7 +11,7 @@ from relay.metrics import WRONG_CREDENTIALS
 
 HOLD_SECONDS: Final = 1.0
 """How long a wrong attempt waits for its answer."""
-MAX_HELD: Final = 64
+MAX_HELD: Final = 256
 """Wrong attempts of one door that wait at a time."""
 
 _LOG_SECONDS: Final = 60.0

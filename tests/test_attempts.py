@@ -15,7 +15,7 @@ from tests.fakes import Clock, SegmentServer
 from tests.processes import RelayProcess
 
 PASSWORD = "a-password-for-the-tests"
-FLOOD = 3 * MAX_HELD
+FLOOD = MAX_HELD + 64
 
 
 def credentials(password: str) -> str:
