@@ -19,7 +19,13 @@ from relay.outbox.postgres.bell import Bell
 from relay.outbox.postgres.connecting import connection_parameters
 from relay.outbox.postgres.records import PostgresRecords
 from relay.outbox.postgres.schema import COUNT, as_text, prepare
-from relay.outbox.postgres.sessions import SHORT_SECONDS, BrokenError, Sessions, translated
+from relay.outbox.postgres.sessions import (
+    LONG_SECONDS,
+    SHORT_SECONDS,
+    BrokenError,
+    Sessions,
+    translated,
+)
 from relay.outbox.tallies import Change, Tally, in_states
 from relay.pacing import Pace, Standing
 
@@ -235,11 +241,13 @@ class PostgresOutbox:
 
     def fold_tallies(self, before: datetime) -> None:
         """See `Outbox.fold_tallies`."""
-        self._run(_FOLD, {"before": before})
+        self._run(_FOLD, {"before": before}, seconds=LONG_SECONDS)
 
     def purge(self, before: datetime, limit: int) -> int:
         """See `Outbox.purge`."""
-        return len(self._run(_PURGE, {"before": before, "limit": limit}))
+        # Old entries are in no memory any more, and a slow disk must not keep them for ever.
+        purged = self._run(_PURGE, {"before": before, "limit": limit}, seconds=LONG_SECONDS)
+        return len(purged)
 
     def check(self) -> None:
         """See `Outbox.check`."""
@@ -247,7 +255,7 @@ class PostgresOutbox:
 
     def pending_exceed(self, limit: int) -> bool:
         """See `Outbox.pending_exceed`."""
-        return bool(self._run(_PENDING_AFTER, {"limit": limit}))
+        return bool(self._run(_PENDING_AFTER, {"limit": limit}, seconds=LONG_SECONDS))
 
     def free_bytes(self) -> int | None:
         """See `Outbox.free_bytes`. A server does not tell."""

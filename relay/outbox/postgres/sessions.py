@@ -30,7 +30,7 @@ from relay.errors import OutboxError
 SHORT_SECONDS: Final = 4.0
 """How long the server may take for a statement of those that somebody waits for."""
 LONG_SECONDS: Final = 60.0
-"""How long it may take for a step of an operator's command."""
+"""How long it may take for a step of an operator's command, or in the background."""
 
 _ANSWER_SECONDS: Final = 1.0  # later than that, what the server cancels itself is not awaited
 _CANCEL_SECONDS: Final = 1.0
