@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, cast
@@ -24,6 +25,7 @@ from relay.forwarder import new_lineage
 from relay.gauges import Gauges
 from relay.intake import Intake
 from relay.limits import Limits
+from relay.logs import drain
 from relay.metrics import RECEIVING, WEBHOOKS
 from relay.outbox import Outbox, Role, open_outbox
 from relay.outbox.opening import AwaitedOutbox
@@ -35,6 +37,8 @@ from relay.server import base_url, serve_http
 from relay.settings import Settings
 from relay.threads import end_with_any_thread
 
+END_SECONDS: Final = 19
+"""How long the end may take, whatever hangs."""
 POSTS_SECONDS: Final = 8
 """How long posts under way have to be answered at the end, while requests have theirs."""
 
@@ -80,6 +84,7 @@ class Service:
         self._providers = providers
         self._listener = listener
         self._failure: RelayError | None = None
+        self._leaving = False
         self._awaited = AwaitedOutbox(
             partial(
                 open_outbox,
@@ -201,7 +206,10 @@ class Service:
         return ["the forwarder is not running"]
 
     def _leave(self) -> None:
-        systemd.notify(systemd.STOPPING)
+        if not self._leaving:
+            self._leaving = True
+            end_within(END_SECONDS)
+            systemd.notify(systemd.STOPPING)
         self._console.leave()
         if self._forwarder:
             self._forwarder.stop_soon()
@@ -223,6 +231,20 @@ class Service:
 
 def _path(provider: Provider, secret: str) -> str:
     return f"/webhooks/{provider.name}" + ("" if provider.signs else f"/{secret}")
+
+
+def end_within(seconds: float) -> None:
+    """Have the process end by then, though threads of it hang."""
+    timer = threading.Timer(seconds, end_at_once)
+    timer.daemon = True
+    timer.start()
+
+
+def end_at_once() -> None:
+    """End the process; what it had in hand is due again."""
+    _log.critical("ended_at_once")
+    drain()
+    os._exit(os.EX_SOFTWARE)
 
 
 def spare_the_collector() -> None:

@@ -37,13 +37,19 @@ from relay.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, 
 from relay.errors import CrashError, OutboxBrokenError, OutboxError, SegmentError
 from relay.files import raise_file_limit
 from relay.forwarder import STUCK_SECONDS, Forwarder
-from relay.logs import drain
 from relay.metrics import ALL, FORWARDER_LINES_DROPPED, FORWARDING, RECEIVER_LINES_DROPPED
 from relay.outbox import Role
 from relay.retention import Retention
 from relay.scraping import Scraping, serving_aside
 from relay.server import base_url, listen
-from relay.service import POSTS_SECONDS, Service, segment_of, spare_the_collector
+from relay.service import (
+    POSTS_SECONDS,
+    Service,
+    end_at_once,
+    end_within,
+    segment_of,
+    spare_the_collector,
+)
 from relay.settings import variables
 from relay.threads import end_with_any_thread
 
@@ -147,7 +153,7 @@ def forward(
             while not (forwarder.broken.wait(1) or crashed.is_set()):
                 if forwarder.pulse.look() >= STUCK_SECONDS:
                     _log.critical("forward.stuck", seconds=STUCK_SECONDS)
-                    _end_at_once()
+                    end_at_once()
                 systemd.notify(systemd.ALIVE)
         finally:
             forwarder.stop(POSTS_SECONDS)
@@ -174,16 +180,8 @@ class _LeaveOnce:
         if not self._leaving:
             self._leaving = True
             systemd.notify(systemd.STOPPING)
-            timer = threading.Timer(_END_SECONDS, _end_at_once)
-            timer.daemon = True
-            timer.start()
+            end_within(_END_SECONDS)
             sys.exit(0)
-
-
-def _end_at_once() -> None:
-    """End the process though threads of it hang; what they had in hand is due again."""
-    drain()
-    os._exit(os.EX_SOFTWARE)
 
 
 def _leave_with_stdin() -> None:
@@ -194,7 +192,7 @@ def _leave_with_stdin() -> None:
     # To the main thread, which is asleep: a signal to this one would not wake it.
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     time.sleep(_END_SECONDS)  # the main thread may hang, too
-    _end_at_once()
+    end_at_once()
 
 
 @main.command()

@@ -49,6 +49,7 @@ FAULTS: dict[str, tuple[type, str, Any]] = {
     "claiming ends": (SqliteOutbox, "claim", end),
     "committing hangs": (SqliteOutbox, "add", hang),
     "committing ends": (SqliteOutbox, "add", end),
+    "closing hangs": (SqliteOutbox, "close", hang),
     "looking fails": (Limits, "exceeded", fail_at_first()),
 }
 

@@ -78,7 +78,10 @@ def test_a_forwarder_that_gets_nowhere_ends_itself(
             relay.post(OPENED % 1)
         with FaultyForwarder(file, server.url) as forwarder:
             assert forwarder.wait(60) == os.EX_SOFTWARE
-            assert forwarder.log()[-1]["event"] == "forward.stuck"
+            assert [line["event"] for line in forwarder.log()][-2:] == [
+                "forward.stuck",
+                "ended_at_once",
+            ]
         with ForwarderProcess(file, server.url):
             assert within(60, lambda: len(server.accepted) == 1)
 
@@ -124,6 +127,21 @@ def test_relay_ends_with_its_committing_thread(
     with FaultyRelay(tmp_path / "relay.db", "http://127.0.0.1:9", options=options) as relay:
         assert relay.post(OPENED % 1).status == 503
         assert relay.wait(60) == os.EX_SOFTWARE
+
+
+@pytest.mark.parametrize("process", [FaultyRelay, FaultyForwarder])
+def test_the_end_comes_in_time_though_the_outbox_never_closes(
+    tmp_path: Path, process: type[RelayProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "fault", "closing hangs")
+    file = tmp_path / "relay.db"
+    with SegmentServer() as server:
+        with RelayProcess(file, server.url, options=["--no-forward"]):
+            pass
+        with process(file, server.url) as relay:
+            relay.terminate()
+
+            assert relay.wait(30) == os.EX_SOFTWARE
 
 
 def test_a_look_that_fails_is_not_the_last_one(
