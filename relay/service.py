@@ -242,7 +242,7 @@ def end_within(seconds: float) -> None:
 
 def end_at_once() -> None:
     """End the process; what it had in hand is due again."""
-    _log.critical("ended_at_once")
+    _log.critical("process.cut_short")
     drain()
     os._exit(os.EX_SOFTWARE)
 

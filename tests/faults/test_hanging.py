@@ -80,7 +80,7 @@ def test_a_forwarder_that_gets_nowhere_ends_itself(
             assert forwarder.wait(60) == os.EX_SOFTWARE
             assert [line["event"] for line in forwarder.log()][-2:] == [
                 "forward.stuck",
-                "ended_at_once",
+                "process.cut_short",
             ]
         with ForwarderProcess(file, server.url):
             assert within(60, lambda: len(server.accepted) == 1)
