@@ -7,6 +7,8 @@
 PYTHON ?= $(or $(shell $(ITSELF) || { cd / && $(ITSELF); }),python3)
 ITSELF := python3 -c 'import sys; print(sys.executable)' 2>/dev/null
 VENV := .venv
+# Most tests wait for something; more of them at a time than there are cores take half as long.
+WORKERS ?= 4
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
@@ -20,7 +22,7 @@ demo: $(VENV)/run  ## the real relay between a stand-in for Vero and one for Seg
 	@exec $(BIN)/relay demo
 
 test: $(VENV)/dev  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 faults: $(VENV)/dev  ## each fault of README's table, many times
 	$(BIN)/python -m pytest tests/faults --long --timeout 1800

@@ -172,9 +172,11 @@ def kill_once(process: "subprocess.Popen[bytes]", condition: Callable[[], bool])
     It runs for a moment at a time, and stands still while the condition is looked at.
     """
     with process:
-        assert within(20, lambda: not _one_moment(process) or condition())
-        assert process.poll() is None
-        process.kill()
+        try:
+            assert within(60, lambda: not _one_moment(process) or condition())
+            assert process.poll() is None
+        finally:
+            process.kill()  # one that stands still would be awaited for ever
 
 
 def _one_moment(process: "subprocess.Popen[bytes]") -> bool:
