@@ -193,6 +193,18 @@ def test_a_schema_that_a_stranger_has_made_before_is_refused_and_not_looked_into
         (f"GRANT CREATE ON SCHEMA relay TO {MALLORY}", "right CREATE on the schema"),
         ("GRANT CREATE ON SCHEMA relay TO PUBLIC", '"PUBLIC" has the right CREATE'),
         (f"GRANT TRIGGER ON relay.entries TO {MALLORY}", "right TRIGGER on relay.entries"),
+        (f"GRANT REFERENCES ON relay.keys TO {MALLORY}", "right REFERENCES on relay.keys"),
+        (
+            f"GRANT REFERENCES (id) ON relay.entries TO {MALLORY}",
+            r"right REFERENCES on relay.entries \(id\)",
+        ),
+        (
+            (
+                "CREATE SCHEMA mallory CREATE TABLE notes (id bigint REFERENCES relay.keys);"
+                f"ALTER TABLE mallory.notes OWNER TO {MALLORY}"
+            ),
+            "relay.keys is referred to by mallory.notes, which belongs to",
+        ),
     ],
 )
 def test_a_schema_in_which_a_stranger_has_a_hand_is_refused(
@@ -215,6 +227,7 @@ def test_a_schema_in_which_a_stranger_has_a_hand_is_refused(
         "CREATE INDEX added ON relay.entries (received_at)",
         "ALTER TABLE relay.entries SET (autovacuum_vacuum_threshold = 10)",
         "ALTER TABLE relay.entries ENABLE ROW LEVEL SECURITY",
+        "CREATE TABLE public.notes (id bigint REFERENCES relay.entries ON DELETE CASCADE)",
     ],
 )
 def test_what_an_administrator_may_want_is_not_refused(url: str, change: str) -> None:

@@ -1,7 +1,9 @@
 """Tells whether the schema is relay's alone.
 
 Whoever owns something in it, or may make something in it or a trigger on its tables, could have
-code of their own run with relay's rights.
+code of their own run with relay's rights. So could the owner of a table that refers to one of its
+tables: what a deletion there does to it fires that table's deferred triggers, and up to version 17
+as the role that commits.
 """
 
 from typing import Any, Final
@@ -23,10 +25,13 @@ def refuse_strangers(connection: psycopg.Connection[Any]) -> None:
     Raises:
         OutboxUnusableError: somebody else owns a part of it, or may add to it.
     """
-    for what, right, role in connection.execute(_STRANGERS):
+    for what, right, role, referring in connection.execute(_STRANGERS):
         if right is None:
             said = f'{what} belongs to the role "{role}", and not to relay\'s own'
             remedy = f"make it relay's (ALTER ... OWNER TO), or grant \"{role}\" to relay's role"
+        elif referring:
+            said = f'{what} is referred to by {referring}, which belongs to the role "{role}"'
+            remedy = "drop that foreign key"
         else:
             said = f'the role "{role}" has the right {right} on {what}'
             remedy = "REVOKE it"
@@ -40,7 +45,8 @@ _STRANGERS: Final = """
     WITH place AS (
         SELECT oid, nspname, nspowner, nspacl FROM pg_namespace WHERE nspname = 'relay'
     ), tables AS (
-        SELECT relname, relowner, relacl FROM pg_class JOIN place ON relnamespace = place.oid
+        SELECT pg_class.oid, relname, relowner, relacl
+        FROM pg_class JOIN place ON relnamespace = place.oid
     ), trusted AS (
         SELECT trusted.oid FROM pg_roles AS trusted, pg_roles AS own
         WHERE own.rolname = current_user AND (
@@ -48,23 +54,35 @@ _STRANGERS: Final = """
             -- A superuser is taken for a member of every role.
             OR (NOT own.rolsuper AND pg_has_role(own.oid, trusted.oid, 'MEMBER'))
         )
-    ), held (what, privilege, role) AS (
-        SELECT 'the schema relay', NULL, nspowner FROM place
-        UNION ALL SELECT 'relay.' || relname, NULL, relowner FROM tables
+    ), held (what, privilege, role, referring) AS (
+        SELECT 'the schema relay', NULL, nspowner, NULL FROM place
+        UNION ALL SELECT 'relay.' || relname, NULL, relowner, NULL FROM tables
         UNION ALL
-        SELECT 'the function relay.' || proname, NULL, proowner
+        SELECT 'the function relay.' || proname, NULL, proowner, NULL
         FROM pg_proc JOIN place ON pronamespace = place.oid
         UNION ALL
-        SELECT 'the type relay.' || typname, NULL, typowner
+        SELECT 'the type relay.' || typname, NULL, typowner, NULL
         FROM pg_type JOIN place ON typnamespace = place.oid
         UNION ALL
-        SELECT 'the schema relay', privilege_type, grantee FROM place, aclexplode(nspacl)
+        SELECT 'the schema relay', privilege_type, grantee, NULL
+        FROM place, aclexplode(nspacl)
         WHERE privilege_type = 'CREATE'
         UNION ALL
-        SELECT 'relay.' || relname, privilege_type, grantee FROM tables, aclexplode(relacl)
-        WHERE privilege_type = 'TRIGGER'
+        SELECT 'relay.' || relname, privilege_type, grantee, NULL
+        FROM tables, aclexplode(relacl)
+        WHERE privilege_type IN ('TRIGGER', 'REFERENCES')
+        UNION ALL
+        SELECT format('relay.%s (%s)', relname, attname), privilege_type, grantee, NULL
+        FROM tables JOIN pg_attribute ON attrelid = tables.oid, aclexplode(attacl)
+        WHERE privilege_type = 'REFERENCES'
+        UNION ALL
+        SELECT
+            'relay.' || tables.relname, 'REFERENCES', others.relowner, conrelid::regclass::text
+        FROM pg_constraint
+        JOIN tables ON tables.oid = confrelid JOIN pg_class AS others ON others.oid = conrelid
     )
-    SELECT what, privilege, CASE role WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(role) END
+    SELECT
+        what, privilege, CASE role WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(role) END, referring
     FROM held WHERE role NOT IN (SELECT oid FROM trusted)
     ORDER BY privilege IS NOT NULL, what <> 'the schema relay', what LIMIT 1
 """
