@@ -130,6 +130,7 @@ class Console:
             app.router.routes.append(Route("/sign-out", self._sign_in.leave, methods=["POST"]))
         else:
             door = PasswordDoor(opened_by)
+        self._lets_in = door.lets_in
         self.routes = [
             *(self._without_session(self._sign_in) if self._sign_in else ()),
             Route(HOME, Sealed(Guard(_HOME, door))),
@@ -352,6 +353,7 @@ class Console:
             lambda: self._aside(
                 lambda: self._render(request, "_overview.html", **self._overview_values(request))
             ),
+            lambda: self._lets_in(request.headers),
         )
 
     async def _live_events(self, request: Request) -> Response:
@@ -360,6 +362,7 @@ class Console:
             lambda: self._aside(
                 lambda: self._render(request, "_events.html", **self._events_values(request))
             ),
+            lambda: self._lets_in(request.headers),
         )
 
     def _page(self, request: Request, template: str, **values: Any) -> Response:  # noqa: ANN401 (whatever it shows)

@@ -37,6 +37,10 @@ _HEADERS: Final = {
 class Door(Protocol):
     """Tells who may come in from who may not."""
 
+    def lets_in(self, headers: Headers) -> bool:
+        """Whether who sends these headers may come in at this moment."""
+        ...
+
     async def refusal(self, headers: Headers) -> Response | None:
         """Why the request may not come in; None if it may."""
         ...
@@ -49,11 +53,15 @@ class PasswordDoor:
         self._check = SecretCheck([password])
         self._attempts = Attempts(DOOR, ["password"])
 
+    def lets_in(self, headers: Headers) -> bool:
+        """See `Door`."""
+        return self._check.accepts(_password(headers.get("authorization", "")))
+
     async def refusal(self, headers: Headers) -> Response | None:
         """See `Door`."""
-        given = headers.get("authorization", "")
-        if self._check.accepts(_password(given)):
+        if self.lets_in(headers):
             return None
+        given = headers.get("authorization", "")
         answer = {"www-authenticate": 'Basic realm="relay", charset="UTF-8"'}
         if given and not await self._attempts.hold_back("password"):
             answer |= LATE

@@ -31,8 +31,13 @@ class Live:
         """End all of them, and begin no more."""
         self._leaving = True
 
-    def stream(self, request: Request, render: Callable[[], Awaitable[str]]) -> Response:
-        """What `render` returns, now and whenever it is another.
+    def stream(
+        self,
+        request: Request,
+        render: Callable[[], Awaitable[str]],
+        may_see: Callable[[], bool],
+    ) -> Response:
+        """What `render` returns, now and whenever it is another, for as long as one may see it.
 
         Raises:
             HTTPException: there are too many already.
@@ -44,17 +49,22 @@ class Live:
             return Response(media_type="text/event-stream", headers=headers)
         self._streams += 1
         return _Stream(
-            self._streamed(render), self._ended, media_type="text/event-stream", headers=headers
+            self._streamed(render, may_see),
+            self._ended,
+            media_type="text/event-stream",
+            headers=headers,
         )
 
     def _ended(self) -> None:
         self._streams -= 1
 
-    async def _streamed(self, render: Callable[[], Awaitable[str]]) -> AsyncIterator[bytes]:
+    async def _streamed(
+        self, render: Callable[[], Awaitable[str]], may_see: Callable[[], bool]
+    ) -> AsyncIterator[bytes]:
         shown: str | None = None
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + _LONGEST_SECONDS
-        while not self._leaving and clock() < give_up_at:
+        while not self._leaving and clock() < give_up_at and may_see():
             now = shown
             with suppress(OutboxError):  # what is shown stays
                 now = await render()

@@ -73,12 +73,15 @@ class SignIn:
         """Tell a new link; the one before it no longer works."""
         self._links.tell(f"{self._links.url}{PATH}#{self._sessions.new_link()}")
 
+    def lets_in(self, headers: Headers) -> bool:
+        """Whether its session is under way, which is used by this."""
+        return any(map(self._sessions.is_under_way, self._given(headers)))
+
     async def refusal(self, headers: Headers) -> Response | None:
         """Why the request may not come in; None if its session is under way."""
-        given = [*self._given(headers)]
-        if any(map(self._sessions.is_under_way, given)):
+        if self.lets_in(headers):
             return None
-        if not given:
+        if not [*self._given(headers)]:
             return self._refused("")
         held = await self._attempts.hold_back("session")
         answer = self._refused("Your session has ended, or relay was started again.", held=held)
@@ -94,7 +97,7 @@ class SignIn:
         token = self._sessions.begin(link)
         if token is None:
             # Whoever opens the same link again, in the same browser, is in already.
-            if any(map(self._sessions.is_under_way, self._given(request.headers))):
+            if self.lets_in(request.headers):
                 return RedirectResponse(f"{HOME}/", status_code=303)
             held = await self._attempts.hold_back("link")
             said = "This link does not work: it was used before, or relay was started again since."

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import pytest
 
 from relay.console.sessions import IDLE_SECONDS, LONGEST_SECONDS, MAX_SESSIONS, Sessions
-from tests.console.asking import SIGN_IN, Page, act, cookie, look, signed_in
+from tests.console.asking import SIGN_IN, Page, act, cookie, live, look, shown, signed_in
 from tests.fakes import Clock, SegmentServer
 from tests.processes import SECRET, WRITE_KEY, RelayProcess, within
 
@@ -144,6 +144,17 @@ def test_signing_out_ends_the_session_for_its_own_pages_only(relay: RelayProcess
     assert (left.status, left.headers["location"]) == (303, SIGN_IN)
     assert "Max-Age=0" in left.headers["set-cookie"]
     assert after.status == 401
+
+
+@pytest.mark.parametrize("page", ["overview", "events?reveal=1"])
+def test_a_page_is_kept_up_to_date_no_longer_than_its_session(
+    relay: RelayProcess, page: str
+) -> None:
+    with live(relay, f"/console/live/{page}", Cookie=cookie(relay)) as response:
+        shown(response)
+        act(relay, "/console/sign-out")
+
+        assert response.read().count(b"data:") <= 1
 
 
 def test_a_restart_ends_sessions_and_links(tmp_path: Path) -> None:
