@@ -113,7 +113,9 @@ class Webhooks:
 
     def _provider(self, path: str) -> Provider:
         # Slashes too many and blanks come in with a URL that is pasted.
-        _, name, *_ = [*filter(None, (part.strip() for part in path.split("/"))), ""]
+        first, name, *_ = [*filter(None, (part.strip() for part in path.split("/"))), "", ""]
+        if first != "webhooks":
+            raise RefusedError(404, "webhooks are posted to /webhooks/ and a provider's name")
         provider = self._providers.get(name)
         if provider is None:
             raise RefusedError(404, "no such provider, or no secret is configured for it")
@@ -285,6 +287,13 @@ def create_app(  # noqa: PLR0913 (what it is built of)
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
+    nowhere = app.router.default
+
+    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+        # What is posted where nothing is: a webhook's URL, most likely, with a slip in its path.
+        await (webhooks if scope.get("method") == "POST" else nowhere)(scope, receive, send)
+
+    app.router.default = elsewhere
 
     async def routed(scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's layers around a route take a tenth of a webhook's time and give it nothing.

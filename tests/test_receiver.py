@@ -648,6 +648,10 @@ def test_slips_of_pasting_before_the_secret_do_no_harm(relay: RelayProcess, path
     ("method", "path", "size", "status"),
     [
         ("POST", "/webhooks/nobody/and-a-secret", 2, 404),
+        *(
+            ("POST", path, 2, 404)
+            for path in ("/webhook/vero/and-a-secret", "/Webhooks/Vero/and-a-secret", "/vero", "/")
+        ),
         ("GET", PATH, 0, 405),
         ("POST", PATH, MAX_BODY_BYTES + 1, 413),
     ],
