@@ -343,7 +343,9 @@ def test_parameters_of_other_libraries_are_left_out_of_the_url_and_named(url: st
     ]
 
 
-@pytest.mark.parametrize("mistyped", ["sslmod", "ssl_mode", "pasword", "connect_time_out"])
+@pytest.mark.parametrize(
+    "mistyped", ["sslmod", "ssl_mode", "SSLMODE", "SslMode", "pasword", "connect_time_out"]
+)
 def test_a_mistyped_parameter_of_the_url_is_refused(url: str, mistyped: str) -> None:
     with pytest.raises(OutboxUnusableError, match=mistyped) as raised:
         PostgresOutbox(f"{url}?{mistyped}=verify-full")

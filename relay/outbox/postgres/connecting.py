@@ -43,7 +43,7 @@ def connection_parameters(url: str) -> tuple[dict[str, Any], list[str]]:
     ours = [pair for pair in pairs if _is_libpqs(pair)]
     ignored = sorted({_name(pair) for pair in pairs if not _is_libpqs(pair)})
     for name in ignored:
-        if close := difflib.get_close_matches(name, _libpqs_names(), n=1, cutoff=_ALIKE):
+        if close := difflib.get_close_matches(name.lower(), _libpqs_names(), n=1, cutoff=_ALIKE):
             raise OutboxUnusableError(f"PostgreSQL: its URL has {name}= in it; {close[0]}=?")
     try:
         urlsplit(url)
