@@ -1,6 +1,7 @@
 """uvicorn, set up for relay: a short way for webhooks, and an end that loses nothing."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ not know of it yet."""
 _HANDSHAKE_SECONDS: Final = 0.25
 """For handshakes that have begun to be completed: as long as a way around the world and back."""
 _LOOK_SECONDS: Final = 0.05
+_NO_ADDRESS: Final = "it is no address of this machine"
 _CLOSE_SECONDS: Final = 2.0
 _MOST_ASIDE: Final = 50
 """Connections of a server beside another one."""
@@ -37,17 +39,22 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens at the address; port 0 is any free one, `::` any address of IPv4, too.
 
     Raises:
-        OSError: it cannot be had.
+        OSError: it cannot be had; EADDRNOTAVAIL where the host is no address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     is_any = host == "::" and socket.has_dualstack_ipv6()
+    if not host.strip():  # which Python takes for all addresses
+        raise OSError(errno.EADDRNOTAVAIL, _NO_ADDRESS)
     try:
         return socket.create_server(
             (host, port), family=family, backlog=2048, dualstack_ipv6=is_any
         )
     except OSError as error:
-        # Python's own text for some of these holds the address twice.
-        raise OSError(error.errno, os.strerror(error.errno or 0)) from None
+        # Python's own text for some of these holds the address twice. Below 0 it is the resolver's.
+        code = error.errno or 0
+        if code < 0 or code == errno.EADDRNOTAVAIL:
+            raise OSError(errno.EADDRNOTAVAIL, _NO_ADDRESS) from None
+        raise OSError(code, os.strerror(code)) from None
 
 
 def base_url(listener: socket.socket) -> str:

@@ -158,6 +158,23 @@ def test_serve_tells_that_its_port_is_taken(tmp_path: Path, *, by_variable: bool
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("host", ["", " ", "*", "[::]", "300.1.1.1", "192.0.2.1", "2001:db8::1"])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(["serve"], "--host"), (["forward", "--metrics-port", "9"], "--metrics-host")],
+)
+def test_a_host_that_is_no_address_of_this_machine_is_told(
+    tmp_path: Path, command: list[str], option: str, host: str
+) -> None:
+    run("migrate", **environ(tmp_path))
+
+    done = run(*command, option, host, **environ(tmp_path))
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: cannot listen on {host}, port ")
+    assert done.stderr.endswith(f": it is no address of this machine; {option} names another\n")
+
+
 def test_serve_forwards_what_comes_and_logs_nothing_private(tmp_path: Path) -> None:
     webhook = {
         "type": "opened",

@@ -1,5 +1,6 @@
 """The commands that run relay and look whether it can run."""
 
+import errno
 import os
 import signal
 import socket
@@ -294,6 +295,7 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
     try:
         return listen(host, port)
     except OSError as error:
+        at_fault = option.replace("port", "host") if error.errno == errno.EADDRNOTAVAIL else option
         raise click.ClickException(
-            f"cannot listen on {host}, port {port}: {error.strerror}; {option} names another"
+            f"cannot listen on {host}, port {port}: {error.strerror}; {at_fault} names another"
         ) from None
