@@ -156,6 +156,70 @@ def test_what_the_lost_files_held_is_kept_in_a_file_to_restore(path: Path, lose:
         assert states(kept) == {"delivered": 1, "pending": 1}
 
 
+def fill(outbox: SqliteOutbox, names: str) -> None:
+    """Store so much that the file itself grows."""
+    outbox.add([arrival(f"{name}{number}") for name in names for number in range(100)])
+    outbox._adder.wal_checkpoint()  # noqa: SLF001 (at a time that the test knows)
+
+
+def copy_over(path: Path) -> None:
+    """As `cp backup.db relay.db` does: the name and the inode stay."""
+    shutil.copyfile(path.with_name("backup.db"), file_of(path))
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(file_of(path), file_of(path).stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(file_of(path), 0)
+
+
+def empty_log(path: Path) -> None:
+    os.truncate(f"{file_of(path)}-wal", 0)
+
+
+overwrites = pytest.mark.parametrize("overwrite", [copy_over, cut_off, empty, empty_log])
+
+
+@overwrites
+def test_into_a_file_that_is_overwritten_nothing_more_is_stored(
+    path: Path, overwrite: Loss
+) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.become_sole(Role.RECEIVER)
+        fill(outbox, "a")
+        shutil.copyfile(file_of(path), path.with_name("backup.db"))
+        fill(outbox, "bc")
+        outbox.add([arrival("d")])
+        log = Path(f"{file_of(path)}-wal")
+        overwrite(path)
+        left = log.read_bytes()
+        for use in USES.values():
+            with pytest.raises(OutboxBrokenError, match="has been overwritten or cut off"):
+                use(outbox)
+
+    assert log.read_bytes() == left  # what was stored last is still to be read from it
+
+
+def test_a_file_that_sqlite_itself_makes_shorter_is_used_on(path: Path) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        fill(outbox, "abc")
+        while outbox.claim(100, lease=MINUTE):
+            pass
+        before = file_of(path).stat().st_size
+        with closing(apsw.Connection(str(path))) as stranger:
+            stranger.execute("DELETE FROM entries WHERE id > 50")
+            stranger.execute("VACUUM")
+            stranger.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        after = file_of(path).stat().st_size, Path(f"{file_of(path)}-wal").stat().st_size
+        outbox.add([arrival("d")])
+
+        assert states(outbox) == {"pending": 51}
+    assert after[0] < before
+    assert after[1] == 0
+
+
 @pytest.mark.parametrize("leave", [os.unlink, lambda path: os.truncate(path, 0)])
 def test_who_is_not_to_make_an_outbox_makes_none(
     tmp_path: Path, leave: Callable[[Path], object]

@@ -123,6 +123,11 @@ def size_on_disk(path: Path) -> int:
     return 0
 
 
+def log_size(frames: int) -> int:
+    """The bytes of a log with so many pages in it, at the least."""
+    return _LOG_HEAD + frames * _FRAME if frames else 0
+
+
 def log_fault(path: Path) -> str | None:
     """What is wrong with the file's log as a whole; SQLite would ignore or delete it then."""
     with ExitStack() as files:

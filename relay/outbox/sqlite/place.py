@@ -1,12 +1,14 @@
 """The files of a SQLite outbox on their disk: made, and watched while they are open.
 
 A file that is deleted, moved or replaced can still be written to by who has it open, and what is
-written is gone when they close it.
+written is gone when they close it. One that is overwritten, as by `cp backup.db relay.db`, keeps
+its name and inode; what is written to it from then on damages it.
 """
 
 import ctypes
 import os
 import stat
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,9 +20,12 @@ import apsw
 
 from relay.errors import OutboxMissingError, OutboxUnusableError
 from relay.outbox import Role
-from relay.outbox.sqlite.fileformat import beside
+from relay.outbox.sqlite.fileformat import PAGE, beside, log_size, size_on_disk
 
 _FILE_DESCRIPTORS: Final = Path("/proc/self/fd")
+_LOOKS: Final = 3
+_INDEX_HEAD: Final = 48
+_INDEX_COUNTS: Final = 16  # where they stand in it
 _OTHERS: Final = 0o077  # the bits of a mode that let in anyone but its owner
 
 Identity = tuple[int, int]
@@ -103,42 +108,80 @@ class Place:
         self._path = path
         # SQLite puts the log beside the file itself, where the path may be a symbolic link.
         log, index = connection.filename_wal, f"{connection.filename}-shm"
-        self._opened = {file: _identity(file) for file in (str(path), log, index)}
+        self._log, self._index = log, index
+        opened = {file: _look(file) for file in (str(path), log, index)}
+        self._opened = {file: found and found[0] for file, found in opened.items()}
+        self._sizes = {file: found[1] if found else 0 for file, found in opened.items()}
         moved = ctypes.c_int(0)
         connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(moved))
         if moved.value or None in self._opened.values():
             raise OutboxUnusableError(f"{path} is being deleted, moved or replaced")
 
     def fault(self) -> str | None:
-        """What has become of the files since; None while each is where it was opened.
+        """What has become of the files since; None while each is what was opened.
 
         It takes 8 µs.
         """
         for file, identity in self._opened.items():
-            if (now := _identity(file)) != identity:
+            now = _look(file)
+            if now is None or now[0] != identity:
                 return self._told(file, identity, "replaced" if now else "deleted or moved")
+            if now[1] < self._sizes[file] and not self._is_shortened(file):
+                return (
+                    f"{file} has been overwritten or cut off while relay had it open. Nothing more"
+                    f" is stored in it; what was stored last is in {self._log}"
+                )
+            self._sizes[file] = now[1]
         return None
 
+    def _is_shortened(self, file: str) -> bool:
+        """Whether it is SQLite that has made the file shorter: after VACUUM, or emptying its log.
+
+        Who overwrites the file does not change what the log's index says of it.
+        """
+        if file == self._index:
+            return False
+        for _ in range(_LOOKS):  # it may be emptied or filled between two steps
+            frames, pages = self._counted()
+            if file == self._log and size_on_disk(Path(file)) >= log_size(frames):
+                return True
+            if file != self._log and pages * PAGE < self._sizes[file]:
+                return True
+        return False
+
+    def _counted(self) -> tuple[int, int]:
+        """Chapter "WAL-Index Header": the frames of the log, and the pages of the file with it.
+
+        It is read by way of SQLite's own descriptor: closing another one gives up SQLite's locks.
+        A connection would not do, since one that finds an empty file deletes its log.
+        """
+        identity = self._opened[self._index]
+        own = next((number for number, _, found in _open_files() if found == identity), None)
+        head = b"" if own is None else os.pread(own, _INDEX_HEAD, 0)
+        return struct.unpack_from("=II", head.ljust(_INDEX_HEAD, b"\0"), _INDEX_COUNTS)
+
     def _told(self, file: str, identity: Identity | None, what: str) -> str:
-        where = next((name for name in _open_names() if name[1] == identity), (None,))[0]
+        where = next((name for _, name, found in _open_files() if found == identity), None)
         return (
             f"{file} has been {what} while relay had it open; what it took last is in"
             f" {where or 'a file without a name'}. Nothing more is stored in it"
         )
 
 
-def _identity(file: str) -> Identity | None:
+def _look(file: str) -> tuple[Identity, int] | None:
+    """The identity of the file and its bytes; None where it is not there."""
     try:
         found = os.stat(file)  # noqa: PTH116 (a Path would take as long again)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return (found.st_dev, found.st_ino), found.st_size
 
 
-def _open_names() -> Iterator[tuple[str, Identity]]:
-    """What the files that this process has open are called by now."""
+def _open_files() -> Iterator[tuple[int, str, Identity]]:
+    """The descriptors of the files that this process has open, and what they are called by now."""
     with suppress(OSError):
         for descriptor in _FILE_DESCRIPTORS.iterdir():
             with suppress(OSError):
                 found = descriptor.stat()
-                yield str(descriptor.readlink()), (found.st_dev, found.st_ino)
+                name = str(descriptor.readlink())
+                yield int(descriptor.name), name, (found.st_dev, found.st_ino)
