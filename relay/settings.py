@@ -30,8 +30,9 @@ _HOSTS: Final = {"us": "https://api.segment.io", "eu": "https://events.eu1.segme
 _DEFAULT_OUTBOX: Final = "sqlite:///relay.db"
 _STORES: Final = ("sqlite:///", "postgresql://", "postgres://")
 
-# No @ but the one before the host: otherwise part of a password would be taken for the host.
-_NETLOC: Final = re.compile(r"\w+://([^@/]*@)?[^@/]*(/[^@]*)?")
+# No @ but the one before the host, and nothing before it that ends a host: otherwise part of a
+# password would be taken for the host, and shown.
+_NETLOC: Final = re.compile(r"\w+://([^@/?#\[\]]*@)?[^@/?#]*([/?#][^@]*)?")
 
 _HOST_NAME: Final = re.compile(r"[\w.:-]+")  # colons in an IPv6 address
 
@@ -217,8 +218,9 @@ class Settings(BaseModel):
         if not self.outbox.startswith(_STORES):
             name = "RELAY_OUTBOX_URL" if self.outbox_url else "DATABASE_URL"
             return [f"{name}: should begin with sqlite:/// or postgresql://"]
-        if not self.on_sqlite and not _NETLOC.fullmatch(self.outbox):
-            return ["the outbox's URL: @, / and : in a password must be written %40, %2F and %3A"]
+        if not self.on_sqlite and not _is_clear(self.outbox):
+            escapes = "%40 for @, %2F for /, %3F for ?, %23 for #, %5B for [, %5D for ]"
+            return [f"the outbox's URL cannot be read: in a password, write {escapes}"]
         if self.dyno and self.on_sqlite and not self.allow_ephemeral:
             wiped = "Heroku wipes this disk every day, and a SQLite outbox with it"
             remedy = "add PostgreSQL: heroku addons:create heroku-postgresql"
@@ -300,6 +302,15 @@ class Settings(BaseModel):
             if isinstance(secret, SecretStr)
         ]
         return own + [unquote(password) for password in passwords if password]
+
+
+def _is_clear(url: str) -> bool:
+    """Whether libpq and `urlsplit` take the same part of the URL for the password."""
+    try:
+        urlsplit(url)
+    except ValueError:  # its own text may repeat the password
+        return False
+    return bool(_NETLOC.fullmatch(url))
 
 
 def _is_secret(value: object) -> bool:

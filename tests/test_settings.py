@@ -475,12 +475,41 @@ def test_the_password_of_the_outbox_is_not_shown(url: str, shown: str) -> None:
     assert "hunter2" in str(settings.secrets())
 
 
-@pytest.mark.parametrize("password", ["half@hunter2", "half/hunter2", "@hunter2"])
+@pytest.mark.parametrize(
+    "password",
+    [
+        *(
+            "half@hunter2",
+            "half/hunter2",
+            "@hunter2",
+            "hunter2#half",
+            "hunter2?half",
+            "half#hunter2",
+        ),
+        *("half[hunter2]", "hunter2[half", "hunter2]half", "hunter2\N{FULLWIDTH SOLIDUS}half"),
+    ],
+)
 def test_a_password_that_would_be_taken_for_the_host_is_refused(password: str) -> None:
     (fault,) = faults(RELAY_OUTBOX_URL=f"postgresql://owner:{password}@db.example.com/events")
 
     assert "%40" in fault
     assert "hunter2" not in fault
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://owner:half%23hunter2%5B@[::1]:5432/events?sslmode=require",
+        "postgresql://owner:hunter2@db?sslmode=require",
+        "postgresql:///events?host=/var/run/postgresql&password=hunter2",
+        "postgresql://owner:hunter2@one:5432,two:5433/events",
+    ],
+)
+def test_a_url_whose_password_is_clear_is_not_refused(url: str) -> None:
+    settings = read(RELAY_OUTBOX_URL=url)
+
+    assert "hunter2" not in settings.outbox_shown
+    assert "hunter2" in str(settings.secrets())
 
 
 def test_secrets_rotate_by_being_several() -> None:
