@@ -95,8 +95,10 @@ class Segment:
         self._write_key = write_key
         self._url = f"{host}/v1/batch"
         self._transport = Transport(host, timeout_seconds)
+        login = b64encode(f"{write_key}:".encode()).decode()
+        self._secrets = (write_key, login)
         self._headers = {
-            "Authorization": f"Basic {b64encode(f'{write_key}:'.encode()).decode()}",
+            "Authorization": f"Basic {login}",
             "Content-Encoding": "gzip",
             "Content-Type": "application/json",
             "User-Agent": f"{LIBRARY['name']}/{LIBRARY['version']}",
@@ -177,7 +179,7 @@ class Segment:
             raise SegmentRefusedError(str(error)) from None
         except TransportError as error:
             raise SegmentUnavailableError(str(error)) from None
-        said = response.body.decode(errors="replace")
+        said = self._masked(response.body.decode(errors="replace"))
         if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
             raise _meaning(response, said)
         if _is_page(response, said):
@@ -186,6 +188,12 @@ class Segment:
             )
         if _denies(said):
             raise SegmentRefusedError(f"{_answer(response)}, but it says {_quoted(said, body)}")
+
+    def _masked(self, said: str) -> str:
+        """What was said without the write key, which answers repeat that refuse it."""
+        for secret in self._secrets:
+            said = said.replace(secret, "***")
+        return said
 
     def connect(self) -> None:
         """Ask the host for something of no effect, by the way that posts take.

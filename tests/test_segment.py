@@ -3,6 +3,7 @@ import hashlib
 import json
 import select
 import socket
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -428,6 +429,19 @@ def test_a_rejection_repeats_what_segment_said_and_keeps_it_short(
         segment.post([MESSAGE])
 
     assert caught.value.said == said
+
+
+@pytest.mark.parametrize("said", [f"no such key: {WRITE_KEY}", f"{'x' * 295}{WRITE_KEY}"])
+def test_a_rejection_does_not_repeat_the_write_key(
+    segment: Segment, server: SegmentServer, said: str
+) -> None:
+    login = b64encode(f"{WRITE_KEY}:".encode()).decode()
+    server.answers += [Answer(400, body=each.encode()) for each in (said, f"Basic {login}")]
+    for begun in (said.partition(WRITE_KEY)[0], "Basic "):
+        with pytest.raises(BatchRejectedError) as caught:
+            segment.post([MESSAGE])
+
+        assert caught.value.said == f"{begun}***"
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
