@@ -10,13 +10,14 @@ import ssl
 import threading
 import time
 import weakref
+from base64 import b64encode
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
@@ -344,8 +345,9 @@ def _manager(proxy: str | None) -> urllib3.PoolManager:
     if proxy is None:
         return urllib3.PoolManager(maxsize=_CONNECTIONS)
     named = urlsplit(proxy)
-    login = f"{unquote(named.username or '')}:{unquote(named.password or '')}"
-    headers = urllib3.make_headers(proxy_basic_auth=login) if named.username else None
+    login = b":".join(unquote_to_bytes(part or "") for part in (named.username, named.password))
+    authorization = f"Basic {b64encode(login).decode()}"
+    headers = {"proxy-authorization": authorization} if named.username else None
     return urllib3.ProxyManager(proxy, maxsize=_CONNECTIONS, proxy_headers=headers)
 
 

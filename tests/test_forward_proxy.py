@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from random import Random
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -129,6 +129,19 @@ def test_check_tells_that_the_proxy_does_not_lead_there(
 
     assert done.returncode == 1
     assert done.stderr == f"Error: segment: {host}: {told}\n"
+
+
+@pytest.mark.parametrize("password", ["p%40ss:word", "%E2%82%AC%C3%A9", "\N{EURO SIGN}\u00e9"])
+def test_a_login_may_have_any_characters(
+    tmp_path: Path, server: SegmentServer, password: str
+) -> None:
+    at = urlsplit(server.url)
+    with Proxy((str(at.hostname), at.port or 0), f"relay:{unquote(password)}") as proxy:
+        way = f"http://relay:{password}@{urlsplit(proxy.url).netloc.rpartition('@')[2]}"
+        done = run("check", **environ(tmp_path, server.url, http_proxy=way))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert proxy.asked
 
 
 def test_check_tells_of_a_login_that_is_wrong_or_a_proxy_that_is_gone_and_not_the_login(
