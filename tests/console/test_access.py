@@ -120,6 +120,27 @@ def test_no_way_of_asking_opens_it(relay: RelayProcess, version: bytes, host: by
         assert b"Waiting for your first webhook" not in answer
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/console/../webhooks/",
+        "/console/%2e%2e/webhooks/",
+        "/console/..%2Fwebhooks/",
+        "/console/sign-in/../../webhooks/",
+        "/console/static/../../webhooks/",
+    ],
+)
+def test_a_path_that_a_proxy_takes_for_that_of_a_webhook_does_not_lead_to_it(
+    desk: Desk, locked: RelayProcess, path: str
+) -> None:
+    """As through a proxy that lets nothing else through."""
+    for relay in (desk.relay, locked):
+        page = look(relay, path, Cookie="")
+
+        assert page.status == 404
+        assert "www-authenticate" not in page.headers
+
+
 def test_the_way_in_can_be_seen_by_anyone(relay: RelayProcess) -> None:
     for path in (SIGN_IN, "/console/static/console.css", "/console/static/icon.svg"):
         page = look(relay, path, Cookie="")
