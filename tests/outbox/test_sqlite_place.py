@@ -156,6 +156,21 @@ def test_what_the_lost_files_held_is_kept_in_a_file_to_restore(path: Path, lose:
         assert states(kept) == {"delivered": 1, "pending": 1}
 
 
+def test_a_start_that_finds_only_the_log_names_the_file_that_was_kept(path: Path) -> None:
+    outbox = SqliteOutbox(path)
+    outbox.become_sole(Role.RECEIVER)
+    outbox.add([arrival("a")])
+    file_of(path).unlink()
+    with pytest.raises(OutboxError):
+        outbox.check()
+    outbox.close()
+    file_of(path).touch()
+    (rescued,) = path.parent.glob("link.db.rescued-*")
+
+    with pytest.raises(OutboxUnusableError, match=f"is damaged .*`relay restore {rescued}`"):
+        SqliteOutbox(path)
+
+
 def fill(outbox: SqliteOutbox, names: str) -> None:
     """Store so much that the file itself grows."""
     outbox.add([arrival(f"{name}{number}") for name in names for number in range(100)])

@@ -15,7 +15,7 @@ from relay.errors import OutboxError, OutboxMissingError, OutboxUnusableError
 from relay.outbox import Role
 from relay.outbox.records import RARE
 from relay.outbox.sqlite.fileformat import beside, log_fault, size_on_disk
-from relay.outbox.sqlite.place import open_file
+from relay.outbox.sqlite.place import kept, open_file
 from relay.outbox.sqlite.shape import differences
 from relay.outbox.tallies import SLOT
 
@@ -214,7 +214,7 @@ def refuse_damage(connection: apsw.Connection, path: Path, *, seconds: float = 1
         # Whoever closes a file last moves the log into it.
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.close()
-        raise _damage(fault, path)
+        raise OutboxUnusableError(". ".join([str(_damage(fault, path)), *kept(path)]))
 
 
 def sync_directory(directory: Path) -> None:
