@@ -12,6 +12,7 @@ import gzip
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
@@ -58,7 +59,18 @@ _GZIP_LEVEL: Final = 1  # a third of level 9's cost for a tenth more bytes
 _QUOTED: Final = 300
 # What a proxy or a gateway says where it does not reach the host, or lets nobody through.
 _ON_THE_WAY: Final = frozenset({407, 502, 503, 504})
-_FAILURES: Final = frozenset({"error", "fail", "failed", "failure"})
+_FAILURES: Final = frozenset(
+    {"denied", "error", "fail", "failed", "failure", "invalid", "rejected"}
+)
+_NAMES_OF_A_STATUS: Final = frozenset({"code", "message", "status", "statuscode", "status_code"})
+_NO_ERROR: Final = frozenset({"", "no error", "no errors", "ok", "success"})
+_REFUSAL: Final = "|".join(
+    re.escape(phrase)
+    for status, phrase in responses.items()
+    if status >= HTTPStatus.BAD_REQUEST and phrase
+)
+_REFUSALS: Final = re.compile(rf"(?:[45]\d\d\s+)?(?:{_REFUSAL})[.!]?", re.IGNORECASE)
+_ERROR_STATUS: Final = re.compile(r"[45]\d\d\b", re.ASCII)
 _JSON: Final = frozenset({"true", "false", "null"})
 _TOKEN: Final = re.compile(r"""[^\s{}\[\]",:;]+""")
 _PLAIN: Final = re.compile(r"([A-Za-z]{1,20})[.!?]?")
@@ -239,32 +251,48 @@ def _is_page(response: Response, said: str) -> bool:
 
 def _denies(said: str) -> bool:
     """Whether what stands behind a 2xx tells of a failure: JSON, cut off or not, or plain words."""
-    try:
-        document = from_json(said.lstrip("\ufeff"), allow_partial="trailing-strings")
-    except ValueError:
-        document = said
-    return any(map(_is_failure, document if isinstance(document, list) else [document]))
+    return any(
+        any(map(_is_failure, document if isinstance(document, list) else [document]))
+        for document in _documents(said.lstrip("\ufeff"))
+    )
+
+
+def _documents(said: str) -> list[Any]:
+    """What was said: a JSON document, one in each line, one that is cut off, or text."""
+    with suppress(ValueError):
+        return [from_json(said)]
+    with suppress(ValueError):
+        return [from_json(line) for line in said.splitlines() if line.strip()]
+    with suppress(ValueError):
+        if said.lstrip().startswith(("{", "[", '"')):
+            return [from_json(said, allow_partial="trailing-strings")]
+    return [said]
 
 
 def _is_failure(document: Any) -> bool:  # noqa: ANN401 (any JSON)
     if isinstance(document, dict):
         return any(_is_failing(name.lower(), value) for name, value in document.items())
     if isinstance(document, str):
-        return document.lstrip().lower().startswith(("error", "fail"))
+        text = document.strip()
+        return text.lower().startswith(("error", "fail")) or bool(_REFUSALS.fullmatch(text))
     return document is False
 
 
 def _is_failing(name: str, value: Any) -> bool:  # noqa: ANN401 (any JSON)
+    text = str(value).strip()
     if name in {"success", "ok"}:
-        return _is_no(value)
-    if name in {"status", "statuscode", "status_code"}:
-        is_error = isinstance(value, int) and value >= HTTPStatus.BAD_REQUEST
-        return is_error or str(value).lower() in _FAILURES
-    return name.startswith("error") and not _is_no(value)
+        return _is_no(value) or text.lower() in _FAILURES
+    if name in _NAMES_OF_A_STATUS:
+        return (
+            value is False
+            or text.lower() in _FAILURES
+            or bool(_ERROR_STATUS.match(text) or _REFUSALS.fullmatch(text))
+        )
+    return name.startswith("error") and not (_is_no(value) or text.lower() in _NO_ERROR)
 
 
 def _is_no(value: Any) -> bool:  # noqa: ANN401 (any JSON)
-    return not value or str(value).lower() in {"0", "false", "no", "none", "null"}
+    return not value or str(value).strip().lower() in {"0", "false", "no", "none", "null"}
 
 
 def _quoted(said: str, sent: bytes) -> str:
