@@ -319,12 +319,14 @@ def test_an_outbox_that_hangs_holds_up_nothing(postgres_store: PostgresStore) ->
         other.execute("LOCK TABLE relay.tallies IN ACCESS EXCLUSIVE MODE")
         with ThreadPoolExecutor(20) as readers:
             reading = readers.map(Page, [relay.port] * 20)
-            time.sleep(1)
+            one_hangs = within(20, lambda: query(postgres_store.url, _HANGING) == [(1,)])
+            time.sleep(1)  # for others to hang, too, if they would
             hanging = query(postgres_store.url, _HANGING)
             answer = relay.ask("GET", "/healthz")
             pages = list(reading)
         other.rollback()
 
+        assert one_hangs
         assert hanging == [(1,)]
         assert {told.value("relay_outbox_up") for told in pages} == {0}
         assert answer.status == 200
