@@ -13,6 +13,8 @@ HOLD_SECONDS: Final = 1.0
 """How long a wrong attempt waits for its answer."""
 MAX_HELD: Final = 256
 """Wrong attempts of one door that wait at a time."""
+LATE: Final = {"connection": "close"}
+"""Headers of an answer to a wrong attempt that is not held back."""
 
 _LOG_SECONDS: Final = 60.0
 

@@ -80,7 +80,7 @@ WEBHOOKS: Final = _counter(
 """`outcome` is the answer's status; `what` the collection, or the reason why it is none."""
 WRONG_CREDENTIALS: Final = _counter(
     "relay_wrong_credentials_total",
-    "How many wrong passwords, links and sessions were tried at the console?",
+    "How many wrong passwords, links, sessions and tokens were tried?",
     *("door", "credential"),
 )
 ANSWERS: Final = _histogram(

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from relay import server
+from relay.attempts import LATE, Attempts
 from relay.gauges import Gauges
 from relay.providers import SecretCheck
 
@@ -45,6 +46,7 @@ class Scraping:
         self._more = more
         self._gauges = gauges
         self._check = SecretCheck([token]) if token else None
+        self._attempts = Attempts("metrics", ["token"] if token else [])
         self._read_at = 0.0
         self._reading: asyncio.Task[bytes] | None = None
 
@@ -52,7 +54,10 @@ class Scraping:
         """All of it, for whoever may read it."""
         if self._check and not self._check.accepts(_token(request)):
             content = {"status": "refused", "error": "wrong or missing token"}
-            return JSONResponse(content, 401, {"WWW-Authenticate": "Bearer"})
+            headers = {"www-authenticate": "Bearer"}
+            if "authorization" in request.headers and not await self._attempts.hold_back("token"):
+                headers |= LATE
+            return JSONResponse(content, 401, headers)
         page = await run_in_threadpool(self._counted) + self._more()
         if self._gauges:
             page += await self._read(self._gauges)

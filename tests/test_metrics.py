@@ -354,6 +354,7 @@ def test_a_token_keeps_others_from_reading(
         guesses = ["", TOKEN, "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer \xe9"]
         refused = [page(port)] + [page(port, Authorization=guess) for guess in guesses]
         status, _, text = page(port, Authorization=f"bearer {TOKEN}")
+        told = [line["door"] for line in relay.log() if line["event"] == "credentials.wrong"]
         log = json.dumps(relay.log())
 
     assert {status for status, _, _ in refused} == {401}
@@ -361,6 +362,9 @@ def test_a_token_keeps_others_from_reading(
     assert not [text for _, _, text in refused if "relay_" in text]
     assert status == 200
     assert "relay_" in text
+    assert told == ["metrics"]
+    wrong = 'relay_wrong_credentials_total{credential="token",door="metrics"}'
+    assert (command == "forward") or f"{wrong} {len(guesses)}.0" in text
     assert TOKEN not in text + log
     assert "metrics_token" not in log
 

@@ -13,13 +13,11 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from relay.attempts import Attempts
+from relay.attempts import LATE, Attempts
 from relay.providers import SecretCheck
 
 DOOR: Final = "console"
 """What wrong credentials at the console are counted under."""
-LATE: Final = {"connection": "close"}
-"""Headers of an answer to a wrong attempt that is not held back."""
 
 _HEADERS: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"

@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from relay.attempts import Attempts
-from relay.console.access import DOOR, LATE
+from relay.attempts import LATE, Attempts
+from relay.console.access import DOOR
 from relay.console.pages import HOME, Pages
 from relay.console.sessions import Sessions
 
