@@ -29,6 +29,8 @@ SILENCE_SECONDS: Final = 15
 FIRST_SILENCE_SECONDS: Final = 60
 """How long it has to tell something for the first time: a busy machine starts Python slowly."""
 
+_TROUBLE: Final = b"# TROUBLE "
+"""Begins the first line of a text, where there is something to tell but numbers."""
 _END: Final = b"# EOF\n"
 """The line that ends a text: in what Prometheus reads it is the last one, if there is one."""
 _LOOK_SECONDS: Final = 1.0
@@ -92,6 +94,7 @@ class Companion:
         self._lost = lost
         self._silence_seconds = silence_seconds
         self._told = b""
+        self._trouble: str | None = None
         self._arguments = list(arguments)
         self._command = list(command or own_command())
         self._environ = own_environ(environ)
@@ -109,6 +112,10 @@ class Companion:
     def told(self) -> bytes:
         """The text that it told last; when it has died, until the next one tells its own."""
         return self._told
+
+    def trouble(self) -> str | None:
+        """Why it does not get on, in its own words; None if it does. As old as `told`."""
+        return self._trouble
 
     def start(self) -> None:
         """Start it, now and whenever it ends."""
@@ -166,7 +173,7 @@ class Companion:
                 if self._stopping.is_set():  # told so while it was being started
                     process.terminate()
                 for text in texts(self._pieces(process)):
-                    self._told = text
+                    self._hear(text)
                 process.wait(self._silence_seconds)
             finally:
                 if process.poll() is None and not self._stopping.is_set():
@@ -176,6 +183,12 @@ class Companion:
             _log.error("companion.died", command=self._arguments, code=process.returncode)
             if process.returncode == os.EX_IOERR:
                 self._broken()
+
+    def _hear(self, text: bytes) -> None:
+        first, _, rest = text.partition(b"\n")
+        in_trouble = first.startswith(_TROUBLE)
+        self._trouble = first.removeprefix(_TROUBLE).decode() if in_trouble else None
+        self._told = rest if in_trouble else text
 
     def _pieces(self, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
         """What it tells, until it closes its output, or is ended for its silence.
@@ -211,25 +224,37 @@ def texts(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield from whole
 
 
+def _trouble_line(trouble: str | None) -> bytes:
+    if trouble is None:
+        return b""
+    return _TROUBLE + " ".join(trouble.split()).encode(errors="replace") + b"\n"
+
+
 @contextmanager
-def telling(text: Callable[[], bytes], output: int) -> Iterator[None]:
-    """Tell the text to the process that started this one: once a second, and at the end.
+def telling(
+    text: Callable[[], bytes], output: int, *, trouble: Callable[[], str | None] = lambda: None
+) -> Iterator[None]:
+    """Tell the text to the process that started this one: at once, each second, and at the end.
 
     Args:
         text: what is to be told, as it is by then.
         output: the descriptor to write to; past Python's own file, whose lock a thread that nobody
             listens to would hold for ever.
+        trouble: why this process does not get on; None if it does.
     """
     ended = threading.Event()
 
     def tell() -> None:
-        last = False
+        last, why = False, None  # a start takes a moment: what it waits for is no trouble yet
         with suppress(OSError):  # nobody listens any more, and this process is told otherwise
-            while not last:
-                last = ended.wait(TELL_SECONDS)
-                rest = text() + _END
+            while True:
+                rest = _trouble_line(why) + text() + _END
                 while rest:
                     rest = rest[os.write(output, rest) :]
+                if last:
+                    return
+                last = ended.wait(TELL_SECONDS)
+                why = trouble()
 
     teller = threading.Thread(target=tell, name="telling", daemon=True)
     teller.start()

@@ -1,5 +1,6 @@
-"""How many files and connections this process may have open."""
+"""Which files this process has open, and how many files and connections it may."""
 
+import os
 import resource
 from contextlib import suppress
 from typing import Final
@@ -10,6 +11,19 @@ KEPT_BACK: Final = 100
 """Files that are no connections: of the outbox, its pool, the forwarder's pipes, what is read."""
 MAX_CONNECTIONS: Final = 4_000
 LEAST_CONNECTIONS: Final = 20
+
+_STANDARD_ERROR: Final = 2
+
+
+def open_standard_files() -> None:
+    """Let descriptors 0 to 2 be open, if only on nothing.
+
+    Where one is closed, the listener, a connection or the event loop would get its number, of which
+    C libraries and processes that are started take it that it is a standard file.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(opened, True)  # noqa: FBT003 (as Python's own)
+    os.close(opened)
 
 
 def raise_file_limit() -> None:

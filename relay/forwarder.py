@@ -102,6 +102,8 @@ class Forwarder:
 
     Attributes:
         broken: set once the outbox does nothing more in this process.
+        trouble: why the latest attempt of a worker failed, if not by what Segment answered; None if
+            it did not.
         pulse: of its workers. One of them that is silent for `STUCK_SECONDS` hangs; so do all where
             each attempt fails by a fault of relay's own.
     """
@@ -128,6 +130,7 @@ class Forwarder:
         self._sleep = sleep or self._stopping.wait
         self._jitter = jitter
         self.broken = threading.Event()
+        self.trouble: str | None = None
         self.pulse = Pulse()
         self._more_is_due = True
         self._suspects_looked_for_at = float("-inf")
@@ -198,17 +201,19 @@ class Forwarder:
                     self._forward(claim)
                 self._get_on()
             except OutboxError as error:
-                self._get_on()
+                self._get_on(str(error))
                 _log.error("forward.outbox_failed", error=str(error))
                 if isinstance(error, OutboxBrokenError):
                     self.broken.set()
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
-            except Exception:  # noqa: BLE001 (a fault of relay's own must not end the worker)
+            except Exception as error:  # noqa: BLE001 (a fault of relay's own must not end the worker)
+                self.trouble = f"relay failed: {type(error).__name__}"
                 _log.exception("forward.failed")
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
 
-    def _get_on(self) -> None:
-        """Show that this worker does not hang, and that not all of them fail."""
+    def _get_on(self, trouble: str | None = None) -> None:
+        """Show that this worker does not hang, and that not all fail by a fault of relay's own."""
+        self.trouble = trouble
         self.pulse.step(threading.get_ident())
         self.pulse.step(_ALL)
 
@@ -346,7 +351,7 @@ class Forwarder:
             except OutboxError as error:
                 if self._stopping.is_set() or self._clock() + _OUTBOX_PAUSE_SECONDS > ends_at:
                     raise
-                self._get_on()
+                self._get_on(str(error))
                 _log.error("forward.not_settled", messages=len(entries), error=str(error))
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
             else:

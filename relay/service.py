@@ -201,9 +201,12 @@ class Service:
         self._log_start()
 
     def _troubles(self) -> list[str]:
-        if self._forwarder is None or self._forwarder.running:
+        if self._forwarder is None:
             return []
-        return ["the forwarder is not running"]
+        if not self._forwarder.running:
+            return ["the forwarder is not running"]
+        trouble = self._forwarder.trouble()
+        return [f"the forwarder does not get on: {trouble}"] if trouble else []
 
     def _leave(self) -> None:
         if not self._leaving:

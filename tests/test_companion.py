@@ -1,3 +1,4 @@
+import fcntl
 import os
 import re
 import resource
@@ -11,6 +12,7 @@ from contextlib import closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
+import psycopg
 import pytest
 
 import relay
@@ -20,6 +22,7 @@ from tests.processes import (
     SECRET,
     WRITE_KEY,
     ForwarderProcess,
+    PostgresStore,
     RelayProcess,
     Store,
     closed_port,
@@ -36,6 +39,12 @@ def _runs(process: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return status.rpartition(")")[2].split()[0] != "Z"  # dead, though nobody has asked yet
+
+
+def reasons(relay: RelayProcess) -> list[str]:
+    """Why it is not ready."""
+    reasons: list[str] = relay.ask("GET", "/readyz").content.get("reasons", [])
+    return reasons
 
 
 def test_a_forwarder_that_dies_is_started_again(tmp_path: Path) -> None:
@@ -78,17 +87,18 @@ def test_texts_are_told_apart_and_one_that_is_cut_off_is_none() -> None:
     assert list(texts(lines)) == [b"one 1\n", b"one 2\ntwo 1\n"]
 
 
-def test_what_is_told_comes_whole_and_at_the_end_once_more() -> None:
+def test_what_is_told_comes_whole_at_once_and_at_the_end_once_more() -> None:
     listening, speaking = os.pipe()
     count = 0
     with os.fdopen(listening, "rb") as output, ThreadPoolExecutor() as threads:
-        heard = threads.submit(lambda: list(texts(output)))
+        heard = texts(output)
         with telling(lambda: b"# HELP\ncount %d\n" % count, speaking):
+            assert threads.submit(next, heard).result(20) == b"# HELP\ncount 0\n"
             count = 7
         os.write(speaking, b"count 8\n")  # cut off
         os.close(speaking)
 
-        assert heard.result(20) == [b"# HELP\ncount 7\n"]
+        assert threads.submit(list, heard).result(20)[-1] == b"# HELP\ncount 7\n"
 
 
 @pytest.mark.parametrize("hung_up", [True, False])
@@ -215,16 +225,47 @@ def test_a_forwarder_that_hangs_makes_relay_unready_and_is_replaced(store: Store
         assert within(20, lambda: len(server.accepted) == 1)
         hanging = relay.forwarder()
         os.kill(hanging, signal.SIGSTOP)
-        relay.post(OPENED % 2)
 
-        def reasons() -> object:
-            return relay.ask("GET", "/readyz").content.get("reasons")
-
-        assert within(60, lambda: reasons() == ["the forwarder is not running"])
+        assert within(60, lambda: "the forwarder is not running" in reasons(relay))
+        # Not before: it may have been stopped while it wrote to the file.
+        assert within(60, lambda: relay.post(OPENED % 2).status == 200)
         assert within(60, lambda: len(server.accepted) == 2)
-        assert within(60, lambda: reasons() is None)
+        assert within(60, lambda: reasons(relay) == [])
         assert relay.forwarder() != hanging
         assert [line["code"] for line in relay.log() if line["event"] == "companion.died"] == [-9]
+
+
+def test_relay_is_not_ready_while_its_forwarder_cannot_have_the_file(tmp_path: Path) -> None:
+    with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
+        os.kill(relay.forwarder(), signal.SIGKILL)
+        with (tmp_path / "relay.db-forwarder").open("ab") as taken:
+            fcntl.flock(taken, fcntl.LOCK_EX)
+            relay.post(OPENED % 1)
+            waits = ["the forwarder does not get on: it waits for the outbox"]
+
+            assert within(60, lambda: reasons(relay) == waits)
+        assert within(60, lambda: reasons(relay) == [])
+        assert within(60, lambda: len(server.accepted) == 1)
+
+
+def test_relay_is_not_ready_while_somebody_keeps_its_forwarder_from_the_pace(
+    postgres_store: PostgresStore,
+) -> None:
+    """The receiver, which only reads it, finds nothing wrong."""
+    with (
+        SegmentServer() as server,
+        RelayProcess(postgres_store, server.url) as relay,
+    ):
+        with psycopg.connect(postgres_store.url) as stranger:
+            stranger.execute("SELECT FROM relay.pace FOR UPDATE")
+            relay.post(OPENED % 1)
+            cancelled = "PostgreSQL: canceling statement due to statement timeout"
+
+            assert within(
+                60, lambda: reasons(relay) == [f"the forwarder does not get on: {cancelled}"]
+            )
+        assert within(60, lambda: reasons(relay) == [])
+        assert within(60, lambda: len(server.accepted) == 1)
 
 
 def test_a_forwarder_that_cannot_be_started_is_started_once_it_can(tmp_path: Path) -> None:

@@ -7,15 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from http.client import HTTPConnection
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pytest
 
 from relay.logwriter import BackgroundWriter
 from tests.fakes import SegmentServer
-from tests.processes import PATH, SECRET, WRITE_KEY, ask, within
+from tests.processes import PATH, SECRET, WRITE_KEY, ask, closed_port, within
 
 _LINES = 500
 _SMALLEST_PIPE = 4096
@@ -244,3 +244,71 @@ def test_relay_runs_with_its_standard_error_closed(tmp_path: Path) -> None:
     )
 
     assert (done.returncode, done.stdout.startswith("outbox ok")) == (0, True)
+
+
+def fill(writing: int) -> None:
+    """Leave no room in the pipe."""
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x")
+    os.set_blocking(writing, True)
+
+
+def answers(port: int) -> bool:
+    """Whether a relay there stores a webhook."""
+    with (
+        suppress(OSError, HTTPException),
+        closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection,
+    ):
+        return ask(connection, "POST", PATH, opened(1)).status == 200
+    return False
+
+
+def environment(outbox: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "SEGMENT_WRITE_KEY": WRITE_KEY,
+        "SEGMENT_HOST": f"http://127.0.0.1:{closed_port()}",
+        "RELAY_VERO_SECRET": SECRET,
+        "RELAY_OUTBOX_URL": f"sqlite:///{outbox}",
+    }
+
+
+def test_relay_starts_though_nobody_reads_what_it_prints(
+    tmp_path: Path, pipe: tuple[int, int]
+) -> None:
+    """As in a container whose log has stalled: both outputs are one pipe."""
+    _, writing = pipe
+    fill(writing)
+    port = closed_port()
+    command = [sys.executable, "-m", "relay", "serve", "--port", str(port)]
+    environ = environment(tmp_path / "relay.db")
+    with subprocess.Popen(command, env=environ, stdout=writing, stderr=writing) as process:  # noqa: S603 (its own Python)
+        try:
+            assert within(60, lambda: answers(port))
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            os.close(writing)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_relay_runs_and_ends_well_where_standard_files_are_closed(
+    tmp_path: Path, closed: str
+) -> None:
+    port = closed_port()
+    command = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable]
+    command += ["-m", "relay", "serve", "--port", str(port)]
+    environ = environment(tmp_path / "relay.db")
+    with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as process:  # noqa: S603 (its own Python)
+        try:
+            assert within(60, lambda: answers(port))
+            files = Path(f"/proc/{process.pid}/fd")
+            places = [str((files / str(number)).readlink()) for number in range(3)]
+            process.terminate()
+            assert process.wait(60) == 0
+            assert not any(place.startswith(("socket:", "anon_inode:")) for place in places)
+        finally:
+            process.kill()

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from relay import __version__, logs
 from relay.errors import OutboxError, OutboxMissingError, SettingsError
+from relay.files import open_standard_files
 from relay.outbox import Outbox, open_outbox
 from relay.outbox.opening import open_when_there
 from relay.providers import Provider, provider_classes
@@ -38,6 +39,7 @@ def main() -> None:
     A webhook answered 200 is on disk; what is on disk reaches Segment, or waits where you can see
     why. Settings are environment variables: `relay settings` lists them.
     """
+    open_standard_files()
     os.umask(0o077)  # what relay writes may hold addresses, and is nobody's to read but its owner's
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # of which not every terminal's can show everything

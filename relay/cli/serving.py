@@ -131,8 +131,8 @@ def forward(
         signal.signal(number, leave)
     if until_stdin_closes:
         threading.Thread(target=_leave_with_stdin, daemon=True).start()
-    counted = partial(generate_latest, FORWARDING)
-    told = telling(counted, sys.stdout.fileno()) if until_stdin_closes else nullcontext()
+    progress = _Progress()
+    told = progress.telling() if until_stdin_closes else nullcontext()
     with aside, told, opened(settings, patient=True) as outbox, reported():
         # That of a relay that was killed ends by itself, when it has posted what it had in hand.
         patience = POSTS_SECONDS + 2 if until_stdin_closes else 0
@@ -140,6 +140,7 @@ def forward(
         if after_crash and lineage is not None:
             outbox.count_crash(lineage)
         forwarder = Forwarder(outbox, segment_of(settings), providers, lineage=lineage)
+        progress.forwarder = forwarder
         retention = Retention(outbox, timedelta(days=settings.retention_days))
         try:
             forwarder.start()
@@ -169,6 +170,20 @@ def migrate() -> None:
     configure_logs(settings)
     with opened(settings, create=True):
         click.echo(f"outbox ok: {settings.outbox_shown} is up to date")
+
+
+class _Progress:
+    """How far a forwarder has come, for the process that started it."""
+
+    forwarder: Forwarder | None = None
+
+    def telling(self) -> AbstractContextManager[None]:
+        """Tell what it counts, and why it does not get on."""
+        counted = partial(generate_latest, FORWARDING)
+        return telling(counted, sys.stdout.fileno(), trouble=self._trouble)
+
+    def _trouble(self) -> str | None:
+        return self.forwarder.trouble if self.forwarder else "it waits for the outbox"
 
 
 class _LeaveOnce:

@@ -1,5 +1,6 @@
 """The console: what came in, what became of it, what goes to Segment, and how to put it right."""
 
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -148,9 +149,9 @@ class Console:
         ]
 
     def begin(self) -> None:
-        """Tell the first link, where links open it."""
+        """Tell the first link, where links open it; waits for nobody who reads it."""
         if self._sign_in:
-            self._sign_in.tell_link()
+            threading.Thread(target=self._sign_in.tell_link, name="link", daemon=True).start()
 
     def leave(self) -> None:
         """End what keeps pages up to date, so that the server can end."""
