@@ -39,6 +39,7 @@ _HOST_NAME: Final = re.compile(r"[\w.:-]+")  # colons in an IPv6 address
 # Kubernetes tells each container of a service called relay by variables of this shape.
 _SERVICE_LINK: Final = re.compile(r"RELAY_(SERVICE_|PORT_\d+_(TCP|UDP|SCTP)).*|RELAY_PORT=\w+://.*")
 
+_SHORTEST_PASSWORD: Final = 12
 _SHORTEST_TOKEN: Final = 16
 
 _LowerCase = BeforeValidator(str.lower)
@@ -124,7 +125,6 @@ class Settings(BaseModel):
     )
     console_password: SecretStr | None = Field(
         default=None,
-        min_length=12,
         description="Password that opens the console, 12 characters or more, with any user name."
         " Unset: a link that relay prints opens it, once.",
     )
@@ -144,6 +144,13 @@ class Settings(BaseModel):
     )
 
     _providers: Mapping[str, BaseModel] = PrivateAttr(default_factory=dict)
+
+    @field_validator("console_password")
+    @classmethod
+    def _not_short(cls, value: SecretStr) -> SecretStr:
+        if len(value.get_secret_value()) < _SHORTEST_PASSWORD:
+            raise ValueError(f"a password needs at least {_SHORTEST_PASSWORD} characters")
+        return value
 
     @field_validator("metrics_token")
     @classmethod

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from relay.cli import main
 from relay.errors import SettingsError
-from relay.pasting import PLACEHOLDER, UNEXPANDED
+from relay.pasting import NAMED, PLACEHOLDER, QUOTED, UNEXPANDED
 from relay.providers import provider_classes
 from relay.providers.vero import VeroSettings
 from relay.settings import Settings, variables
@@ -307,6 +307,12 @@ _PLACEHOLDERS += [
     "SEGMENT_WRITE_KEY",
     "***",
 ]
+_PLACEHOLDERS += [
+    "wk_0123456789abcdef…",
+    "wk_0123456789abcdef...",
+    "***************cdef",
+    "REDACTED",
+]
 _UNEXPANDED = [
     "$(openssl rand -hex 16)",
     "${RELAY_VERO_SECRET}",
@@ -320,6 +326,23 @@ _UNEXPANDED = [
 @pytest.mark.parametrize("value", _PLACEHOLDERS)
 def test_a_placeholder_is_refused(name: str, value: str) -> None:
     assert faults(**{name: value}) == (f"{name}: {PLACEHOLDER}",)
+
+
+@pytest.mark.parametrize("name", [*SECRETS, "SEGMENT_HOST", "DATABASE_URL"])
+def test_a_value_with_a_name_in_front_is_refused(name: str) -> None:
+    assert faults(**{name: f"{name}=https://0123456789abcdef"}) == (f"{name}: {NAMED}",)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("quotes", ["„“", "‚‘", "«»", "»«", "‹›", "＂＂"])  # noqa: RUF001 (meant)
+def test_quotes_of_any_language_are_refused(name: str, quotes: str) -> None:
+    assert faults(**{name: f"{quotes[0]}{SECRET}{quotes[1]}"}) == (f"{name}: {QUOTED}",)
+
+
+def test_a_short_password_is_told_in_a_sentence() -> None:
+    (fault,) = faults(RELAY_CONSOLE_PASSWORD="a-few")
+
+    assert fault == "RELAY_CONSOLE_PASSWORD: a password needs at least 12 characters"
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -352,6 +375,8 @@ def test_a_url_with_a_placeholder_is_refused(name: str, value: str, fault: str) 
             "changeable-weather-17",
             'it\'s-"quoted"-inside',
             "pässwörd-of-17",
+            "what...ever-0123",
+            "RELAY=0123456789",
         ),
     ],
 )
