@@ -201,8 +201,9 @@ class Settings(BaseModel):
                 providers[provider] = own
         known = [variable.name for variable in variables(provider_models)]
         for name in sorted(given.keys() - set(known)):
-            if name.startswith(_PREFIXES) and not _SERVICE_LINK.fullmatch(f"{name}={given[name]}"):
-                close = difflib.get_close_matches(name, known, n=1)
+            is_ours = name.upper().startswith(_PREFIXES)  # in lower case it would be passed over
+            if is_ours and not _SERVICE_LINK.fullmatch(f"{name}={given[name]}"):
+                close = difflib.get_close_matches(name.upper(), known, n=1)
                 faults.append(f"{name}: no such setting" + (f"; {close[0]}?" if close else ""))
         if settings:
             faults += settings.outbox_faults() + settings.address_faults()

@@ -172,6 +172,8 @@ def test_every_fault_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("mistyped", "meant"),
     [
+        ("segment_region", "SEGMENT_REGION"),
+        ("Relay_Vero_Secret", "RELAY_VERO_SECRET"),
         ("SEGMENT_WRITEKEY", "SEGMENT_WRITE_KEY"),
         ("SEGMENT_RGION", "SEGMENT_REGION"),
         ("RELAY_OUTBOX", "RELAY_OUTBOX_URL"),
