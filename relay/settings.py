@@ -201,7 +201,10 @@ class Settings(BaseModel):
                 providers[provider] = own
         known = [variable.name for variable in variables(provider_models)]
         for name in sorted(given.keys() - set(known)):
-            is_ours = name.upper().startswith(_PREFIXES)  # in lower case it would be passed over
+            # In lower case a setting's own name is a slip; any other is somebody else's.
+            is_ours = name.startswith(_PREFIXES) or (
+                name.upper() in known and name.upper().startswith(_PREFIXES)
+            )
             if is_ours and not _SERVICE_LINK.fullmatch(f"{name}={given[name]}"):
                 close = difflib.get_close_matches(name.upper(), known, n=1)
                 faults.append(f"{name}: no such setting" + (f"; {close[0]}?" if close else ""))
