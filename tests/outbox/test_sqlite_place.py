@@ -156,19 +156,25 @@ def test_what_the_lost_files_held_is_kept_in_a_file_to_restore(path: Path, lose:
         assert states(kept) == {"delivered": 1, "pending": 1}
 
 
-def test_a_start_that_finds_only_the_log_names_the_file_that_was_kept(path: Path) -> None:
-    outbox = SqliteOutbox(path)
-    outbox.become_sole(Role.RECEIVER)
-    outbox.add([arrival("a")])
-    file_of(path).unlink()
-    with pytest.raises(OutboxError):
-        outbox.check()
-    outbox.close()
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("leave", [os.unlink, lambda path: os.truncate(path, 0)])
+def test_who_finds_only_the_log_names_the_file_that_was_kept(
+    path: Path, leave: Callable[[Path], object], *, create: bool
+) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.become_sole(Role.RECEIVER)
+        outbox.add([arrival("a")])
+        file_of(path).rename(path.with_name("moved.db"))
+        with pytest.raises(OutboxError):
+            outbox.check()
     file_of(path).touch()
+    leave(file_of(path))
     (rescued,) = path.parent.glob("link.db.rescued-*")
+    before = {file: file.stat().st_size for file in file_of(path).parent.iterdir()}
+    with pytest.raises(OutboxUnusableError, match=rf"`relay salvage .*`relay restore {rescued}`"):
+        SqliteOutbox(path, create=create)
 
-    with pytest.raises(OutboxUnusableError, match=f"is damaged .*`relay restore {rescued}`"):
-        SqliteOutbox(path)
+    assert {file: file.stat().st_size for file in file_of(path).parent.iterdir()} == before
 
 
 def fill(outbox: SqliteOutbox, names: str) -> None:

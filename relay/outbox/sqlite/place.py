@@ -20,7 +20,7 @@ import apsw
 
 from relay.errors import OutboxMissingError, OutboxUnusableError
 from relay.outbox import Role
-from relay.outbox.sqlite.fileformat import PAGE, beside, log_size, size_on_disk
+from relay.outbox.sqlite.fileformat import PAGE, beside, log_of, log_size, size_on_disk
 
 _FILE_DESCRIPTORS: Final = Path("/proc/self/fd")
 _LOOKS: Final = 3
@@ -41,12 +41,20 @@ def open_file(path: Path, *, create: bool) -> apsw.Connection:
 
     Raises:
         OutboxMissingError: there is none, and it is not to be made.
-        OutboxUnusableError: it cannot be opened or made.
+        OutboxUnusableError: it cannot be opened or made; or only its log is there.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # SQLite would read from a pipe or a device
             raise OutboxUnusableError(f"{path} cannot be opened: it is no file")
     except (FileNotFoundError, NotADirectoryError):
+        log = log_of(path)
+        if size_on_disk(log) >= log_size(1):
+            gone = (
+                f"{path} has been deleted or moved: it does not exist, but {log} does. Put it"
+                f" back; or run `relay salvage {path} NEW`, which reads that, and start relay on"
+                " the new file"
+            )
+            raise OutboxUnusableError(". ".join([gone, *kept(path)])) from None
         if not create:
             raise OutboxMissingError(f"{path} does not exist") from None
     except OSError as error:
