@@ -185,7 +185,7 @@ def test_salvage_does_not_read_from_under_a_relay_at_work(path: Path, new: Path)
 
 def _webhooks(count: int) -> Iterator[bytes]:
     for number in range(count):
-        webhook = {"type": "opened", "message_id": f"mail-{number}", "user": {"id": 42}}
+        webhook = {"type": "sent", "message_id": f"mail-{number}", "user": {"id": 42}}
         yield json.dumps(webhook).encode()
 
 

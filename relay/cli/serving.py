@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from itertools import count
@@ -133,7 +133,8 @@ def forward(
         threading.Thread(target=_leave_with_stdin, daemon=True).start()
     progress = _Progress()
     told = progress.telling() if until_stdin_closes else nullcontext()
-    with aside, told, opened(settings, patient=True) as outbox, reported():
+    logged = _logged() if until_stdin_closes else nullcontext()
+    with logged, aside, told, opened(settings, patient=True) as outbox, reported():
         # That of a relay that was killed ends by itself, when it has posted what it had in hand.
         patience = POSTS_SECONDS + 2 if until_stdin_closes else 0
         outbox.become_sole(Role.FORWARDER, patience=timedelta(seconds=patience))
@@ -184,6 +185,16 @@ class _Progress:
 
     def _trouble(self) -> str | None:
         return self.forwarder.trouble if self.forwarder else "it waits for the outbox"
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Log what ends a forwarder that nobody has started by hand, as all else that it says."""
+    try:
+        yield
+    except click.ClickException as error:
+        _log.error("forward.ended", error=error.message)
+        sys.exit(error.exit_code)
 
 
 class _LeaveOnce:

@@ -78,7 +78,10 @@ def test_a_forwarder_that_gets_nowhere_ends_itself(
             relay.post(OPENED % 1)
         with FaultyForwarder(file, server.url) as forwarder:
             assert forwarder.wait(60) == os.EX_SOFTWARE
-            assert [line["event"] for line in forwarder.log()][-2:] == [
+            # Between these two and behind them, workers may tell that they fail.
+            ends = {"forward.stuck", "process.cut_short"}
+            events = [line["event"] for line in forwarder.log()]
+            assert [event for event in events if event in ends] == [
                 "forward.stuck",
                 "process.cut_short",
             ]

@@ -79,6 +79,7 @@ def probes(relay: Relay, server: SegmentServer, until: float, *, asked: int = 0)
     return came[1:]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("days", "minutes", "asked"), [(1, 20, 0), (8, 60, 1_800)])
 def test_what_happens_while_segment_is_away_for_days_arrives_when_it_is_back(
     relay: Relay, server: SegmentServer, times: Times, days: int, minutes: int, asked: int

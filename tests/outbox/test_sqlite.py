@@ -404,6 +404,16 @@ def test_what_somebody_added_to_look_at_the_file_is_left_alone(path: Path) -> No
         assert states(outbox)["pending"] == 1
 
 
+def test_a_table_that_got_another_name_and_its_own_back_is_the_same(path: Path) -> None:
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.add([arrival("a")])
+    for table in ("entries", "history", "operations"):
+        run_sql(path, f"ALTER TABLE {table} RENAME TO away")
+        run_sql(path, f"ALTER TABLE away RENAME TO {table}")
+    with closing(SqliteOutbox(path)) as outbox:
+        assert states(outbox)["pending"] == 1
+
+
 def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
     path.write_bytes(b"not a database" * 100)
 

@@ -10,8 +10,10 @@ from typing import Final, NamedTuple
 
 import apsw
 
+# A table that was given another name and its own one back has its name in quotes from then on.
 _LITERAL_OR_SPACE: Final = re.compile(
-    r"('(?:[^']|'')*'|\"(?:[^\"]|\"\")*\")|(?:--[^\n]*|/\*.*?\*/|\s)+", re.DOTALL
+    r"('(?:[^']|'')*'|\"(?!\w+\")(?:[^\"]|\"\")*\")|\"(\w+)\"|(?:--[^\n]*|/\*.*?\*/|\s)+",
+    re.DOTALL,
 )
 
 
@@ -59,7 +61,7 @@ def _made(migrations: tuple[str, ...]) -> dict[str, _Object]:
 
 def _objects(connection: apsw.Connection) -> Iterator[_Object]:
     for type_, name, table, sql in connection.execute(_SCHEMA):
-        text = _LITERAL_OR_SPACE.sub(lambda part: part[1] or " ", sql)
+        text = _LITERAL_OR_SPACE.sub(lambda part: part[1] or part[2] or " ", sql)
         yield _Object(f"{type_} {name}", table, text)
 
 
