@@ -39,6 +39,8 @@ _MOST_READ: Final = 64 * 1024
 _FEWEST_SECONDS: Final = 0.001  # a time limit of 0 would mean something else to a socket
 _TUNNEL_REFUSED: Final = "Tunnel connection failed: "
 
+_LOOK_UP_SECONDS: Final = 60.0
+
 _Addresses = list[tuple[int, int, int, str, Any]]
 
 
@@ -118,12 +120,14 @@ class Transport:
 class _Lookups:
     """Asks for the addresses of names: one question at a time, however many wait for its answer.
 
-    The system takes as long as it likes to answer, and cannot be interrupted.
+    The system takes as long as it likes to answer, and cannot be interrupted. glibc waits for ever
+    where a name server cuts its answer off and is then silent over TCP: after a minute another
+    thread asks again.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._under_way: dict[tuple[str, int], Future[_Addresses]] = {}
+        self._under_way: dict[tuple[str, int], tuple[Future[_Addresses], float]] = {}
 
     def addresses(self, host: str, port: int, seconds: float) -> _Addresses:
         """What there is to connect to.
@@ -132,12 +136,12 @@ class _Lookups:
             OSError: there is no such name, or no answer within so many seconds.
         """
         with self._lock:
-            answer = self._under_way.get((host, port))
-            if answer is None:
+            answer, asked_at = self._under_way.get((host, port), (None, 0.0))
+            if answer is None or time.monotonic() - asked_at > _LOOK_UP_SECONDS:
                 answer = Future()
                 ask = threading.Thread(target=self._ask, args=(host, port, answer), daemon=True)
                 ask.start()
-                self._under_way[host, port] = answer
+                self._under_way[host, port] = answer, time.monotonic()
         try:
             return answer.result(seconds)
         except TimeoutError:
@@ -150,7 +154,8 @@ class _Lookups:
             answer.set_exception(error)
         finally:
             with self._lock:
-                del self._under_way[host, port]
+                if self._under_way.get((host, port), (None,))[0] is answer:
+                    del self._under_way[host, port]
 
 
 class _Limit:

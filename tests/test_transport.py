@@ -221,6 +221,27 @@ def test_a_name_that_is_looked_up_for_ever_is_asked_for_once_and_not_awaited(
     assert meanwhile == 1
 
 
+def test_a_name_is_asked_for_again_where_the_first_question_is_never_answered(
+    server: SegmentServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, asked, real = threading.Event(), [], socket.getaddrinfo
+
+    def getaddrinfo(*args: Any, **options: Any) -> Any:  # noqa: ANN401 (the library's own)
+        asked.append(args)
+        if len(asked) == 1:
+            ended.wait(120)
+        return real(*args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("relay.transport._LOOK_UP_SECONDS", 2 * SECONDS)
+    transport = Transport(server.url, SECONDS)
+    try:
+        assert within(60, lambda: _answers(transport, server.url))
+    finally:
+        ended.set()
+    assert within(20, lambda: _answers(transport, server.url))
+
+
 def _answers(transport: Transport, host: str) -> bool:
     with suppress(TransportError):
         return post(transport, host) == b'{"success":true}'
