@@ -185,6 +185,28 @@ def test_an_address_that_is_omitted_is_nowhere_in_the_message(user_id: str | Non
     }
 
 
+@pytest.mark.parametrize(
+    "email", ["Ann <ann@example.com>", "mailto:ann@example.com", "ann@example.com\u200b"]
+)
+def test_an_address_is_omitted_whatever_stands_around_it(email: str) -> None:
+    properties = {"link_url": "https://example.com/?e=ann%40example.com", "email_subject": email}
+    event = replace(OPENED, user_id="42", email=email, properties=properties)
+    omitting = Segment(WRITE_KEY, "http://unused", hash_anonymous_id=True, omit_address=True)
+    message = omitting.track_call(event, "id", "vero", BLOCKED)
+
+    assert "ann@" not in unquote(encode(message).decode())
+
+
+def test_an_address_of_any_length_is_omitted_without_delay() -> None:
+    """It would take hours if the time grew with the square of its length."""
+    email = "@" + 500_000 * "a"
+    event = replace(OPENED, user_id="42", email=email, properties={"email_subject": email})
+    omitting = Segment(WRITE_KEY, "http://unused", hash_anonymous_id=True, omit_address=True)
+    message = omitting.track_call(event, "id", "vero", BLOCKED)
+
+    assert message["properties"] == {"email_subject": hashlib.sha256(email.encode()).hexdigest()}
+
+
 def test_an_address_that_is_omitted_changes_nothing_else() -> None:
     event = replace(OPENED, properties={"email_id": "20260301.7@mail.example.com", "tags": "40 @"})
     omitting = Segment(WRITE_KEY, "http://unused", hash_anonymous_id=True, omit_address=True)
