@@ -331,6 +331,13 @@ MUTANTS = [
         "tests/providers/test_customerio.py",
     ),
     Mutant(
+        "a SQLite file that was overwritten by a shorter one is not noticed",
+        "outbox/sqlite/place.py",
+        "not self._is_shortened(file)",
+        "False",
+        "tests/outbox/test_sqlite_place.py -k overwritten",
+    ),
+    Mutant(
         "an outbox that is away at the start is tried once",
         "outbox/opening.py",
         "            if time.monotonic() > give_up_at:",
