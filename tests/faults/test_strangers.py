@@ -66,7 +66,7 @@ def test_a_long_reader_keeps_no_webhook_from_being_stored(tmp_path: Path) -> Non
         assert within(_WAIT_SECONDS, lambda: pending(relay.store) == 0)
         ready = {"status": "ready"}
         assert within(_WAIT_SECONDS, lambda: relay.ask("GET", "/readyz").content == ready)
-        assert gauge(relay, "relay_outbox_log_held") == 0
+        assert within(_WAIT_SECONDS, lambda: gauge(relay, "relay_outbox_log_held") == 0)
 
 
 @pytest.mark.parametrize(

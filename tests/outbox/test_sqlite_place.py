@@ -1,6 +1,8 @@
 import os
 import shutil
 import stat
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from relay.errors import OutboxBrokenError, OutboxError, OutboxMissingError, OutboxUnusableError
 from relay.outbox import Outbox, Role, open_outbox
 from relay.outbox.sqlite import SqliteOutbox
+from relay.outbox.sqlite.place import Place
 from tests.contracts import MINUTE, arrival, states
 from tests.postgres import PostgresServer
 
@@ -221,6 +224,36 @@ def test_into_a_file_that_is_overwritten_nothing_more_is_stored(
                 use(outbox)
 
     assert log.read_bytes() == left  # what was stored last is still to be read from it
+
+
+def test_a_file_that_grows_is_watched_by_many_threads_at_once(path: Path) -> None:
+    """Each may have seen it before another one that saw it longer."""
+    faults: list[str | None] = []
+    over = threading.Event()
+    interval = sys.getswitchinterval()
+
+    def watch(place: Place) -> None:
+        while not over.is_set():
+            faults.append(place.fault())
+
+    with closing(SqliteOutbox(path)), closing(apsw.Connection(str(path))) as connection:
+        connection.execute("CREATE TABLE notes (text)")
+        place = Place(path, connection)
+        watchers = [threading.Thread(target=watch, args=[place]) for _ in range(4)]
+        sys.setswitchinterval(1e-5)
+        try:
+            for watcher in watchers:
+                watcher.start()
+            for _ in range(300):
+                connection.execute("INSERT INTO notes VALUES (zeroblob(100000))")
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        finally:
+            over.set()
+            for watcher in watchers:
+                watcher.join()
+            sys.setswitchinterval(interval)
+
+    assert set(faults) == {None}
 
 
 def test_a_file_that_sqlite_itself_makes_shorter_is_used_on(path: Path) -> None:

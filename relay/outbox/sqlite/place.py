@@ -131,10 +131,11 @@ class Place:
         It takes 8 µs.
         """
         for file, identity in self._opened.items():
+            before = self._sizes[file]  # first: another thread may see the file grow meanwhile
             now = _look(file)
             if now is None or now[0] != identity:
                 return self._told(file, identity, "replaced" if now else "deleted or moved")
-            if now[1] < self._sizes[file] and not self._is_shortened(file):
+            if now[1] < before and not self._is_shortened(file, before):
                 return (
                     f"{file} has been overwritten or cut off while relay had it open. Nothing more"
                     f" is stored in it; what was stored last is in {self._log}"
@@ -142,7 +143,7 @@ class Place:
             self._sizes[file] = now[1]
         return None
 
-    def _is_shortened(self, file: str) -> bool:
+    def _is_shortened(self, file: str, before: int) -> bool:
         """Whether it is SQLite that has made the file shorter: after VACUUM, or emptying its log.
 
         Who overwrites the file does not change what the log's index says of it.
@@ -153,7 +154,7 @@ class Place:
             frames, pages = self._counted()
             if file == self._log and size_on_disk(Path(file)) >= log_size(frames):
                 return True
-            if file != self._log and pages * PAGE < self._sizes[file]:
+            if file != self._log and pages * PAGE < before:
                 return True
         return False
 
