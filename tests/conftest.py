@@ -50,3 +50,22 @@ def postgres_store(postgres: PostgresServer, tmp_path: Path) -> Iterator[Postgre
     url = postgres.create_database()
     yield PostgresStore(url, tmp_path)
     postgres.drop_database(url)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let each worker begin with its share of the slow tests, so that none is left for the end.
+
+    At first each worker gets an equal part of the list, from its beginning to its end.
+    """
+    workers: int = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    size = -(-len(items) // workers)
+    ordered: list[pytest.Item] = []
+    for number in range(workers):
+        share = slow[number::workers]
+        room = size - len(share)
+        ordered += share + quick[:room]
+        quick = quick[room:]
+    items[:] = ordered + quick

@@ -219,6 +219,7 @@ def store(request: pytest.FixtureRequest) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_a_forwarder_that_hangs_makes_relay_unready_and_is_replaced(store: Store) -> None:
     with SegmentServer() as server, RelayProcess(store, server.url) as relay:
         relay.post(OPENED % 1)

@@ -48,6 +48,7 @@ def _sample(relay: RelayProcess) -> Reply:
     ],
     ids=["opens by machines", "Vero's sample"],
 )
+@pytest.mark.slow
 def test_what_is_ignored_by_now_is_settled_as_such_and_sent_once_it_is_not(
     store: Store,
     post: Callable[[RelayProcess], Reply],

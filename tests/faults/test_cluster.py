@@ -72,6 +72,7 @@ def crowd(ports: Sequence[int], ledger: Ledger) -> Iterator[None]:
 
 
 @pytest.mark.timeout(420)
+@pytest.mark.slow
 def test_whatever_fails_in_a_cluster_no_accepted_webhook_is_lost(
     postgres: PostgresServer, postgres_store: PostgresStore
 ) -> None:
@@ -121,6 +122,7 @@ def test_whatever_fails_in_a_cluster_no_accepted_webhook_is_lost(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_no_sender_sees_a_rolling_restart(postgres_store: PostgresStore) -> None:
     ledger = Ledger(Random(0))  # noqa: S311 (no secret hangs on it)
     with SegmentServer() as server, ExitStack() as processes:

@@ -132,6 +132,7 @@ def says_why(relay: RelayProcess) -> bool:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.slow
 def test_while_the_database_is_away_webhooks_are_refused_and_none_is_lost(
     trouble: Trouble,
     postgres: PostgresServer,
@@ -186,6 +187,7 @@ def gateway(postgres: PostgresServer) -> Iterator[Gateway]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_connections_that_fall_silent_are_replaced_and_nothing_is_lost(
     gateway: Gateway, postgres_store: PostgresStore, times: Callable[[int, int], int]
 ) -> None:
@@ -213,6 +215,7 @@ def test_connections_that_fall_silent_are_replaced_and_nothing_is_lost(
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", [RelayProcess, ForwarderProcess])
+@pytest.mark.slow
 def test_relay_ends_in_time_while_nothing_comes_through(
     gateway: Gateway, postgres_store: PostgresStore, kind: type[RelayProcess]
 ) -> None:

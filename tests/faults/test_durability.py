@@ -54,6 +54,7 @@ def crowd(port: int, ledger: Ledger) -> Iterator[None]:
 
 
 @pytest.mark.timeout(1_800)
+@pytest.mark.slow
 def test_whenever_relay_is_killed_no_accepted_webhook_is_lost(
     store: Store, kind: str, times: Callable[[int, int], int]
 ) -> None:
@@ -92,6 +93,7 @@ _IS_MADE = "SELECT to_regclass('relay.pace') IS NOT NULL"
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("segment", ["well", "down", "silent"])
+@pytest.mark.slow
 def test_sigterm_ends_well_under_load(
     store: Store, segment: str, times: Callable[[int, int], int]
 ) -> None:

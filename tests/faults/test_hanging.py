@@ -133,6 +133,7 @@ def test_relay_ends_with_its_committing_thread(
 
 
 @pytest.mark.parametrize("process", [FaultyRelay, FaultyForwarder])
+@pytest.mark.slow
 def test_the_end_comes_in_time_though_the_outbox_never_closes(
     tmp_path: Path, process: type[RelayProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:

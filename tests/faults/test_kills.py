@@ -65,6 +65,7 @@ def end_leases(store: Store, kind: str) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("step", STEPS)
+@pytest.mark.slow
 def test_a_forwarder_killed_at_any_step_loses_nothing(
     step: str, store: Store, kind: str, times: Callable[[int, int], int]
 ) -> None:

@@ -67,6 +67,7 @@ _REASONS = "SELECT reason, count(*) FROM entries WHERE state = 'dead' GROUP BY r
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.slow
 def test_kills_of_all_of_relay_while_segment_is_silent_condemn_nobody(
     kind: str, request: pytest.FixtureRequest
 ) -> None:

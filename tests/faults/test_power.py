@@ -75,6 +75,7 @@ def broken_by_cuts(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_whenever_the_power_is_cut_what_was_told_stored_is_there(
     tmp_path: Path, times: Times
 ) -> None:

@@ -81,6 +81,7 @@ def probes(relay: Relay, server: SegmentServer, until: float, *, asked: int = 0)
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("days", "minutes", "asked"), [(1, 20, 0), (8, 60, 1_800)])
+@pytest.mark.slow
 def test_what_happens_while_segment_is_away_for_days_arrives_when_it_is_back(
     relay: Relay, server: SegmentServer, times: Times, days: int, minutes: int, asked: int
 ) -> None:
@@ -110,6 +111,7 @@ def test_what_happens_while_segment_is_away_for_days_arrives_when_it_is_back(
     assert all(later - earlier > 0.999 for earlier, later in zip(back, back[50:], strict=False))
 
 
+@pytest.mark.slow
 def test_an_outage_takes_no_memory_and_probes_come_at_random_within_their_bounds(
     relay: Relay, server: SegmentServer, times: Times
 ) -> None:

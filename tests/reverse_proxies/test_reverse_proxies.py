@@ -292,6 +292,7 @@ SEEN: Mapping[str, set[tuple[str, object]]] = {"haproxy": set(), "caddy": {("POS
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["haproxy", "caddy"])
+@pytest.mark.slow
 def test_a_restart_is_not_seen_behind_the_suggested_ones(
     name: str, tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
