@@ -333,7 +333,7 @@ MUTANTS = [
     Mutant(
         "a SQLite file that was overwritten by a shorter one is not noticed",
         "outbox/sqlite/place.py",
-        "not self._is_shortened(file)",
+        "not self._is_shortened(file, before)",
         "False",
         "tests/outbox/test_sqlite_place.py -k overwritten",
     ),
