@@ -22,10 +22,10 @@ _log = structlog.get_logger()
 
 
 class Attempts:
-    """Slows down whoever guesses at one door.
+    """Slows down those who guess at one door.
 
     Right credentials are never held back and never refused unseen: a limit on how many guesses are
-    looked at would let whoever guesses lock the operator out.
+    looked at would let those who guess lock the operator out.
 
     Args:
         door: what is guessed at, as metrics and the log name it.

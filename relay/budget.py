@@ -12,7 +12,7 @@ class Holder(Protocol):
 
 
 class Budget:
-    """Bytes in hand, of which whoever has held his the longest gives up first.
+    """Bytes in hand; the one that has held its share the longest gives it up first.
 
     A good sender is done within moments: it is the slow ones that make room.
 

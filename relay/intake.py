@@ -148,10 +148,12 @@ class Intake:
 
     Args:
         outbox: where they are stored.
-        broken: called when the outbox will do nothing more in this process.
+        broken: called with the reason when the outbox will do nothing more in this process.
     """
 
-    def __init__(self, outbox: Outbox, *, broken: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, outbox: Outbox, *, broken: Callable[[OutboxBrokenError], object] = lambda _: None
+    ) -> None:
         self._outbox = outbox
         self._broken = broken
         self._gathered: list[_Waiting] = []
@@ -176,9 +178,9 @@ class Intake:
         """Store nothing for this reason from now on; None stores again."""
         self._closed = reason
 
-    def give_up(self) -> None:
+    def give_up(self, error: OutboxBrokenError) -> None:
         """Tell that the outbox will do nothing more in this process."""
-        self._broken()
+        self._broken(error)
 
     def trouble(self) -> str | None:
         """Why the latest webhooks were not stored; None if they were, or came long ago.
@@ -266,7 +268,7 @@ class Intake:
         except OutboxError as error:
             new = error
             if isinstance(error, OutboxBrokenError):
-                self._broken()
+                self._broken(error)
         except Exception as error:  # noqa: BLE001 (this thread must not end while webhooks wait)
             _log.exception("intake.failed")
             new = OutboxError(f"relay failed: {type(error).__name__}")

@@ -319,7 +319,7 @@ class _Gate:
             exceeded = await run_in_threadpool(self._limits.exceeded)
         except OutboxBrokenError as error:
             exceeded = str(error)
-            self._intake.give_up()
+            self._intake.give_up(error)
         self._intake.refuse(exceeded)
         if exceeded and not self._exceeded:
             _log.error("intake.closed", reason=exceeded)

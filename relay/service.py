@@ -113,7 +113,7 @@ class Service:
         )
         arguments = ["forward", "--until-stdin-closes", "--lineage", str(new_lineage())]
         self._forwarder = (
-            Companion(arguments, environ, broken=self._break, lost=self._crash)
+            Companion(arguments, environ, broken=self._forwarder_broke, lost=self._crash)
             if environ is not None
             else None
         )
@@ -217,10 +217,13 @@ class Service:
         if self._forwarder:
             self._forwarder.stop_soon()
 
-    def _break(self) -> None:
+    def _break(self, error: OutboxBrokenError) -> None:
         if self._failure is None:
-            _log.critical("serve.outbox_broken")
-        self._end(OutboxBrokenError("it does nothing more in this process"))
+            _log.critical("serve.outbox_broken", error=str(error))
+        self._end(error)
+
+    def _forwarder_broke(self) -> None:
+        self._break(OutboxBrokenError("it does nothing more in the forwarder's process"))
 
     def _crash(self) -> None:
         self._end(CrashError("a thread of relay's has ended"))

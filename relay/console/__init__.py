@@ -185,7 +185,7 @@ class Console:
         }
 
     async def _webhook_urls(self, request: Request) -> Response:
-        """Where webhooks go, secrets and all: a page of its own, for whoever presses for it."""
+        """Where webhooks go, secrets and all: a page of its own, shown at the press of a button."""
         return self._page(
             request,
             "webhook_urls.html",

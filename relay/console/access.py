@@ -45,7 +45,7 @@ class Door(Protocol):
 
 
 class PasswordDoor:
-    """Lets in whoever sends the password by HTTP Basic, whatever the user name."""
+    """Lets in those who send the password by HTTP Basic, whatever the user name."""
 
     def __init__(self, password: SecretStr) -> None:
         self._check = SecretCheck([password])

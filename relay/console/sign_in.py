@@ -49,7 +49,7 @@ def print_link(link: str) -> None:
 
 
 class SignIn:
-    """A door to the console for whoever opens a link that relay has printed.
+    """A door to the console, opened by a link that relay has printed.
 
     The link's token is its fragment, which browsers keep to themselves: it is in no request's path,
     no `Referer` and no log of a proxy. The page that the link opens posts it, and gets a cookie of
@@ -57,7 +57,7 @@ class SignIn:
     or previews links does not post, and so does not use them up.
 
     Args:
-        pages: render what is seen by whoever is not signed in.
+        pages: render what is shown without a session.
         links: how links are told.
     """
 

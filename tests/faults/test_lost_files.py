@@ -78,6 +78,7 @@ def test_nothing_more_is_answered_200_and_relay_ends(path: Path, lose: Loss) -> 
         (broken, *_) = [line for line in relay.log() if line["event"] == "serve.outbox_broken"]
         (rescued,) = [line for line in relay.log() if line["event"] == "outbox.rescued"]
     assert broken["level"] == "critical"
+    assert str(path) in broken["error"] or "forwarder's process" in broken["error"]
     with closing(SqliteOutbox(Path(rescued["file"]), create=False)) as outbox:
         assert [*by_name(outbox.records)] == kept
 
