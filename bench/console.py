@@ -22,11 +22,13 @@ import click
 from tabulate import tabulate
 
 from bench.peers import Process
-from relay.intake import arrival_of
-from relay.outbox import Arrival, Outbox, open_outbox
-from relay.outbox.tallies import APART
-from relay.providers import provider_classes
-from relay.segment import Segment
+from relay.destinations.segment import Segment
+from relay.outbox import open_outbox
+from relay.outbox.counters import APART
+from relay.outbox.entries import Arrival
+from relay.outbox.protocol import Outbox
+from relay.routes import arrival_of
+from relay.sources import provider_classes
 
 _KINDS = ("sent", "delivered", "opened", "clicked", "unsubscribed", "snoozed")
 _WEIGHTS = (400, 380, 180, 28, 2, 10)

@@ -15,7 +15,8 @@ import click
 from bench.peers import STAND_IN, Process
 from bench.segment import StandIn
 from bench.webhooks import body, templates
-from relay.outbox import Arrival, open_outbox
+from relay.outbox import open_outbox
+from relay.outbox.entries import Arrival
 
 _GROUP = 1_000
 _FIRST = 10**9

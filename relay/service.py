@@ -16,26 +16,29 @@ from typing import Final, cast
 import structlog
 from starlette.routing import BaseRoute, Route
 
-from relay import __version__, systemd
-from relay.bodies import BODY_SECONDS
-from relay.companion import Companion
-from relay.console import HOME, Console, Endpoint, Links, print_link
+from relay import __version__
+from relay.console.app import HOME, Console, Endpoint, Links, print_link
+from relay.destinations.segment import Segment
 from relay.errors import CrashError, OutboxBrokenError, RelayError
-from relay.forwarder import new_lineage
-from relay.gauges import Gauges
-from relay.intake import Intake
-from relay.limits import Limits
+from relay.forwarder.forwarder import new_lineage
+from relay.forwarder.supervisor import Companion
 from relay.logs import drain
-from relay.metrics import RECEIVING, WEBHOOKS
-from relay.outbox import Outbox, Role, open_outbox
+from relay.metrics.definitions import RECEIVING, WEBHOOKS
+from relay.metrics.exporter import Gauges
+from relay.outbox import open_outbox
+from relay.outbox.entries import Role
 from relay.outbox.opening import AwaitedOutbox
-from relay.providers import Provider
-from relay.receiver import Webhooks, create_app
-from relay.scraping import Scraping
-from relay.segment import Segment
-from relay.server import base_url, serve_http
-from relay.settings import Settings
-from relay.threads import end_with_any_thread
+from relay.outbox.protocol import Outbox
+from relay.process import systemd
+from relay.process.threads import end_with_any_thread
+from relay.receiver.bodies import BODY_SECONDS
+from relay.receiver.committer import Intake
+from relay.receiver.endpoint import Webhooks, create_app
+from relay.receiver.limits import Limits
+from relay.receiver.metrics_page import Scraping
+from relay.receiver.server import base_url, serve_http
+from relay.settings.model import Settings
+from relay.sources import Provider
 
 END_SECONDS: Final = 19
 """How long the end may take, whatever hangs."""

@@ -4,16 +4,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.postgres import PostgresServer
-from tests.processes import PostgresStore, SqliteStore
+from tests.harness.postgres import PostgresServer
+from tests.harness.processes import PostgresStore, SqliteStore
 
-pytest.register_assert_rewrite(
-    "tests.contracts",
-    "tests.records_contract",
-    "tests.changes_contract",
-    "tests.suspects_contract",
-    "tests.tallies_contract",
-)
+pytest.register_assert_rewrite("tests.contracts")
 # A machine shared with others stalls now and then: how long an example takes says nothing.
 settings.register_profile("relay", deadline=None)
 settings.load_profile("relay")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import relay
-from relay import providers
-from relay.providers import provider_classes
+from relay import sources as providers
+from relay.sources import provider_classes
 
 MODULES = sorted(Path(providers.__path__[0]).glob("[!_]*.py"))
 

@@ -16,13 +16,14 @@ import structlog
 from pydantic import BaseModel
 
 from relay import __version__, logs
+from relay.destinations.http import proxy_of
 from relay.errors import OutboxError, OutboxMissingError, SettingsError
-from relay.files import open_standard_files
-from relay.outbox import Outbox, open_outbox
+from relay.outbox import open_outbox
 from relay.outbox.opening import open_when_there
-from relay.providers import Provider, provider_classes
-from relay.settings import Settings
-from relay.transport import proxy_of
+from relay.outbox.protocol import Outbox
+from relay.process.files import open_standard_files
+from relay.settings.model import Settings
+from relay.sources import Provider, provider_classes
 
 PATIENCE_SECONDS: Final = 20
 """How long a command waits for a database that is not there yet."""

@@ -7,6 +7,7 @@ import click
 from msgspec import structs
 
 from relay.cli.app import main
+from relay.cli.context import Tools, tools
 from relay.cli.filters import (
     as_json_option,
     criteria_of,
@@ -18,13 +19,11 @@ from relay.cli.filters import (
     yes_option,
 )
 from relay.cli.output import Output, counted, progress
-from relay.cli.tools import Tools, tools
-from relay.lookup import PAGE, Criteria
-from relay.outbox import State
-from relay.outbox.records import Operation
-from relay.replay import DEDUPLICATION, Plan, plan
-from relay.replay import replay as replayed
-from relay.stories import moment
+from relay.operations.replay import DEDUPLICATION, Plan, plan
+from relay.operations.replay import replay as replayed
+from relay.operations.search import PAGE, Criteria
+from relay.operations.views import moment
+from relay.outbox.entries import Operation, State
 
 _MOST_OPERATIONS: Final = 100_000
 _DRY_RUN: Final = "nothing was changed (--dry-run)"

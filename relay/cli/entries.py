@@ -9,16 +9,15 @@ from typing import Any, Final
 import click
 
 from relay.cli.app import main
+from relay.cli.context import Tools, tools
 from relay.cli.filters import as_json_option, criteria_of, filters, reveal_option
 from relay.cli.output import Output, progress
-from relay.cli.tools import Tools, tools
 from relay.events import WHAT_TO_DO, DeadReason, Unusable
-from relay.lookup import Criteria, Lookup
-from relay.lookup import reasons as found_reasons
-from relay.mapping import Mapped
-from relay.outbox import State
-from relay.outbox.records import Record
-from relay.stories import full, moment, summary
+from relay.operations.search import Criteria, Lookup
+from relay.operations.search import reasons as found_reasons
+from relay.operations.views import full, moment, summary
+from relay.outbox.entries import Record, State
+from relay.routes import Mapped
 
 _FOLLOW_SECONDS: Final = 0.5
 _LATE: Final = 1_000

@@ -12,21 +12,16 @@ from typing import BinaryIO, Final
 
 import click
 
-from relay import salvaging
-from relay.backfill import Backfill, BadLine, lines
-from relay.cli.app import (
-    configure_logs,
-    configured,
-    main,
-    opened,
-    reported,
-)
+from relay.cli.app import configure_logs, configured, main, opened, reported
 from relay.cli.filters import as_json_option
 from relay.cli.output import Output, counted, progress
 from relay.errors import OutboxError
-from relay.lookup import PAGE
-from relay.outbox import Outbox, open_outbox
-from relay.outbox.records import Query
+from relay.operations import recovery as salvaging
+from relay.operations.importing import Backfill, BadLine, lines
+from relay.operations.search import PAGE
+from relay.outbox import open_outbox
+from relay.outbox.entries import Query
+from relay.outbox.protocol import Outbox
 from relay.service import limits_of, segment_of
 
 _BAD_LINES_SHOWN: Final = 20

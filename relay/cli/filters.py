@@ -8,8 +8,8 @@ import click
 
 from relay.cli.output import Moment
 from relay.events import Collection, DeadReason
-from relay.lookup import Criteria
-from relay.outbox import State
+from relay.operations.search import Criteria
+from relay.outbox.entries import State
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -14,9 +14,9 @@ import click
 from msgspec import Struct
 from tabulate import tabulate
 
+from relay.addresses import mask, masked
 from relay.errors import UnreadableError
-from relay.masking import mask, masked
-from relay.providers import read_object
+from relay.sources.fields import read_object
 
 WIDEST: Final = 60
 """Characters of a table's cell."""

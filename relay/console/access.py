@@ -13,8 +13,8 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from relay.attempts import LATE, Attempts
-from relay.providers import SecretCheck
+from relay.auth import SecretCheck
+from relay.receiver.attempts import LATE, Attempts
 
 DOOR: Final = "console"
 """What wrong credentials at the console are counted under."""

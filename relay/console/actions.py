@@ -7,10 +7,11 @@ import structlog
 from msgspec import structs
 
 from relay.errors import OutboxError
-from relay.lookup import Criteria, Lookup
-from relay.mapping import Mapping
-from relay.outbox import Outbox, State
-from relay.replay import Plan, plan, replay
+from relay.operations.replay import Plan, plan, replay
+from relay.operations.search import Criteria, Lookup
+from relay.outbox.entries import State
+from relay.outbox.protocol import Outbox
+from relay.routes import Mapping
 
 _log = structlog.get_logger()
 

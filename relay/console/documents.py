@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from msgspec import Struct, json
 
-from relay.tracing import Path, named
+from relay.operations.lineage import Path, named
 
 MOST_LINES: Final = 3_000
 """Of a document with more, the rest is told by its bytes alone."""

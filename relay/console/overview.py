@@ -10,10 +10,11 @@ from typing import Final
 from msgspec import Struct
 
 from relay.events import Collection, DeadReason
-from relay.metrics import WEBHOOKS
-from relay.outbox import Clock, Counts, Outbox, State, utc_now
-from relay.outbox.tallies import SLOT, Change, Tally, population
-from relay.pacing import Standing
+from relay.metrics.definitions import WEBHOOKS
+from relay.outbox.counters import SLOT, Change, Tally, population
+from relay.outbox.entries import Clock, Counts, State, utc_now
+from relay.outbox.protocol import Outbox
+from relay.throttle import Standing
 
 # As Segment's documentation describes them (segment-docs, connections/sources/catalog/cloud-apps/
 # vero), in other words.

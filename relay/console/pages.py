@@ -9,9 +9,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from relay import __version__
+from relay.addresses import mask
 from relay.events import WHAT_TO_DO, Collection, DeadReason
-from relay.masking import mask
-from relay.outbox import Clock, State
+from relay.outbox.entries import Clock, State
 
 HOME: Final = "/console"
 CONTENT_TYPE: Final = "text/html; charset=utf-8"

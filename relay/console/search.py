@@ -8,9 +8,9 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from relay.lookup import Criteria, Lookup
-from relay.outbox import State
-from relay.outbox.records import RARE, Record
+from relay.operations.search import Criteria, Lookup
+from relay.outbox.entries import Record, State
+from relay.outbox.protocol import RARE
 
 PAGE: Final = 50
 """Entries on a page."""

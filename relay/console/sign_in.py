@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from relay.attempts import LATE, Attempts
 from relay.console.access import DOOR
 from relay.console.pages import HOME, Pages
 from relay.console.sessions import Sessions
+from relay.receiver.attempts import LATE, Attempts
 
 PATH: Final = f"{HOME}/sign-in"
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import structlog
 
 from relay.errors import OutboxBrokenError, OutboxError, OutboxNotOpenError, OutboxUnusableError
-from relay.outbox import Outbox
+from relay.outbox.protocol import Outbox
 
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 5.0
@@ -62,8 +62,8 @@ def open_when_there(
 class AwaitedOutbox:
     """An outbox that a thread opens; until it is open, every use raises OutboxNotOpenError.
 
-    It has what `relay.outbox.Outbox` has, by way of the outbox it waits for. A use during the first
-    try waits for that, so that a start refuses nothing that it could have stored a moment later.
+    It has what `relay.outbox.protocol.Outbox` has, by way of the outbox it waits for. A use during
+    the first try waits for that, so that a start refuses nothing that it could have stored a moment later.
 
     Args:
         open_outbox: tries once.

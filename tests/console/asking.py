@@ -10,9 +10,9 @@ from threading import Lock
 from urllib.parse import urlencode
 from weakref import WeakKeyDictionary
 
-from tests.fakes import Answer, SegmentServer
-from tests.processes import SECRET, WRITE_KEY, RelayProcess, Store
-from tests.tools.desk import Desk, address
+from tests.cli.desk import Desk, address
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, Store
 
 SIGN_IN = "/console/sign-in"
 WEBHOOK_URLS = "/console/webhook-urls"

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from tests.console.asking import cookie
-from tests.processes import RelayProcess
+from tests.harness.processes import RelayProcess
 
 CHROMIUM: Final = shutil.which("chromium")
 PAGES: Final = ("/", "/events", "/dead", "/playground")

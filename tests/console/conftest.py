@@ -2,10 +2,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cli.desk import Desk
 from tests.console.asking import at_work
-from tests.postgres import PostgresServer
-from tests.processes import PostgresStore, SqliteStore
-from tests.tools.desk import Desk
+from tests.harness.postgres import PostgresServer
+from tests.harness.processes import PostgresStore, SqliteStore
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,15 @@ from typing import Any, Final, get_args
 
 from playwright.sync_api import Browser, expect
 
-from relay.demo import Webhook, journeys
-from relay.intake import arrival_of
-from relay.outbox import Arrival, open_outbox
-from relay.providers import provider_classes
-from relay.segment import Segment
+from relay.demo.demo import Webhook, journeys
+from relay.destinations.segment import Segment
+from relay.outbox import open_outbox
+from relay.outbox.entries import Arrival
+from relay.routes import arrival_of
+from relay.sources import provider_classes
 from tests.console.browsing import Scheme, chromium, window
-from tests.fakes import Answer, SegmentServer
-from tests.processes import WRITE_KEY, RelayProcess, SqliteStore
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.processes import WRITE_KEY, RelayProcess, SqliteStore
 
 PICTURES: Final = Path(__file__).parents[2] / "pictures"
 

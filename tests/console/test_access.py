@@ -5,11 +5,11 @@ from functools import partial
 
 import pytest
 
-from relay.console import MAX_FORM_BYTES
+from relay.console.app import MAX_FORM_BYTES
+from tests.cli.desk import Desk, webhook
 from tests.console.asking import SIGN_IN, act, look
-from tests.fakes import SegmentServer
-from tests.processes import RelayProcess, SqliteStore
-from tests.tools.desk import Desk, webhook
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import RelayProcess, SqliteStore
 
 PASSWORD = "a-pässword-for-the-tests"
 CLOSED = [

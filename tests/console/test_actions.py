@@ -5,7 +5,8 @@ from urllib.parse import quote
 
 import pytest
 
-from relay.bodies import MAX_BODY_BYTES
+from relay.receiver.bodies import MAX_BODY_BYTES
+from tests.cli.desk import CANARY, Desk, webhook
 from tests.console.asking import (
     WEBHOOK_URLS,
     act,
@@ -17,15 +18,14 @@ from tests.console.asking import (
     rejected,
     shown,
 )
-from tests.fakes import SegmentServer
-from tests.processes import (
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import (
     PATH,
     SECRET,
     RelayProcess,
     Store,
     within,
 )
-from tests.tools.desk import CANARY, Desk, webhook
 
 PAGES = ["", "events", "events?q=x", "events/1", "dead", "dead/export"]
 

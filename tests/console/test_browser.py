@@ -11,10 +11,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, expect
 
+from tests.cli.desk import CANARY, Desk, address, webhook
 from tests.console.browsing import CHROMIUM, PAGES, Scheme, chromium, window
-from tests.fakes import SegmentServer
-from tests.processes import SECRET, RelayProcess, SqliteStore, within
-from tests.tools.desk import CANARY, Desk, address, webhook
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import SECRET, RelayProcess, SqliteStore, within
 
 OpenPage = Callable[..., Page]
 """Opens a path of the console in a window of its own."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from relay.console.live import MAX_STREAMS
+from tests.cli.desk import Desk, webhook
 from tests.console.asking import at_work, cookie, live, look, shown
-from tests.fakes import SegmentServer
-from tests.processes import RelayProcess, SqliteStore, within
-from tests.tools.desk import Desk, webhook
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import RelayProcess, SqliteStore, within
 
 LIVE = "/console/live/overview"
 PATHS = ["/console/", "/console/events", "/console/dead", "/console/static/console.js"]

@@ -7,11 +7,11 @@ import pytest
 from relay.console.overview import DESCRIPTIONS, Overview, Row, Watch
 from relay.console.pages import bars, number, rate, span
 from relay.events import Collection, DeadReason, Unusable
-from relay.metrics import WEBHOOKS
-from relay.outbox import Arrival
-from relay.outbox.sqlite import SqliteOutbox
-from tests.contracts import MINUTE
-from tests.fakes import Clock
+from relay.metrics.definitions import WEBHOOKS
+from relay.outbox.entries import Arrival
+from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.outbox import MINUTE
+from tests.harness.fakes import Clock
 
 HOUR = 60 * MINUTE
 SENT, OPENED = Collection.SENT, Collection.OPENED

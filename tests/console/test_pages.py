@@ -6,6 +6,8 @@ from urllib.parse import quote
 import pytest
 
 from relay.console.search import PAGE
+from tests.cli.desk import CANARY, Desk, address, hashed, webhook
+from tests.cli.test_export import HOLDERS
 from tests.console.asking import (
     Page,
     act,
@@ -19,8 +21,6 @@ from tests.console.asking import (
     rejected,
     shown,
 )
-from tests.tools.desk import CANARY, Desk, address, hashed, webhook
-from tests.tools.test_export import HOLDERS
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from relay.console.search import PAGE, PATIENCE_SECONDS, Page, find
+from relay.destinations.segment import Segment
 from relay.events import DeadReason, Unusable
-from relay.intake import arrival_of
-from relay.lookup import Criteria, Lookup
-from relay.outbox import Arrival, State
-from relay.outbox.sqlite import SqliteOutbox
-from relay.providers.vero import Vero, VeroSettings
-from relay.segment import Segment
-from tests.contracts import NOON
-from tests.fakes import Clock
-from tests.tools.desk import webhook
+from relay.operations.search import Criteria, Lookup
+from relay.outbox.entries import Arrival, State
+from relay.outbox.sqlite.store import SqliteOutbox
+from relay.routes import arrival_of
+from relay.sources.vero import Vero, VeroSettings
+from tests.cli.desk import webhook
+from tests.contracts.outbox import NOON
+from tests.harness.fakes import Clock
 
 VERO = Vero(VeroSettings())
 SEGMENT = Segment("a-write-key", "http://127.0.0.1:1")

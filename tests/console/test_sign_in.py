@@ -11,8 +11,8 @@ import pytest
 
 from relay.console.sessions import IDLE_SECONDS, LONGEST_SECONDS, MAX_SESSIONS, Sessions
 from tests.console.asking import SIGN_IN, Page, act, cookie, live, look, shown, signed_in
-from tests.fakes import Clock, SegmentServer
-from tests.processes import SECRET, WRITE_KEY, RelayProcess, within
+from tests.harness.fakes import Clock, SegmentServer
+from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, within
 
 NOBODY = "http://127.0.0.1:1"
 MANY = 12

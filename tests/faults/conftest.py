@@ -1,6 +1,6 @@
 import pytest
 
-from tests.processes import Store
+from tests.harness.processes import Store
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

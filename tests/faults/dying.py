@@ -12,11 +12,13 @@ from datetime import timedelta
 from random import Random
 from typing import Any
 
-from relay.forwarder import Forwarder
-from relay.outbox import Entry, Outbox, open_outbox
-from relay.providers.vero import Vero, VeroSettings
-from relay.segment import Segment
-from tests.processes import WRITE_KEY
+from relay.destinations.segment import Segment
+from relay.forwarder.forwarder import Forwarder
+from relay.outbox import open_outbox
+from relay.outbox.entries import Entry
+from relay.outbox.protocol import Outbox
+from relay.sources.vero import Vero, VeroSettings
+from tests.harness.processes import WRITE_KEY
 
 STEPS = ("claimed", "posting", "posted", "answered", "settling", "settled")
 

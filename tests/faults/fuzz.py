@@ -18,10 +18,11 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Final
 
-from relay import providers, segment
+from relay import sources as providers
+from relay.destinations import segment
 from relay.events import Collection, EmailEvent, Ignored, Unusable
-from relay.providers import vero
-from tests.oracle import make_webhook
+from relay.sources import vero
+from tests.harness.oracle import make_webhook
 
 DOCUMENT: Final[dict[str, Any]] = {
     "type": "bounced",

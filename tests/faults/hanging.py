@@ -7,11 +7,11 @@ import sys
 import time
 from typing import Any
 
-import relay.cli.serving
-import relay.intake
+import relay.cli.run
+import relay.receiver.committer
 from relay.cli import main
-from relay.limits import Limits
-from relay.outbox.sqlite import SqliteOutbox
+from relay.outbox.sqlite.store import SqliteOutbox
+from relay.receiver.limits import Limits
 
 SECONDS = 2
 
@@ -56,6 +56,6 @@ FAULTS: dict[str, tuple[type, str, Any]] = {
 if __name__ == "__main__":
     place, name, fault = FAULTS[sys.argv[1]]
     setattr(place, name, fault)
-    for module in (relay.cli.serving, relay.intake):
+    for module in (relay.cli.run, relay.receiver.committer):
         module.__dict__["STUCK_SECONDS"] = SECONDS
     main(sys.argv[2:])

@@ -18,16 +18,17 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+from relay.destinations.segment import TIMEOUT_SECONDS, Segment
 from relay.events import EmailEvent
-from relay.forwarder import Forwarder
-from relay.outbox import Arrival, Outbox
-from relay.outbox.postgres import PostgresOutbox
-from relay.outbox.sqlite import SqliteOutbox
-from relay.providers.vero import Vero, VeroSettings
-from relay.segment import TIMEOUT_SECONDS, Segment
-from tests.fakes import Clock, SegmentServer
-from tests.oracle import Message
-from tests.processes import SqliteStore, Store, closed_port
+from relay.forwarder.forwarder import Forwarder
+from relay.outbox.entries import Arrival
+from relay.outbox.postgres.store import PostgresOutbox
+from relay.outbox.protocol import Outbox
+from relay.outbox.sqlite.store import SqliteOutbox
+from relay.sources.vero import Vero, VeroSettings
+from tests.harness.fakes import Clock, SegmentServer
+from tests.harness.oracle import Message
+from tests.harness.processes import SqliteStore, Store, closed_port
 
 Fault = Callable[[socket.socket], None]
 

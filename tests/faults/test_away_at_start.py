@@ -6,12 +6,18 @@ from pathlib import Path
 import pytest
 
 from relay.errors import OutboxError, OutboxUnusableError
-from relay.outbox import Outbox
 from relay.outbox.opening import LONGEST_PAUSE_SECONDS, AwaitedOutbox, open_when_there
-from relay.outbox.sqlite import SqliteOutbox
-from tests.fakes import SegmentServer
-from tests.postgres import PostgresServer
-from tests.processes import ForwarderProcess, PostgresStore, RelayProcess, closed_port, within
+from relay.outbox.protocol import Outbox
+from relay.outbox.sqlite.store import SqliteOutbox
+from tests.harness.fakes import SegmentServer
+from tests.harness.postgres import PostgresServer
+from tests.harness.processes import (
+    ForwarderProcess,
+    PostgresStore,
+    RelayProcess,
+    closed_port,
+    within,
+)
 
 WEBHOOK = b'{"type": "opened", "user": {"id": 7}, "message_id": "mail", "opened_at": 1767225600}'
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import SegmentServer
 from tests.faults.fuzz import DOCUMENT
-from tests.processes import (
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import (
     PATH,
     SECRET,
     PostgresStore,

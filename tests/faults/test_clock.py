@@ -4,12 +4,13 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from relay.outbox import Outbox, State
-from relay.outbox.postgres import PostgresOutbox
-from relay.outbox.sqlite import SqliteOutbox
-from tests.contracts import MINUTE, arrival, ids, settle, states
-from tests.fakes import Clock
-from tests.processes import SqliteStore, Store
+from relay.outbox.entries import State
+from relay.outbox.postgres.store import PostgresOutbox
+from relay.outbox.protocol import Outbox
+from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.outbox import MINUTE, arrival, ids, settle, states
+from tests.harness.fakes import Clock
+from tests.harness.processes import SqliteStore, Store
 
 _steps = pytest.mark.parametrize(
     "step",

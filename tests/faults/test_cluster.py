@@ -10,10 +10,10 @@ from random import Random
 
 import pytest
 
-from tests.fakes import SegmentServer
-from tests.oracle import Ledger, misbehaving, well
-from tests.postgres import PASSWORD, PostgresServer, StopMode
-from tests.processes import (
+from tests.harness.fakes import SegmentServer
+from tests.harness.oracle import Ledger, misbehaving, well
+from tests.harness.postgres import PASSWORD, PostgresServer, StopMode
+from tests.harness.processes import (
     PATH,
     ForwarderProcess,
     PostgresStore,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.budget import Budget
-from relay.protocol import MAX_HEADERS
-from tests.fakes import SegmentServer
-from tests.processes import (
+from relay.receiver.budget import Budget
+from relay.receiver.protocol import MAX_HEADERS
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import (
     PATH,
     ForwarderProcess,
     RelayProcess,

@@ -9,13 +9,14 @@ import pytest
 from psycopg import sql
 
 from relay.events import DeadReason, Unusable
-from relay.outbox import Arrival, open_outbox
-from tests.fakes import SegmentServer
+from relay.outbox import open_outbox
+from relay.outbox.entries import Arrival
 from tests.faults.test_away_at_start import StartingRelay
-from tests.gateway import Gateway
-from tests.oracle import Ledger, well
-from tests.postgres import USER, PostgresServer, database_of, query
-from tests.processes import (
+from tests.harness.fakes import SegmentServer
+from tests.harness.gateway import Gateway
+from tests.harness.oracle import Ledger, well
+from tests.harness.postgres import USER, PostgresServer, database_of, query
+from tests.harness.processes import (
     PATH,
     ForwarderProcess,
     PostgresStore,

@@ -17,12 +17,12 @@ import apsw
 import pytest
 
 from relay.errors import OutboxError
-from tests.contracts import FAULT, MINUTE, arrival
-from tests.fakes import SegmentServer
+from tests.contracts.outbox import FAULT, MINUTE, arrival
 from tests.faults.disk import Deed, Disk, Operation, Platter, kill, sync_error
 from tests.faults.witness import Witness
-from tests.oracle import Ledger, well
-from tests.processes import PATH, RelayProcess, SqliteStore, ask, pending, within
+from tests.harness.fakes import SegmentServer
+from tests.harness.oracle import Ledger, well
+from tests.harness.processes import PATH, RelayProcess, SqliteStore, ask, pending, within
 
 Times = Callable[[int, int], int]
 FILE, LOG = "relay.db", "relay.db-wal"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import SegmentServer
-from tests.processes import RelayProcess, Store, pending, within
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import RelayProcess, Store, pending, within
 
 _OPENED: dict[str, Any] = {
     "type": "opened",

@@ -11,9 +11,9 @@ from random import Random
 
 import pytest
 
-from tests.fakes import Answer, SegmentServer
-from tests.oracle import Ledger, Message, misbehaving, well
-from tests.processes import (
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.oracle import Ledger, Message, misbehaving, well
+from tests.harness.processes import (
     PATH,
     PostgresStore,
     RelayProcess,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.contracts import VALUES
-from tests.fakes import SegmentServer
+from tests.contracts.source import VALUES
 from tests.faults.fuzz import DOCUMENT, check
-from tests.processes import RelayProcess, SqliteStore, pending, within
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import RelayProcess, SqliteStore, pending, within
 
 ROOT = Path(__file__).parents[2]
 TYPES = ["sent", "delivered", "opened", "clicked", "unsubscribed", "bounced", "complained"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import SegmentServer
-from tests.processes import ForwarderProcess, RelayProcess, within
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import ForwarderProcess, RelayProcess, within
 
 OPENED = b'{"type": "opened", "opened_at": 1772366400, "user": {"id": 7}, "message_id": "%d"}'
 

@@ -12,8 +12,17 @@ from urllib.parse import quote
 
 import pytest
 
-from relay.bodies import MAX_BODY_BYTES
-from tests.processes import PATH, SECRET, RelayProcess, ask, read_reply, run_sql, stored, within
+from relay.receiver.bodies import MAX_BODY_BYTES
+from tests.harness.processes import (
+    PATH,
+    SECRET,
+    RelayProcess,
+    ask,
+    read_reply,
+    run_sql,
+    stored,
+    within,
+)
 
 NOBODY = "http://127.0.0.1:1"
 MEBIBYTE = 2**20

@@ -11,14 +11,15 @@ from random import Random
 
 import pytest
 
-from relay.intake import arrival_of
-from relay.outbox import Arrival, open_outbox
-from relay.providers.vero import Vero, VeroSettings
-from relay.segment import Segment
-from tests.fakes import Answer, SegmentServer
+from relay.destinations.segment import Segment
+from relay.outbox import open_outbox
+from relay.outbox.entries import Arrival
+from relay.routes import arrival_of
+from relay.sources.vero import Vero, VeroSettings
 from tests.faults.dying import STEPS
-from tests.oracle import Ledger, Message, well
-from tests.processes import WRITE_KEY, ForwarderProcess, Reply, Store, pending, within
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.oracle import Ledger, Message, well
+from tests.harness.processes import WRITE_KEY, ForwarderProcess, Reply, Store, pending, within
 
 _ROOT = Path(__file__).parents[2]
 _EVENTS = 250

@@ -9,11 +9,11 @@ from urllib.parse import quote, unquote
 import pytest
 from psycopg import sql
 
-from tests.fakes import Answer, SegmentServer
 from tests.faults.fuzz import DOCUMENT
-from tests.oracle import Message
-from tests.postgres import PASSWORD, PostgresServer, database_of
-from tests.processes import (
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.oracle import Message
+from tests.harness.postgres import PASSWORD, PostgresServer, database_of
+from tests.harness.processes import (
     PATH,
     SECRET,
     WRITE_KEY,

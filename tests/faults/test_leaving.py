@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import (
+from tests.harness.processes import (
     PATH,
     RelayProcess,
     Reply,

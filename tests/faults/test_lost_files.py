@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.outbox.sqlite import SqliteOutbox
-from tests.fakes import Answer, SegmentServer
-from tests.processes import (
+from relay.outbox.sqlite.store import SqliteOutbox
+from tests.cli.desk import webhook
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.processes import (
     SECRET,
     WRITE_KEY,
     ForwarderProcess,
@@ -21,8 +22,7 @@ from tests.processes import (
     run,
     within,
 )
-from tests.records import by_name
-from tests.tools.desk import webhook
+from tests.harness.records import by_name
 
 _END_SECONDS = 30
 

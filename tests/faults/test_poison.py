@@ -4,9 +4,9 @@ from random import Random
 
 import pytest
 
-from tests.fakes import Answer, SegmentServer
-from tests.oracle import Ledger, Message, Webhook, well
-from tests.processes import PostgresStore, RelayProcess, Store, pending, within
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.oracle import Ledger, Message, Webhook, well
+from tests.harness.processes import PostgresStore, RelayProcess, Store, pending, within
 
 _BEFORE = 250
 _DEATHS = 5  # two in company, three alone

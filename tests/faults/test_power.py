@@ -12,12 +12,12 @@ import apsw
 import pytest
 
 from relay.errors import OutboxError
-from relay.outbox import State
-from relay.outbox.sqlite import SqliteOutbox
-from tests.contracts import arrival
+from relay.outbox.entries import State
+from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.outbox import arrival
 from tests.faults.disk import Deed, Disk, Operation, Platter, kill, sync_error
 from tests.faults.witness import Witness
-from tests.processes import within
+from tests.harness.processes import within
 
 Times = Callable[[int, int], int]
 FILE, LOG = "relay.db", "relay.db-wal"

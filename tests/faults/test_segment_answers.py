@@ -12,7 +12,6 @@ from random import Random
 
 import pytest
 
-from tests.fakes import Answer, SegmentServer
 from tests.faults.segment import (
     Fault,
     Relay,
@@ -23,8 +22,9 @@ from tests.faults.segment import (
     reset_while_reading,
     says,
 )
-from tests.oracle import Judge, Message
-from tests.processes import Store
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.oracle import Judge, Message
+from tests.harness.processes import Store
 
 Times = Callable[[int, int], int]
 

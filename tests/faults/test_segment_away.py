@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from relay.forwarder import WORKERS, Forwarder
+from relay.destinations.segment import Segment
+from relay.forwarder.forwarder import WORKERS, Forwarder
 from relay.outbox import open_outbox
-from relay.pacing import full_jitter
-from relay.providers.vero import Vero, VeroSettings
-from relay.segment import Segment
-from tests.certificates import certificate, speaking_tls
-from tests.fakes import Answer, SegmentServer
+from relay.sources.vero import Vero, VeroSettings
+from relay.throttle import full_jitter
 from tests.faults.segment import (
     Fault,
     Relay,
@@ -28,8 +26,10 @@ from tests.faults.segment import (
     says,
     silent,
 )
-from tests.oracle import Message
-from tests.processes import Store, within
+from tests.harness.certificates import certificate, speaking_tls
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.oracle import Message
+from tests.harness.processes import Store, within
 
 Times = Callable[[int, int], int]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import SegmentServer
-from tests.processes import PATH, RelayProcess, Reply, ask, pending, within
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import PATH, RelayProcess, Reply, ask, pending, within
 
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: relay\r\n".encode()
 LENGTH = b"Content-Length: 9999\r\n\r\n{"

@@ -7,10 +7,10 @@ from pathlib import Path
 import apsw
 import pytest
 
-from tests.fakes import SegmentServer
-from tests.processes import RelayProcess, pending, within
-from tests.test_metrics import Page
-from tests.tools.desk import webhook
+from tests.cli.desk import webhook
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import RelayProcess, pending, within
+from tests.metrics.test_metrics import Page
 
 _LONG_LOG = 128 * 2**20
 _WAIT_SECONDS = 60

@@ -10,12 +10,12 @@ from random import Random
 import apsw
 
 from relay.errors import OutboxError
-from relay.outbox import Arrival, Entry, State
-from relay.outbox.sqlite import SqliteOutbox
-from tests.contracts import FAULT, MINUTE, arrival, states
-from tests.fakes import Clock
+from relay.outbox.entries import Arrival, Entry, State
+from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.outbox import FAULT, MINUTE, arrival, states
 from tests.faults.disk import Disk
-from tests.processes import run_sql, stored
+from tests.harness.fakes import Clock
+from tests.harness.processes import run_sql, stored
 
 
 class Witness:

@@ -22,10 +22,10 @@ import psycopg
 
 from relay.outbox.postgres import schema as postgres_schema
 from relay.outbox.sqlite import schema as sqlite_schema
-from tests.fakes import Answer, SegmentServer
-from tests.postgres import PostgresServer
-from tests.processes import PostgresStore, RelayProcess, SqliteStore, Store, within
-from tests.tools.desk import Desk, webhook
+from tests.cli.desk import Desk, webhook
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.postgres import PostgresServer
+from tests.harness.processes import PostgresStore, RelayProcess, SqliteStore, Store, within
 
 LATEST = {"sqlite": 1, "postgres": 1}
 """The versions of the latest release."""

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from relay.outbox.postgres import PostgresOutbox
-from tests.contracts import arrival
-from tests.fakes import Clock
+from relay.outbox.postgres.store import PostgresOutbox
+from tests.contracts.outbox import arrival
+from tests.harness.fakes import Clock
+from tests.harness.postgres import PASSWORD, USER, PostgresServer, owner, query
+from tests.harness.processes import closed_port, within
+from tests.harness.records import by_name, filled
 from tests.outbox.test_postgres import works
-from tests.postgres import PASSWORD, USER, PostgresServer, owner, query
-from tests.processes import closed_port, within
-from tests.records import by_name, filled
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 CONFIG = """

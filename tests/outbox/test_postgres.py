@@ -18,22 +18,22 @@ from msgspec import structs
 
 from relay.errors import OutboxError, OutboxUnusableError
 from relay.events import DeadReason, Unusable
-from relay.lookup import reasons
-from relay.outbox import Arrival, Keys, Outbox, Role, State
-from relay.outbox.postgres import PostgresOutbox
-from relay.outbox.records import Query
-from relay.outbox.sqlite import SqliteOutbox
-from relay.pacing import Pace
-from tests.changes_contract import ChangesContract, RunSql
-from tests.contracts import FAULT, MINUTE, NOON, OpenStore, OutboxContract, arrival, states
-from tests.fakes import Clock
-from tests.gateway import Gateway
-from tests.postgres import PASSWORD, PostgresServer, StopMode, database_of, query
-from tests.processes import within
-from tests.records import by_name, erase, everything, filled, revival, revive, without_ids
-from tests.records_contract import RecordsContract
-from tests.suspects_contract import SuspectsContract
-from tests.tallies_contract import TalliesContract
+from relay.operations.search import reasons
+from relay.outbox.entries import Arrival, Keys, Query, Role, State
+from relay.outbox.postgres.store import PostgresOutbox
+from relay.outbox.protocol import Outbox
+from relay.outbox.sqlite.store import SqliteOutbox
+from relay.throttle import Pace
+from tests.contracts.changes import ChangesContract, RunSql
+from tests.contracts.counters import TalliesContract
+from tests.contracts.outbox import FAULT, MINUTE, NOON, OpenStore, OutboxContract, arrival, states
+from tests.contracts.records import RecordsContract
+from tests.contracts.suspects import SuspectsContract
+from tests.harness.fakes import Clock
+from tests.harness.gateway import Gateway
+from tests.harness.postgres import PASSWORD, PostgresServer, StopMode, database_of, query
+from tests.harness.processes import within
+from tests.harness.records import by_name, erase, everything, filled, revival, revive, without_ids
 
 # Each needs the server, and all but the last write to it.
 OPERATIONS: dict[str, Callable[[Outbox], object]] = {

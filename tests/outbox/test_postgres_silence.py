@@ -11,14 +11,14 @@ import psycopg
 import pytest
 
 from relay.errors import OutboxError, OutboxUnusableError
-from relay.outbox import Outbox
-from relay.outbox.postgres import PostgresOutbox
-from relay.outbox.records import Query
-from tests.contracts import FAULT, MINUTE, arrival
-from tests.gateway import Gateway
+from relay.outbox.entries import Query
+from relay.outbox.postgres.store import PostgresOutbox
+from relay.outbox.protocol import Outbox
+from tests.contracts.outbox import FAULT, MINUTE, arrival
+from tests.harness.gateway import Gateway
+from tests.harness.postgres import PostgresServer, database_of, query
+from tests.harness.processes import within
 from tests.outbox.test_postgres import OPERATIONS, fails, fill_pool, works
-from tests.postgres import PostgresServer, database_of, query
-from tests.processes import within
 
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid()"
 

@@ -9,17 +9,17 @@ import pytest
 from psycopg import sql
 
 from relay.errors import OutboxUnusableError
-from relay.outbox import Outbox
-from relay.outbox.postgres import PostgresOutbox
+from relay.outbox.entries import Query
 from relay.outbox.postgres.schema import MIGRATIONS
 from relay.outbox.postgres.sessions import settings
 from relay.outbox.postgres.shape import SHAPES, shape
-from relay.outbox.records import Query
-from tests.contracts import FAULT, MINUTE, arrival
-from tests.fakes import Clock
+from relay.outbox.postgres.store import PostgresOutbox
+from relay.outbox.protocol import Outbox
+from tests.contracts.outbox import FAULT, MINUTE, arrival
+from tests.harness.fakes import Clock
+from tests.harness.postgres import PASSWORD, USER, PostgresServer, database_of, query
+from tests.harness.records import by_name, erase, everything, filled, revive
 from tests.outbox.test_postgres import works
-from tests.postgres import PASSWORD, USER, PostgresServer, database_of, query
-from tests.records import by_name, erase, everything, filled, revive
 
 MALLORY = "mallory"
 

@@ -6,12 +6,14 @@ from contextlib import closing
 import pytest
 
 from relay.errors import OutboxError
-from relay.outbox import State, open_outbox
+from relay.outbox import open_outbox
+from relay.outbox.counters import population
+from relay.outbox.entries import Record, State
 from relay.outbox.postgres import schema as postgres_schema
-from relay.outbox.records import Record
 from relay.outbox.sqlite import schema as sqlite_schema
-from relay.outbox.tallies import population
-from tests.fakes import SegmentServer
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import RelayProcess, Store, pending, within
+from tests.harness.records import everything
 from tests.outbox.released import (
     DELIVERED,
     LATEST,
@@ -22,8 +24,6 @@ from tests.outbox.released import (
     fixtures,
     load,
 )
-from tests.processes import RelayProcess, Store, pending, within
-from tests.records import everything
 
 MIGRATIONS = {"sqlite": sqlite_schema, "postgres": postgres_schema}
 KEPT_DAYS = "36500"

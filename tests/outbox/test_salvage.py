@@ -14,11 +14,10 @@ from msgspec import structs
 
 from relay.errors import OutboxError
 from relay.events import DeadReason, Unusable
-from relay.outbox import Keys, Role, State
-from relay.outbox.records import Query, Record
-from relay.outbox.sqlite import SqliteOutbox
-from relay.outbox.sqlite.salvage import DamagedOutbox
-from tests.contracts import FAULT, MINUTE, NOON, arrival
+from relay.outbox.entries import Keys, Query, Record, Role, State
+from relay.outbox.sqlite.recover import DamagedOutbox
+from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.outbox import FAULT, MINUTE, NOON, arrival
 
 PAGE = 4096
 FRAME = PAGE + 24

@@ -16,15 +16,25 @@ import apsw
 import pytest
 
 from relay.errors import OutboxError
-from relay.outbox import Outbox, Role, open_outbox
-from relay.outbox.sqlite import SqliteOutbox
-from tests.changes_contract import ChangesContract, RunSql
-from tests.contracts import FAULT, MINUTE, NOON, OpenStore, OutboxContract, arrival, ids, states
-from tests.fakes import Clock
-from tests.processes import run_sql
-from tests.records_contract import RecordsContract
-from tests.suspects_contract import SuspectsContract
-from tests.tallies_contract import TalliesContract
+from relay.outbox import open_outbox
+from relay.outbox.entries import Role
+from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.changes import ChangesContract, RunSql
+from tests.contracts.counters import TalliesContract
+from tests.contracts.outbox import (
+    FAULT,
+    MINUTE,
+    NOON,
+    OpenStore,
+    OutboxContract,
+    arrival,
+    ids,
+    states,
+)
+from tests.contracts.records import RecordsContract
+from tests.contracts.suspects import SuspectsContract
+from tests.harness.fakes import Clock
+from tests.harness.processes import run_sql
 
 
 class TestSqliteOutbox(
@@ -204,8 +214,8 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
-from relay.outbox import Arrival
-from relay.outbox.sqlite import SqliteOutbox
+from relay.outbox.entries import Arrival
+from relay.outbox.sqlite.store import SqliteOutbox
 
 outbox = SqliteOutbox(Path(sys.argv[1]))
 for number in count():
@@ -245,7 +255,7 @@ import sys, time
 from datetime import timedelta
 from pathlib import Path
 
-from relay.outbox.sqlite import SqliteOutbox
+from relay.outbox.sqlite.store import SqliteOutbox
 
 outbox = SqliteOutbox(Path(sys.argv[1]))
 for limit in (1, 1, 2):
@@ -427,7 +437,7 @@ def test_where_no_file_can_be_there_is_no_outbox(tmp_path: Path, place: str) -> 
 
 
 def _opened(url: str) -> Counter[str]:
-    outbox: Outbox = open_outbox(url, allow_ephemeral=True, create=True)
+    outbox = open_outbox(url, allow_ephemeral=True, create=True)
     outbox.add([arrival("a")])
     counts = states(outbox)
     outbox.close()

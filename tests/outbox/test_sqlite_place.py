@@ -11,11 +11,13 @@ import apsw
 import pytest
 
 from relay.errors import OutboxBrokenError, OutboxError, OutboxMissingError, OutboxUnusableError
-from relay.outbox import Outbox, Role, open_outbox
-from relay.outbox.sqlite import SqliteOutbox
+from relay.outbox import open_outbox
+from relay.outbox.entries import Role
+from relay.outbox.protocol import Outbox
 from relay.outbox.sqlite.place import Place
-from tests.contracts import MINUTE, arrival, states
-from tests.postgres import PostgresServer
+from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.outbox import MINUTE, arrival, states
+from tests.harness.postgres import PostgresServer
 
 Loss = Callable[[Path], object]
 

@@ -8,12 +8,12 @@ from typing import Any
 import apsw
 import pytest
 
-from relay.lookup import reasons
-from relay.outbox import Outbox, State
-from relay.outbox.records import Query
-from relay.outbox.sqlite import SqliteOutbox
-from tests.contracts import FAULT, MINUTE, NOON, arrival
-from tests.records import erase, everything, revive
+from relay.operations.search import reasons
+from relay.outbox.entries import Query, State
+from relay.outbox.protocol import Outbox
+from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.outbox import FAULT, MINUTE, NOON, arrival
+from tests.harness.records import erase, everything, revive
 
 
 @pytest.fixture

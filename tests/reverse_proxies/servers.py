@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from tests.processes import closed_port
+from tests.harness.processes import closed_port
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 

@@ -14,9 +14,10 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.certificates import certificate
-from tests.fakes import SegmentServer
-from tests.processes import (
+from tests.cli.desk import webhook
+from tests.harness.certificates import certificate
+from tests.harness.fakes import SegmentServer
+from tests.harness.processes import (
     PATH,
     SECRET,
     PostgresStore,
@@ -27,7 +28,6 @@ from tests.processes import (
     within,
 )
 from tests.reverse_proxies.servers import DEFAULTS, SUGGESTED, Proxy, before, program, running
-from tests.tools.desk import webhook
 
 PASSWORD = "a-password-for-the-tests"
 BASIC = {"Authorization": "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()}

@@ -9,17 +9,17 @@ from typing import Any, Final, LiteralString
 from msgspec import structs
 from psycopg import sql
 
-from relay.outbox import Keys, State
+from relay.outbox.counters import Change, in_states
+from relay.outbox.entries import Happening, Keys, Operation, Query, Record, Revival, State
 from relay.outbox.postgres.schema import COUNT, as_text
 from relay.outbox.postgres.sessions import LONG_SECONDS, Session, Sessions
-from relay.outbox.records import SOME, Happening, Operation, Query, Record, Revival
-from relay.outbox.tallies import Change, in_states
+from relay.outbox.protocol import SOME
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 
 
 class PostgresRecords:
-    """See `relay.outbox.records.Records`."""
+    """See `relay.outbox.protocol.Records`."""
 
     def __init__(self, sessions: Sessions, now: Callable[[], datetime | None]) -> None:
         self._sessions = sessions

@@ -5,7 +5,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 
 from relay.errors import OutboxMissingError, OutboxUnusableError
-from relay.outbox.postgres.connecting import is_exposed, is_hopeless
+from relay.outbox.postgres.connection import is_exposed, is_hopeless
 from relay.outbox.postgres.ownership import refuse_strangers
 from relay.outbox.postgres.sessions import Session, line, settings
 from relay.outbox.postgres.shape import differences

@@ -19,7 +19,7 @@ from typing import Final
 import apsw
 
 from relay.errors import OutboxMissingError, OutboxUnusableError
-from relay.outbox import Role
+from relay.outbox.entries import Role
 from relay.outbox.sqlite.fileformat import PAGE, beside, log_of, log_size, size_on_disk
 
 _FILE_DESCRIPTORS: Final = Path("/proc/self/fd")

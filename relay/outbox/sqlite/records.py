@@ -10,18 +10,11 @@ import apsw
 from msgspec import json, structs
 
 from relay.errors import OutboxError
-from relay.outbox import Clock, Keys, State
-from relay.outbox.records import RARE, SOME, Happening, Operation, Query, Record, Revival
+from relay.outbox.counters import Change, in_states
+from relay.outbox.entries import Clock, Happening, Keys, Operation, Query, Record, Revival, State
+from relay.outbox.protocol import RARE, SOME
 from relay.outbox.sqlite.disk import Disk
-from relay.outbox.sqlite.schema import (
-    BLOCK_BITS,
-    COUNT,
-    IS_RARE,
-    milliseconds,
-    moment,
-    translated,
-)
-from relay.outbox.tallies import Change, in_states
+from relay.outbox.sqlite.schema import BLOCK_BITS, COUNT, IS_RARE, milliseconds, moment, translated
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 _EMPTYING_SECONDS: Final = 10
@@ -29,7 +22,7 @@ _EMPTYING_PAUSE_SECONDS: Final = 0.02
 
 
 class SqliteRecords:
-    """See `relay.outbox.records.Records`.
+    """See `relay.outbox.protocol.Records`.
 
     It has a connection of its own, and writes in small transactions, so that a relay at work in
     this or another process waits for none of them long.

@@ -12,12 +12,12 @@ from typing import Final
 import apsw
 
 from relay.errors import OutboxError, OutboxMissingError, OutboxUnusableError
-from relay.outbox import Role
-from relay.outbox.records import RARE
+from relay.outbox.counters import SLOT
+from relay.outbox.entries import Role
+from relay.outbox.protocol import RARE
 from relay.outbox.sqlite.fileformat import beside, log_fault, size_on_disk
 from relay.outbox.sqlite.place import kept, open_file
 from relay.outbox.sqlite.shape import differences
-from relay.outbox.tallies import SLOT
 
 MARK: Final = 0x52_4C_41_59
 """The file's application_id: "RLAY"."""

@@ -1,0 +1,88 @@
+"""A webhook and its track call side by side, and what connects them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msgspec import json
+
+from relay.addresses import mask, masked
+from relay.console.documents import lines
+from relay.errors import UnreadableError
+from relay.events import Unusable
+from relay.operations.lineage import Link, Path, links, named, traced
+from relay.outbox.entries import Arrival, Record
+from relay.routes import Mapped
+from relay.routes import Mapping as Mapper
+from relay.sources import Provider
+from relay.sources.fields import read_object
+
+
+class Sides:
+    """Shows both by today's mapping."""
+
+    def __init__(self, mapping: Mapper, providers: Mapping[str, Provider]) -> None:
+        self._mapping = mapping
+        self._providers = providers
+
+    def show(
+        self, stored: Record | Arrival, mapped: Mapped | Unusable | None, *, reveal: bool
+    ) -> dict[str, Any]:
+        """The webhook and the track call side by side, and what connects them."""
+        show: Callable[[Any], Any] = (lambda document: document) if reveal else masked
+        raw = stored.body.decode(errors="replace")
+        try:
+            document = read_object(stored.body)
+        except UnreadableError:
+            document = None
+
+        def name(path: Path) -> str:  # which may be an address, too
+            return named(tuple(show(step) for step in path))
+
+        found: list[Link] = []
+        if document and isinstance(mapped, Mapped):
+            found = links(document, mapped, lambda body: self._map(stored, body), name=name)
+        sources: dict[str, list[str]] = {}
+        for link in found:
+            sources.setdefault(link.target, []).append(link.source)
+        used = {link.source for link in found}
+        message = mapped.message if isinstance(mapped, Mapped) else None
+        return {
+            "left": None if document is None else lines(show(document)),
+            "right": None if message is None else lines(show(message)),
+            "raw": raw if reveal else mask(raw),
+            "sources": sources,
+            "unused": {name(path) for path, _ in traced(document or {})} - used,
+            "links": [(link.source, link.target) for link in found],
+            "curls": self._curls(stored, message, show),
+        }
+
+    def _map(self, stored: Record | Arrival, body: bytes) -> Mapped | Unusable:
+        changed = Arrival(stored.provider, stored.message_id, stored.received_at, body)
+        return self._mapping.map(changed)
+
+    def _curls(
+        self,
+        stored: Record | Arrival,
+        message: Mapping[str, Any] | None,
+        show: Callable[[Any], Any],
+    ) -> list[tuple[str, str]]:
+        """Commands that send the same once more, each with what it is; no secret is in them."""
+        body = stored.body.decode(errors="replace")
+        try:
+            body = json.encode(show(read_object(stored.body))).decode()
+        except UnreadableError:
+            body = body if show(body) == body else mask(body)
+        commands = []
+        if provider := self._providers.get(stored.provider):
+            commands.append(("The webhook, to relay", f"body={_quoted(body)}\n{provider.curl}"))
+        if message is not None:
+            call = json.encode(show(dict(message))).decode()
+            to_segment = 'curl "$SEGMENT_HOST/v1/track" -u "$SEGMENT_WRITE_KEY:"'
+            to_segment += f" -H 'Content-Type: application/json' --data-raw {_quoted(call)}"
+            commands.append(("The track call, to Segment", to_segment))
+        return commands
+
+
+def _quoted(text: str) -> str:
+    """As one word of a shell's."""
+    return "'" + text.replace("'", "'\\''") + "'"

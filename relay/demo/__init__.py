@@ -1,0 +1,1 @@
+"""`relay demo`: the real relay between stand-ins."""

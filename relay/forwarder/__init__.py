@@ -1,0 +1,1 @@
+"""Forwards what the outbox holds to its destination."""

@@ -1,0 +1,1 @@
+"""What relay tells Prometheus."""

@@ -1,0 +1,131 @@
+"""Import: webhook bodies from a file, one JSON a line, stored as if they had just come in."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
+from operator import attrgetter
+from typing import BinaryIO, Final
+
+from msgspec import Struct, field
+
+from relay.destinations.segment import Segment
+from relay.errors import OutboxError
+from relay.events import Ignored
+from relay.outbox.entries import Arrival, Clock, utc_now
+from relay.outbox.protocol import Outbox
+from relay.routes import arrival_of
+from relay.sources import Provider
+
+STEP: Final = 1_000
+"""Lines stored in one transaction."""
+MAX_LINE_BYTES: Final = 2**20
+"""As of a webhook's body."""
+
+
+class BadLine(Struct, frozen=True):
+    """A line that is no event: what is wrong with it, and whether it is kept as a dead letter."""
+
+    number: int
+    error: str
+    kept: bool = True
+
+
+class Tally(Struct):
+    """What became of the lines so far.
+
+    Attributes:
+        outcomes: as a webhook is answered: `accepted`, `duplicate`, `ignored`, `dead`; or
+            `refused` for a line that is too long.
+        bad: lines that are no events, in their order.
+        bytes: how much has been read.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    bad: list[BadLine] = []
+    bytes: int = 0
+
+
+class Backfill:
+    """Stores lines of webhook bodies; the same lines again add nothing.
+
+    Args:
+        outbox: where to.
+        provider: whose they are.
+        segment: for which they are meant.
+        exceeded: why nothing more is to be stored now, if so.
+        clock: tells when they are received.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        provider: Provider,
+        segment: Segment,
+        *,
+        exceeded: Callable[[], str | None] = lambda: None,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._outbox = outbox
+        self._provider = provider
+        self._segment = segment
+        self._exceeded = exceeded
+        self._clock = clock
+        self._copies: Counter[bytes] = Counter()
+
+    def run(self, lines: Iterable[bytes]) -> Iterator[Tally]:
+        """Store all of them; after each step, what became of those of the step.
+
+        Raises:
+            OutboxError: those of this step are not stored; those before are.
+        """
+        tally, step = Tally(), list[tuple[int, Arrival]]()
+        for number, line in enumerate(lines, 1):
+            tally.bytes += len(line)
+            body = line.strip()
+            if len(body) > MAX_LINE_BYTES:
+                error = f"longer than {MAX_LINE_BYTES} bytes"
+                tally.bad.append(BadLine(number, error, kept=False))
+                tally.outcomes["refused"] += 1
+            elif body:
+                arrival = self._arrival(body)
+                if isinstance(arrival, Ignored):
+                    tally.outcomes["ignored"] += 1
+                else:
+                    step.append((number, arrival))
+            if number % STEP == 0:
+                yield self._store(step, tally)
+                tally, step = Tally(), []
+        yield self._store(step, tally)
+
+    def _arrival(self, body: bytes) -> Arrival | Ignored:
+        def nth_copy() -> tuple[str, ...]:
+            digest = sha256(body).digest()
+            self._copies[digest] += 1
+            return ("copy", digest.hex(), str(self._copies[digest]))
+
+        return arrival_of(self._provider, self._segment, body, self._clock(), otherwise=nth_copy)
+
+    def _store(self, step: list[tuple[int, Arrival]], tally: Tally) -> Tally:
+        if step and (exceeded := self._exceeded()):
+            raise OutboxError(exceeded)
+        started = time.monotonic()
+        new = self._outbox.add([arrival for _, arrival in step])
+        for (number, arrival), is_new in zip(step, new, strict=True):
+            if arrival.fault:
+                tally.outcomes["dead"] += 1
+                tally.bad.append(BadLine(number, f"{arrival.fault.reason}: {arrival.fault.detail}"))
+            else:
+                tally.outcomes["accepted" if is_new else "duplicate"] += 1
+        tally.bad.sort(key=attrgetter("number"))  # those too long were told at once
+        # Webhooks that come in meanwhile have their turn at the disk.
+        time.sleep(min(time.monotonic() - started, 1))
+        return tally
+
+
+def lines(file: BinaryIO) -> Iterator[bytes]:
+    """The file's lines; of one that is too long only as much as shows it, so memory is bounded."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        yield line
+        while line and not line.endswith(b"\n") and len(line) > MAX_LINE_BYTES:
+            line = file.readline(MAX_LINE_BYTES + 1)

@@ -1,0 +1,72 @@
+"""Puts what can be read of a damaged SQLite outbox into a new one."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from relay.errors import OutboxError
+from relay.outbox.entries import Counts, Query, Record
+from relay.outbox.sqlite.recover import DamagedOutbox
+from relay.outbox.sqlite.store import SqliteOutbox
+
+_BATCH_RECORDS: Final = 500
+_BATCH_BYTES: Final = 8 * 2**20
+
+
+class Salvaged(Struct, frozen=True):
+    """What has come of it.
+
+    Attributes:
+        counts: of what is in the new outbox.
+        broken: how many entries were found that are not in it, as not all of them could be read.
+        torn: how many pages are damaged, and may have had more than could be found.
+    """
+
+    counts: Counts
+    broken: int
+    torn: int
+
+
+def salvage(damaged: Path, new: Path, progress: Callable[[float], object]) -> Salvaged:
+    """Put it into a new file.
+
+    Args:
+        damaged: the file; nobody may be using it, and it is left as it is.
+        new: where nothing is yet.
+        progress: is called with how far it has got, up to 1.
+
+    Raises:
+        OutboxError: nothing could be read, and there is no new file; or it could not be written.
+    """
+    if new.exists():
+        raise OutboxError(f"{new} exists already; name a new file")
+    with DamagedOutbox(damaged) as source:
+        batches = _batches(source.records())
+        first = next(batches, None)
+        if first is None:
+            raise OutboxError(f"nothing can be read out of {damaged}")
+        with closing(SqliteOutbox(new)) as outbox:
+            for batch in chain([first], batches):
+                outbox.records.restore(batch)
+                progress(source.seen / source.pages)
+            broken = [
+                id_ for id_ in source.broken if not outbox.records.count(Query(message_id=id_))
+            ]
+            return Salvaged(outbox.counts(), len(broken), source.torn)
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += len(record.body)
+        if len(batch) == _BATCH_RECORDS or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

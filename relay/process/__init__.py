@@ -1,0 +1,1 @@
+"""What concerns this process: its files, threads and supervisor."""

@@ -1,0 +1,1 @@
+"""Receives webhooks over HTTP, stores them and answers."""

@@ -1,0 +1,53 @@
+"""What a webhook is answered."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct, json
+
+from relay.errors import OutboxError
+from relay.events import DeadReason, Ignored
+from relay.outbox.entries import Arrival
+from relay.receiver.committer import Fate
+from relay.sources import Provider
+
+RETRY_AFTER_SECONDS: Final = 5
+
+
+class Answer(Struct, frozen=True):
+    """A status of HTTP, a JSON body, and headers beside its own."""
+
+    status: int
+    content: Mapping[str, str]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    def encoded(self) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """The status, all headers, and the body."""
+        body = json.encode(self.content)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *self.headers,
+        ]
+        return self.status, headers, body
+
+
+def answer_to(provider: Provider, arrival: Arrival | Ignored, fate: Fate) -> Answer:
+    """What the sender is told of a webhook, once it is known what has become of it.
+
+    Args:
+        provider: whose it is.
+        arrival: what it was to be stored as, if at all.
+        fate: what came of storing it; of no account where it was ignored.
+    """
+    if isinstance(arrival, Ignored):
+        return Answer(200, {"status": "ignored", "reason": arrival.reason})
+    if isinstance(fate, OutboxError):
+        content = {"status": "unavailable", "error": "not stored; send it again"}
+        return Answer(503, content, ((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),))
+    if fault := arrival.fault:
+        is_error = fault.reason is DeadReason.UNREADABLE and not provider.holds_back
+        status = 400 if is_error else 200
+        return Answer(status, {"status": "dead", "reason": fault.reason, "error": fault.detail})
+    outcome = "accepted" if fate else "duplicate"
+    return Answer(200, {"status": outcome, "message_id": arrival.message_id})

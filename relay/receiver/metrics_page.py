@@ -1,0 +1,95 @@
+"""The page that Prometheus reads, and a server for it where there is no other."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from relay.auth import SecretCheck
+from relay.metrics.exporter import Gauges
+from relay.receiver import server
+from relay.receiver.attempts import LATE, Attempts
+
+_READ_EVERY_SECONDS: Final = 1.0
+_WAIT_SECONDS: Final = 3.0
+
+
+class Scraping:
+    """The page `/metrics`.
+
+    Args:
+        registries: told beside what prometheus_client tells of this process.
+        gauges: of the outbox, if it is told here.
+        token: that a reader must bring; None lets anyone read.
+        more: what else is told.
+    """
+
+    def __init__(
+        self,
+        registries: Sequence[CollectorRegistry],
+        gauges: Gauges | None = None,
+        *,
+        token: SecretStr | None,
+        more: Callable[[], bytes] = bytes,
+    ) -> None:
+        self._registries = (REGISTRY, *registries)
+        self._more = more
+        self._gauges = gauges
+        self._check = SecretCheck([token]) if token else None
+        self._attempts = Attempts("metrics", ["token"] if token else [])
+        self._read_at = 0.0
+        self._reading: asyncio.Task[bytes] | None = None
+
+    async def answer(self, request: Request) -> Response:
+        """All of it, for whoever may read it."""
+        if self._check and not self._check.accepts(_token(request)):
+            content = {"status": "refused", "error": "wrong or missing token"}
+            headers = {"www-authenticate": "Bearer"}
+            if "authorization" in request.headers and not await self._attempts.hold_back("token"):
+                headers |= LATE
+            return JSONResponse(content, 401, headers)
+        page = await run_in_threadpool(self._counted) + self._more()
+        if self._gauges:
+            page += await self._read(self._gauges)
+        return Response(page, media_type=CONTENT_TYPE_LATEST)
+
+    def _counted(self) -> bytes:
+        return b"".join(map(generate_latest, self._registries))
+
+    async def _read(self, gauges: Gauges) -> bytes:
+        # However many ask, an outbox that hangs holds one thread, and one that does not is read
+        # once a second.
+        if self._reading is None or (
+            self._reading.done() and time.monotonic() - self._read_at >= _READ_EVERY_SECONDS
+        ):
+            self._read_at = time.monotonic()
+            self._reading = asyncio.create_task(run_in_threadpool(gauges.read))
+        await asyncio.wait([self._reading], timeout=_WAIT_SECONDS)
+        return self._reading.result() if self._reading.done() else gauges.unread()
+
+
+def _token(request: Request) -> bytes:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+
+
+@contextmanager
+def serving_aside(scraping: Scraping, listener: socket.socket) -> Iterator[None]:
+    """Serve the page, and `/healthz`, in a thread."""
+    app = Starlette(routes=[Route("/healthz", _alive), Route("/metrics", scraping.answer)])
+    with server.serving_aside(app, listener):
+        yield
+
+
+async def _alive(_request: Request) -> JSONResponse:
+    return JSONResponse({"status": "alive"})

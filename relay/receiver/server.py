@@ -1,0 +1,181 @@
+"""uvicorn, set up for relay: a short way for webhooks, and an end that loses nothing."""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
+
+from relay.process.files import most_connections
+from relay.receiver.accepting import Acceptor
+from relay.receiver.connections import Crowd
+from relay.receiver.protocol import TakeWhole, protocols
+
+_OPEN_SECONDS: Final = 0.5
+"""For how long new connections are accepted once the end has begun: whoever sends them here may
+not know of it yet."""
+_HANDSHAKE_SECONDS: Final = 0.25
+"""For handshakes that have begun to be completed: as long as a way around the world and back."""
+_LOOK_SECONDS: Final = 0.05
+_NO_ADDRESS: Final = "it is no address of this machine"
+_CLOSE_SECONDS: Final = 2.0
+_MOST_ASIDE: Final = 50
+"""Connections of a server beside another one."""
+_REACHED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (it is not listened at)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at the address; port 0 is any free one, `::` any address of IPv4, too.
+
+    Raises:
+        OSError: it cannot be had; EADDRNOTAVAIL where the host is no address of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    is_any = host == "::" and socket.has_dualstack_ipv6()
+    if not host.strip():  # which Python takes for all addresses
+        raise OSError(errno.EADDRNOTAVAIL, _NO_ADDRESS)
+    try:
+        return socket.create_server(
+            (host, port), family=family, backlog=2048, dualstack_ipv6=is_any
+        )
+    except OSError as error:
+        # Python's own text for some of these holds the address twice. Below 0 it is the resolver's.
+        code = error.errno or 0
+        if code < 0 or code == errno.EADDRNOTAVAIL:
+            raise OSError(errno.EADDRNOTAVAIL, _NO_ADDRESS) from None
+        raise OSError(code, os.strerror(code)) from None
+
+
+def base_url(listener: socket.socket) -> str:
+    """Where the listener is reached from this machine."""
+    host, port = listener.getsockname()[:2]
+    if ip_address(host).is_unspecified:  # every address, this machine's own among them
+        host = "::1" if ":" in host else "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve_http(
+    app: ASGIApp,
+    take_whole: TakeWhole,
+    listener: socket.socket,
+    *,
+    grace_seconds: int,
+    leaving: Callable[[], None],
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, then answer what is under way.
+
+    Args:
+        app: the application.
+        take_whole: its short way for webhooks.
+        listener: where it listens.
+        grace_seconds: how long requests under way have at the end.
+        leaving: called when the end begins.
+    """
+    _Server(app, take_whole, listener, most_connections(), grace_seconds, leaving).run()
+
+
+@contextmanager
+def serving_aside(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
+    """Serve a few pages in a thread."""
+    server = _Server(app, lambda *_: False, listener, _MOST_ASIDE)
+
+    def serve() -> None:
+        server.run()
+        if not server.should_exit:
+            raise RuntimeError("the server has ended")
+
+    thread = threading.Thread(target=serve, name="http", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        # A thread whose loop still turns when Python ends may crash the process.
+        server.should_exit = True
+        thread.join(_CLOSE_SECONDS)
+
+
+class _Server(uvicorn.Server):
+    """Ends on a signal without losing a request that the kernel has taken.
+
+    uvicorn closes its listener and idle connections at once, which resets requests that were sent,
+    and raises the signal once more at its end. Here the end has four parts: for a moment all goes
+    on, but that each answer is its connection's last; then nobody new is let in; then quiet
+    connections are closed; and what is under way has what is left of the time.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        take_whole: TakeWhole,
+        listener: socket.socket,
+        most_connections: int,
+        grace_seconds: float = 0,
+        leaving: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._crowd = Crowd(most_connections)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=protocols(take_whole, self._crowd),
+                lifespan="on",
+                log_config=None,
+                access_log=False,  # it would print the secret in the path
+                server_header=False,
+                ws="none",
+                proxy_headers=False,  # nobody's address is looked at
+            )
+        )
+        self._listener = listener
+        self._grace_seconds = grace_seconds
+        self._leaving = leaving
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.handle_exit)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (as uvicorn's)
+        # However often it comes: uvicorn cuts the end short at a second Ctrl-C.
+        self.should_exit = True
+        self._leaving()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (as uvicorn's)
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        self._acceptor = Acceptor(self._listener, self._protocol, self._crowd.shed)
+        self._acceptor.start()
+        self.started = True
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn calls it
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (as uvicorn's)
+        clock = asyncio.get_running_loop().time
+        ends_at = clock() + self._grace_seconds
+        self._crowd.leave()
+        await asyncio.sleep(_OPEN_SECONDS)
+        self._acceptor.refuse_handshakes()
+        await asyncio.sleep(_HANDSHAKE_SECONDS)
+        await self._acceptor.close()
+        while (self._crowd or self.server_state.tasks) and clock() < ends_at:
+            self._crowd.close_the_quiet()
+            await asyncio.sleep(_LOOK_SECONDS)
+        for task in self.server_state.tasks:
+            task.cancel()
+        await self.lifespan.shutdown()

@@ -1,0 +1,140 @@
+from collections import Counter
+from contextlib import closing
+from datetime import UTC, datetime
+
+import pytest
+from msgspec import structs
+
+from relay.events import DeadReason, Unusable
+from relay.outbox.entries import Arrival
+from tests.cli.desk import Desk, kill_once, webhook
+
+MANY = 4_000
+
+
+def dead_letter(name: str, number: int = 0, reason: DeadReason = DeadReason.UNREADABLE) -> Arrival:
+    """A webhook that could not be read when it came, and can be today."""
+    return Arrival(
+        "vero",
+        f"vero-{name}-{number}",
+        datetime.now(UTC),
+        webhook(name, number),
+        Unusable(reason, "by an earlier mapping"),
+    )
+
+
+def everything(desk: Desk) -> list[object]:
+    """All that the outbox holds."""
+    tables = ("history", "operations")
+    return [*desk.store.stored(), *(desk.store.run_sql(f"SELECT * FROM {t}") for t in tables)]  # noqa: S608 (their names)
+
+
+def test_what_a_corrected_mapping_can_read_arrives_under_the_message_id_it_had(desk: Desk) -> None:
+    still_bad = Arrival(
+        *("vero", "vero-still-bad", datetime.now(UTC), webhook("mended", kind="snoozed")),
+        Unusable(DeadReason.UNKNOWN_TYPE, "a type relay does not know"),
+    )
+    with closing(desk.outbox()) as outbox:
+        outbox.add([dead_letter("mended", number) for number in range(3)] + [still_bad])
+    before = everything(desk)
+    (plan,) = desk.told("replay", "--user-id", "user-mended", "--dry-run", "--json")
+    unchanged = everything(desk) == before
+    said = desk.run("replay", "--user-id", "user-mended")
+    desk.settle()
+    ids = [f"vero-mended-{number}" for number in range(3)]
+
+    assert unchanged
+    assert (plan["to_send"], plan["again"], plan["unusable"]) == (3, 0, {"unknown_type": 1})
+    assert [example["track"]["messageId"] for example in plan["examples"]] == ids
+    assert said.startswith("3 entries to send\n1 entry left alone: still unknown_type\n3 entries")
+    assert sorted(message["messageId"] for message in desk.arrivals("mended")) == ids
+    assert Counter(state for _, state in desk.states("mended")) == {"delivered": 3, "dead": 1}
+
+
+def test_a_setting_that_changes_the_mapping_is_heeded(sqlite_desk: Desk) -> None:
+    sample = b'{"type":"sent","sent_at":1435016238,"user":{"id":123,"email":"steve@getvero.com"}}'
+    fault = Unusable(DeadReason.IGNORED, "test_sample: set by RELAY_VERO_TESTS")
+    with closing(sqlite_desk.outbox()) as outbox:
+        outbox.add([Arrival("vero", "vero-sample", datetime.now(UTC), sample, fault)])
+    command = ("replay", "--message-id", "vero-sample", "--dry-run", "--json")
+    (as_it_is,) = sqlite_desk.told(*command)
+    (forwarded,) = sqlite_desk.told(*command, RELAY_VERO_TESTS="forward")
+
+    assert (as_it_is["to_send"], as_it_is["unusable"]) == (0, {"ignored": 1})
+    assert forwarded["to_send"] == 1
+
+
+@pytest.mark.parametrize(
+    ("filters", "chosen"),
+    [
+        (["--reason", "poison"], [1]),
+        (["--state", "dead"], [0, 1]),
+        (["--until", "2026-01-02"], [0]),
+        (["--message-id", "vero-chosen-1"], [1]),
+    ],
+)
+def test_only_what_is_named_is_replayed(
+    sqlite_desk: Desk, filters: list[str], chosen: list[int]
+) -> None:
+    old = datetime(2026, 1, 1, tzinfo=UTC)
+    letters = [dead_letter("chosen"), dead_letter("chosen", 1, DeadReason.POISON)]
+    with closing(sqlite_desk.outbox()) as outbox:
+        outbox.add([structs.replace(letters[0], received_at=old), letters[1]])
+    command = ("replay", "--user-id", "user-chosen", *filters, "--dry-run", "--json")
+    (plan,) = sqlite_desk.told(*command)
+    ids = [example["track"]["messageId"] for example in plan["examples"]]
+
+    assert ids == [f"vero-chosen-{number}" for number in chosen]
+
+
+def test_delivered_ones_are_sent_again_only_after_a_yes(desk: Desk) -> None:
+    recent, old = desk.delivered(webhook("again"), webhook("again", 1))
+    desk.store.run_sql(_AGE[desk.store.url[:6]].format(old))
+    command = ("replay", "--user-id", "user-again", "--state", "delivered")
+    asked = desk.run(*command, code=1)  # there is nobody to answer
+    arrived_by_then = len(desk.arrivals("again"))
+    said = desk.run(*command, "--yes")
+    desk.settle()
+
+    assert asked.startswith("2 entries to send\n  2 of them Segment has had before\n  1 of these")
+    assert "more than 24 h ago" in asked
+    assert "Send 2 delivered ones again? [y/N]" in asked
+    assert arrived_by_then == 2
+    assert "2 entries replayed" in said
+    assert Counter(m["messageId"] for m in desk.arrivals("again")) == {recent: 2, old: 2}
+
+
+_AGE = {
+    "sqlite": "UPDATE entries SET delivered_at = delivered_at - 90000000 WHERE message_id = '{}'",
+    "postgr": "UPDATE entries SET delivered_at = delivered_at - interval '25 h'"
+    " WHERE message_id = '{}'",
+}
+
+
+def replayed(desk: Desk) -> int:
+    """How many entries the replay below has made pending so far."""
+    operations = desk.store.run_sql("SELECT entries FROM operations WHERE what LIKE '% since=1h %'")
+    return operations[0][0] if operations else 0
+
+
+def test_a_replay_killed_in_the_middle_and_begun_again_sends_nothing_twice(desk: Desk) -> None:
+    file = desk.file(webhook("killed", number) for number in range(MANY))
+    desk.run("import", str(file))
+    desk.settle()
+    whose, since = ("--user-id", "user-killed"), ("--state", "delivered", "--since", "1h")
+    kill_once(desk.start("replay", *whose, *since, "--yes"), lambda: replayed(desk) > 0)
+    desk.settle()
+    done = replayed(desk)
+    # An hour ago is another moment by now; it is the same replay all the same.
+    said = desk.run("replay", "--yes", *since, *whose)
+    desk.settle()
+    arrived = Counter(message["messageId"] for message in desk.arrivals("killed"))
+    operation = desk.told("operations", "--json", "--limit", "1")[0]
+
+    assert 0 < done < MANY
+    assert said.startswith("going on with the same replay, begun at ")
+    assert f"{MANY - done:,} entries replayed" in said
+    assert set(arrived.values()) == {2}
+    assert len(arrived) == MANY
+    assert operation["entries"] == MANY
+    assert operation["finished"]

@@ -1,0 +1,306 @@
+"""What every store is held to as an operator sees it: its test class inherits this suite, too."""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from relay.errors import OutboxError
+from relay.outbox.entries import Arrival, Happening, Keys, Operation, Query, Record, Revival, State
+from relay.outbox.protocol import Outbox, Records
+from tests.contracts.outbox import FAULT, MINUTE, NOON, OpenStore, arrival, settle, states
+from tests.harness.fakes import Clock
+from tests.harness.processes import within
+from tests.harness.records import (
+    DOWN,
+    MANY,
+    by_name,
+    claim_one,
+    erase,
+    everything,
+    filled,
+    revival,
+    revive,
+    without_ids,
+)
+
+RunSql = Callable[[str], list[Any]]
+"""Runs a statement on the tables of the store of the name `relay`, behind its back."""
+
+CHANGES: dict[str, Callable[[Records, Record, Operation], int]] = {
+    "revive": lambda records, record, operation: records.revive([revival(record)], operation),
+    "erase": lambda records, record, operation: records.erase([record.id], operation),
+}
+
+_every_change = pytest.mark.parametrize("change", CHANGES)
+
+
+class ChangesContract:
+    """What operators do to entries: see `relay.outbox.protocol.Records`.
+
+    A store's test class has the fixture `run_sql`.
+    """
+
+    def test_what_is_replayed_is_forwarded_once_more(self, outbox: Outbox, clock: Clock) -> None:
+        outbox.add([arrival("a", body=b"1"), arrival("b", body=b"2", fault=FAULT)])
+        outbox.deliver(outbox.claim(1, lease=MINUTE))
+        delivered_at = clock.now()
+        before = by_name(outbox.records)
+        clock.sleep(60)
+        count = revive(outbox.records, *before.values())
+        after = by_name(outbox.records)
+        due = {entry.message_id: entry for entry in outbox.claim(9, lease=MINUTE)}
+        replayed = Happening(clock.now(), "replayed", "")
+
+        assert count == 2
+        assert after["a"].history == (Happening(delivered_at, "delivered", ""), replayed)
+        assert after["b"].history == (Happening(NOON, "dead", "no_recipient"), replayed)
+        for name, record in after.items():
+            assert record == structs.replace(
+                before[name],
+                state=State.PENDING,
+                collection="Email Sent",
+                delivered_at=None,
+                reason=None,
+                detail=None,
+                history=record.history,
+            )
+        assert {name: (entry.body, entry.deaths) for name, entry in due.items()} == {
+            "a": (b"1", 0),
+            "b": (b"2", 0),
+        }
+
+    def test_each_replay_and_delivery_is_told_in_its_order(
+        self, outbox: Outbox, clock: Clock
+    ) -> None:
+        outbox.add([arrival("a")])
+        for _ in range(3):
+            outbox.deliver([claim_one(outbox)])
+            clock.sleep(1)
+            revive(outbox.records, by_name(outbox.records)["a"])
+        told = [each.what for each in by_name(outbox.records)["a"].history]
+
+        assert told == ["delivered", "replayed"] * 3
+
+    def test_only_what_is_delivered_or_dead_is_replayed(self, outbox: Outbox, clock: Clock) -> None:
+        model = filled(outbox, clock)
+        operation = outbox.records.begin("replay", "all")
+        revivals = [Revival(record.id, "Email Sent", Keys(77)) for record in model]
+        absent = Revival(model[-1].id + 1, "Email Sent", Keys(77))
+        count = outbox.records.revive([*revivals, absent], operation)
+        changed = everything(outbox.records, Query(key=("user", 77)))
+        pending = [record for record in model if record.state is State.PENDING]
+
+        assert count == MANY - len(pending)
+        assert [r.id for r in changed] == [r.id for r in model if r not in pending]
+        assert [r for r in everything(outbox.records) if r not in changed] == pending
+
+    def test_a_replayed_entry_is_found_by_what_it_is_today(self, outbox: Outbox) -> None:
+        keyed = Arrival("vero", "a", NOON, b"{}", FAULT, "Email Sent", Keys(1, 2, 3))
+        outbox.add([keyed, arrival("keyless", fault=FAULT)])
+        before = by_name(outbox.records)
+        operation = outbox.records.begin("replay", "both")
+        revivals = [
+            Revival(before["a"].id, "Email Opened", Keys(None, 22, 33)),
+            Revival(before["keyless"].id, "Email Opened", Keys(1, 22)),
+        ]
+        outbox.records.revive(revivals, operation)
+        records = outbox.records
+        wanted = [
+            Query(key=("user", 1)),
+            Query(key=("address", 2)),
+            Query(key=("address", 22)),
+            Query(key=("email", 33)),
+        ]
+        names = [{record.message_id for record in everything(records, q)} for q in wanted]
+
+        assert names == [{"keyless"}, set(), {"a", "keyless"}, {"a"}]
+        assert records.count(Query(collection="Email Opened")) == 2
+        assert records.count(Query(keyless=True)) == 0
+
+    @pytest.mark.parametrize("outcome", State)
+    def test_who_held_it_before_the_replay_settles_nothing_any_more(
+        self, outbox: Outbox, clock: Clock, outcome: State
+    ) -> None:
+        outbox.add([arrival("a")])
+        late = claim_one(outbox)
+        clock.sleep(60)
+        holder = claim_one(outbox)
+        outbox.deliver([holder])
+        revive(outbox.records, by_name(outbox.records)["a"])
+        for entry in (late, holder):
+            settle(outbox, entry, outcome)
+        history = by_name(outbox.records)["a"].history
+
+        assert states(outbox) == Counter(pending=1)
+        assert [each.what for each in history] == ["delivered", "replayed"]
+        assert claim_one(outbox).message_id == "a"
+
+    @pytest.mark.parametrize("how", ["replayed", "restored"])
+    def test_a_forwarder_elsewhere_notices_what_is_due_again(
+        self, open_store: OpenStore, clock: Clock, how: str
+    ) -> None:
+        with (
+            closing(open_store("relay", clock)) as operators,
+            closing(open_store("relay", clock)) as forwarding,
+        ):
+
+            def quiet() -> bool:
+                return within(10, lambda: not forwarding.changed())
+
+            listens = forwarding.changed() and quiet()
+            operators.add([arrival("a", fault=FAULT)])
+            hears = within(10, forwarding.changed) and quiet()
+            (record,) = everything(operators.records)
+            if how == "replayed":
+                revive(operators.records, record)
+            else:
+                copy = structs.replace(record, message_id="b", state=State.PENDING)
+                operators.records.restore([copy])
+
+            assert listens
+            assert hears
+            assert within(10, forwarding.changed)
+
+    def test_an_operation_can_be_taken_up_until_it_is_finished(
+        self, outbox: Outbox, clock: Clock
+    ) -> None:
+        records = outbox.records
+        first = records.begin("replay", "dead letters")
+        clock.sleep(1)
+        again = records.begin("replay", "dead letters")
+        others = [records.begin("erase", "dead letters"), records.begin("replay", "everything")]
+        records.finish(first)
+        ended = clock.now()
+        new = records.begin("replay", "dead letters")
+        latest = records.operations(9)
+
+        assert first == again
+        assert (first.started_at, first.finished_at, first.entries) == (NOON, None, 0)
+        assert latest == [new, *others[::-1], structs.replace(first, finished_at=ended)]
+        assert records.operations(2) == latest[:2]
+
+    def test_an_operation_counts_what_it_has_changed(self, outbox: Outbox, clock: Clock) -> None:
+        model = filled(outbox, clock)
+        operation = outbox.records.begin("replay", "all")
+        for step in (model[:20], model[20:50]):
+            outbox.records.revive([revival(r) for r in step], operation)
+        replayed = outbox.records.operations(1)[0]
+        pending = outbox.records.count(Query(states=(State.PENDING,)))
+        erasure = outbox.records.begin("erase", "all")
+        outbox.records.erase([record.id for record in model[:7]], erasure)
+        erased = outbox.records.operations(1)[0]
+
+        assert replayed.entries == pending - sum(r.state is State.PENDING for r in model)
+        assert erased.entries == 7
+
+    @_every_change
+    def test_what_cannot_be_counted_is_not_changed(
+        self, outbox: Outbox, run_sql: RunSql, change: str
+    ) -> None:
+        outbox.add([arrival("a", fault=FAULT)])
+        before = everything(outbox.records)
+        operation = outbox.records.begin(change, "it")
+        run_sql("ALTER TABLE operations RENAME TO away")
+        with pytest.raises(OutboxError):
+            CHANGES[change](outbox.records, before[0], operation)
+        run_sql("ALTER TABLE away RENAME TO operations")
+
+        assert everything(outbox.records) == before
+        assert outbox.records.operations(9) == [operation]
+        assert CHANGES[change](outbox.records, before[0], operation) == 1
+
+    def test_what_is_erased_leaves_nothing_behind(
+        self, outbox: Outbox, clock: Clock, run_sql: RunSql
+    ) -> None:
+        model = filled(outbox, clock)
+        held = outbox.claim(5, lease=MINUTE)
+        erased, left = model[:30], model[30:]
+        count = erase(outbox.records, *erased)
+        again = erase(outbox.records, *erased)
+        outbox.deliver(held)
+        remaining = [r.message_id for r in everything(outbox.records)]
+        erase(outbox.records, *left)
+        rows = [run_sql(f"SELECT count(*) FROM {table}") for table in ("entries", "history")]  # noqa: S608 (two names)
+
+        assert {record.state for record in erased} == {*State}
+        assert (count, again) == (len(erased), 0)
+        assert remaining == [record.message_id for record in left]
+        assert rows == [[(0,)]] * 2
+        assert outbox.add([arrival(erased[0].message_id)]) == [True]
+
+    def test_what_comes_after_what_was_erased_in_hand_is_not_taken_for_it(
+        self, outbox: Outbox
+    ) -> None:
+        outbox.add([arrival("a"), arrival("b")])
+        held = outbox.claim(9, lease=MINUTE)
+        erase(outbox.records, *everything(outbox.records))
+        outbox.add([arrival("c"), arrival("d")])
+        outbox.release(held, DOWN)
+        outbox.deliver(held)
+
+        assert states(outbox) == Counter(pending=2)
+        assert [record.history for record in everything(outbox.records)] == [(), ()]
+        assert {entry.message_id for entry in outbox.claim(9, lease=MINUTE)} == {"c", "d"}
+
+    def test_what_is_forgotten_leaves_nothing_behind(
+        self, outbox: Outbox, clock: Clock, run_sql: RunSql
+    ) -> None:
+        filled(outbox, clock)
+        outbox.deliver(outbox.claim(MANY, lease=MINUTE))
+        clock.sleep(1)
+        delivered = states(outbox)["delivered"]
+        forgotten = outbox.purge(clock.now(), MANY)
+        left = "SELECT count(*) FROM history WHERE entry NOT IN (SELECT id FROM entries)"
+
+        assert forgotten == delivered > 30
+        assert run_sql(left) == [(0,)]
+
+    def test_records_put_back_are_what_they_were(
+        self, outbox: Outbox, open_store: OpenStore, clock: Clock
+    ) -> None:
+        model = filled(outbox, clock)
+        with closing(open_store("copy", clock)) as copy:
+            counts = [copy.records.restore(model[:40]), copy.records.restore(model)]
+
+            assert counts == [40, MANY - 40]
+            assert without_ids(everything(copy.records)) == without_ids(model)
+            assert copy.records.restore([]) == 0
+
+    def test_what_is_there_is_left_alone_when_records_are_put_back(
+        self, outbox: Outbox, clock: Clock
+    ) -> None:
+        model = filled(outbox, clock)
+        held = {entry.message_id for entry in outbox.claim(MANY, lease=MINUTE)}
+        altered = [
+            structs.replace(record, body=b"another", state=State.DELIVERED, keys=Keys(99))
+            for record in model
+        ]
+        new = structs.replace(model[0], message_id="new")
+        count = outbox.records.restore([*altered, new, new])
+        found = everything(outbox.records)
+
+        assert held == {r.message_id for r in model if r.state is State.PENDING}
+        assert count == 1
+        assert [(r.body, r.state, r.history) for r in found[:-1]] == [
+            (r.body, r.state, r.history) for r in model
+        ]
+        assert [entry.message_id for entry in outbox.claim(MANY, lease=MINUTE)] == ["new"]
+
+    @pytest.mark.parametrize("age", [timedelta(days=400), timedelta(days=-1)])
+    def test_what_is_put_back_pending_is_due(self, outbox: Outbox, age: timedelta) -> None:
+        """Also what was received by a clock that is ahead."""
+        outbox.add([arrival("a"), arrival("b", fault=FAULT)])
+        records = [
+            structs.replace(record, received_at=NOON - age) for record in everything(outbox.records)
+        ]
+        erase(outbox.records, *records)
+        outbox.records.restore(records)
+        (entry,) = outbox.claim(9, lease=MINUTE)
+
+        assert (entry.message_id, entry.received_at) == ("a", NOON - age)
+        assert (entry.attempts, entry.deaths) == (1, 0)

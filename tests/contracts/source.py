@@ -1,0 +1,185 @@
+"""What every source is held to: each has a test class that inherits this suite."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from random import Random
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relay.destinations.segment import Segment
+from relay.events import EmailEvent, Reading
+from relay.sources import Provider, Webhook, provider_classes
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+ANY_TEXT = st.text() | st.text(st.characters(), max_size=3)
+"""The second kind may hold lone surrogates, which JSON can name and UTF-8 cannot hold."""
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT
+VALUES = st.recursive(
+    SCALARS,
+    lambda value: st.lists(value, max_size=4) | st.dictionaries(ANY_TEXT, value, max_size=4),
+    max_leaves=12,
+)
+
+_SEGMENT = Segment("write-key", "https://example.com")
+
+# How long an example takes says nothing but how busy the machine is.
+_law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+class ProviderContract:
+    """See `relay.sources.Provider`.
+
+    Attributes:
+        provider_class: who is tested.
+        documents: webhooks that become email events, each another one.
+        shaped: objects with the provider's own fields and anything at all in them.
+    """
+
+    provider_class: ClassVar[type[Provider]]
+    documents: ClassVar[Sequence[Mapping[str, Any]]]
+    shaped: ClassVar[st.SearchStrategy[dict[str, Any]]]
+
+    credential = "secret"
+    """The setting that holds it."""
+    first = "first-secret-0123456789"
+    second = "second-secret-0123456789"
+
+    def provider(self, *secrets: str) -> Provider:
+        """One that is configured with the secrets."""
+        given = {self.credential: ",".join(secrets)} if secrets else {}
+        return self.provider_class(self.provider_class.settings_model(**given))
+
+    def webhook(self, secret: str) -> Webhook:
+        """One that carries the secret."""
+        return Webhook(secret, [], b"", NOON)
+
+    def read(self, body: bytes) -> Reading:
+        """What the provider makes of a body received at noon."""
+        return self.provider(self.first).parse(body, NOON)
+
+    def identity(self, document: object) -> tuple[str | None, ...] | None:
+        """Of the event that the document is; None where it is none."""
+        reading = self.read(json.dumps(document).encode())
+        return reading.identity if isinstance(reading, EmailEvent) else None
+
+    def test_it_is_found_by_its_name(self) -> None:
+        name = self.provider_class.name
+
+        assert provider_classes()[name] is self.provider_class
+        assert name.isidentifier()
+        assert name.islower()
+
+    def test_its_secret_is_accepted(self) -> None:
+        provider = self.provider(self.first)
+
+        assert provider.configured
+        assert provider.authenticate(self.webhook(self.first))
+
+    @pytest.mark.parametrize("secret", ["", first[:-1], first + "0", first.upper(), "é" * 20, "\0"])
+    def test_another_secret_is_refused(self, secret: str) -> None:
+        assert not self.provider(self.first).authenticate(self.webhook(secret))
+
+    def test_a_webhook_without_credentials_is_refused(self) -> None:
+        assert not self.provider(self.first).authenticate(Webhook(None, [], b"{}", NOON))
+
+    def test_while_secrets_rotate_each_of_them_is_accepted(self) -> None:
+        provider = self.provider(self.first, self.second)
+
+        assert provider.authenticate(self.webhook(self.first))
+        assert provider.authenticate(self.webhook(self.second))
+        assert not provider.authenticate(self.webhook(f"{self.first},{self.second}"))
+
+    @pytest.mark.parametrize("secret", ["", first])
+    def test_without_a_secret_it_is_not_configured_and_accepts_nothing(self, secret: str) -> None:
+        provider = self.provider()
+
+        assert not provider.configured
+        assert not provider.authenticate(self.webhook(secret))
+
+    def test_any_bytes_give_a_lawful_reading(self) -> None:
+        @_law
+        @given(st.binary())
+        def check(body: bytes) -> None:
+            _assert_lawful(self.read(body))
+
+        check()
+
+    def test_any_object_gives_a_lawful_reading(self) -> None:
+        @_law
+        @given(self.shaped | st.dictionaries(ANY_TEXT, VALUES))
+        def check(document: dict[str, Any]) -> None:
+            _assert_lawful(self.read(json.dumps(document).encode()))
+
+        check()
+
+    def test_the_same_body_gives_the_same_reading(self) -> None:
+        @_law
+        @given(self.shaped)
+        def check(document: dict[str, Any]) -> None:
+            body = json.dumps(document).encode()
+
+            assert self.read(body) == self.read(body)
+
+        check()
+
+    def test_the_order_of_keys_changes_nothing(self) -> None:
+        @_law
+        @given(self.shaped, st.randoms(use_true_random=False))
+        def check(document: dict[str, Any], random: Random) -> None:
+            assert self.identity(_shuffled(document, random)) == self.identity(document)
+
+        check()
+
+    def test_what_is_another_event_has_another_identity(self) -> None:
+        identities = [self.identity(document) for document in self.documents]
+
+        assert all(identities)
+        assert len(set(identities)) == len(identities)
+
+    def test_nothing_private_stands_in_a_reason_or_a_detail(self) -> None:
+        private = "somebody@example.com"
+        broken = [
+            other for document in self.documents for other in _each_replaced(document, private)
+        ]
+        readings = [self.read(json.dumps(document).encode()) for document in broken]
+        others = [reading for reading in readings if not isinstance(reading, EmailEvent)]
+
+        assert others
+        assert all(private not in repr(reading) for reading in others)
+
+
+def _assert_lawful(reading: Reading) -> None:
+    """It can be stored, logged and sent."""
+    json.dumps(msgspec.to_builtins(reading), ensure_ascii=False).encode()
+    if isinstance(reading, EmailEvent):
+        optional = [reading.user_id, reading.email, reading.user_agent]
+        texts = [*reading.properties.values(), *(text for text in optional if text is not None)]
+
+        assert all(type(text) is str and text and text == text.strip() for text in texts)
+        assert reading.user_id or reading.email
+        assert reading.occurred_at.tzinfo is UTC
+        assert len(_SEGMENT.message_id("p" * 20, reading.identity, reading.said_at)) <= 100
+
+
+def _shuffled(value: object, random: Random) -> object:
+    if isinstance(value, list):
+        return [_shuffled(member, random) for member in value]
+    if isinstance(value, dict):
+        items = [(key, _shuffled(member, random)) for key, member in value.items()]
+        random.shuffle(items)
+        return dict(items)
+    return value
+
+
+def _each_replaced(document: Mapping[str, Any], value: object) -> Iterator[dict[str, Any]]:
+    """The document, with the value in place of each of its own in turn."""
+    for key, own in document.items():
+        yield {**document, key: value}
+        if isinstance(own, Mapping):
+            yield from ({**document, key: inner} for inner in _each_replaced(own, value))

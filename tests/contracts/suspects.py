@@ -1,0 +1,185 @@
+"""What every store is held to when processes die: its test class inherits this suite, too."""
+
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+
+import pytest
+
+from relay.outbox.entries import Entry, State
+from relay.outbox.protocol import Outbox
+from tests.contracts.outbox import MINUTE, OpenStore, arrival, ids, settle
+from tests.harness.fakes import Clock
+from tests.harness.records import claim_one, everything, revive
+
+LINEAGE = 7
+
+Life = Callable[[], Outbox]
+"""Another process's outbox, once those before it have died with all that they had claimed."""
+
+
+def die(outbox: Outbox, clock: Clock, *, alone: bool = False) -> list[Entry]:
+    """What a process claims that ends without having settled anything."""
+    with closing(outbox):
+        claimed = outbox.claim_suspect(lease=MINUTE) if alone else outbox.claim(9, lease=MINUTE)
+    clock.sleep(60)
+    return claimed
+
+
+class SuspectsContract:
+    """How an entry is set apart over which processes die: see `relay.outbox.protocol.Outbox`."""
+
+    @pytest.fixture
+    def live(self, open_store: OpenStore, clock: Clock) -> Life:
+        """Opens the store once more."""
+        return partial(open_store, "relay", clock)
+
+    def test_what_two_processes_died_over_is_claimed_alone(self, live: Life, clock: Clock) -> None:
+        with closing(live()) as outbox:
+            outbox.add([arrival(name) for name in "abc"])
+            nobody = outbox.has_suspects()
+        company = [die(live(), clock) for _ in range(3)]
+        with closing(live()) as outbox:
+            outbox.add([arrival("innocent")])
+            others = outbox.claim(9, lease=MINUTE)
+            any_due = [outbox.has_suspects()]
+            alone = []
+            for _ in range(4):
+                alone.append(outbox.claim_suspect(lease=MINUTE))
+                any_due.append(outbox.has_suspects())
+
+        assert not nobody
+        assert [[entry.deaths for entry in claim] for claim in company] == [[0] * 3, [1] * 3, []]
+        assert [(entry.message_id, entry.deaths) for entry in others] == [("innocent", 0)]
+        assert any_due == [True, True, True, False, False]
+        assert sorted(entry.message_id for (entry,) in alone[:3]) == ["a", "b", "c"]
+        assert [entry.deaths for (entry,) in alone[:3]] == [2] * 3
+        assert alone[3] == []
+
+    def test_each_death_is_counted_for_what_was_in_hand(self, live: Life, clock: Clock) -> None:
+        with closing(live()) as outbox:
+            outbox.add([arrival("a")])
+        claims = [die(live(), clock)]
+        with closing(live()) as outbox:
+            outbox.add([arrival("b")])
+        claims.append(die(live(), clock))
+        claims += [die(live(), clock, alone=True) for _ in range(4)]
+        claims.append(die(live(), clock))
+        deaths = [{entry.message_id: entry.deaths for entry in claim} for claim in claims]
+
+        assert deaths == [
+            {"a": 0},
+            {"a": 1, "b": 0},
+            {"a": 2},
+            {"a": 3},
+            {"a": 4},
+            {"a": 5},
+            {"b": 1},
+        ]
+
+    @pytest.mark.parametrize("outcome", State)
+    def test_who_comes_back_clears_it_of_suspicion(
+        self, live: Life, clock: Clock, outcome: State
+    ) -> None:
+        with closing(live()) as outbox:
+            outbox.add([arrival("a")])
+        for _ in range(2):
+            die(live(), clock)
+        with closing(live()) as outbox:
+            (suspect,) = outbox.claim_suspect(lease=MINUTE)
+            settle(outbox, suspect, outcome)
+            if outcome is not State.PENDING:
+                revive(outbox.records, *everything(outbox.records))
+            suspected = outbox.has_suspects()
+            again = claim_one(outbox)
+        clock.sleep(60)
+
+        assert not suspected
+        assert (again.deaths, again.attempts) == (0, 4)
+        assert ids(die(live(), clock)) == {"a"}
+
+    def test_none_of_the_suspects_is_always_the_first(self, live: Life, clock: Clock) -> None:
+        """Whoever dies over one of them must not suspect another one each time."""
+        with closing(live()) as outbox:
+            outbox.add([arrival(name) for name in "abcdefgh"])
+        for _ in range(2):
+            die(live(), clock)
+        firsts = set()
+        with closing(live()) as outbox:
+            for _ in range(12):
+                firsts |= ids(outbox.claim_suspect(lease=MINUTE))
+                clock.sleep(60)
+
+        assert len(firsts) > 1
+
+    def test_who_dies_posting_a_suspect_is_counted_only_where_it_died_by_itself(
+        self, live: Life, clock: Clock
+    ) -> None:
+        with closing(live()) as outbox:
+            outbox.add([arrival("a")])
+        for _ in range(2):
+            die(live(), clock)
+        deaths = []
+        for crashed in [False, False, True, False, True, False]:
+            with closing(live()) as outbox:
+                if crashed:
+                    outbox.count_crash(LINEAGE)
+                    outbox.count_crash(LINEAGE)  # for nothing: it is counted once
+                (suspect,) = outbox.claim_suspect(lease=MINUTE)
+                deaths.append(suspect.deaths)
+                assert outbox.begin_post(suspect, LINEAGE).deaths == suspect.deaths
+            clock.sleep(60)
+
+        assert deaths == [2, 2, 3, 3, 4, 4]
+
+    def test_a_crash_of_another_lineage_counts_nothing(self, live: Life, clock: Clock) -> None:
+        with closing(live()) as outbox:
+            outbox.add([arrival("a")])
+        for _ in range(2):
+            die(live(), clock)
+        with closing(live()) as outbox:
+            (suspect,) = outbox.claim_suspect(lease=MINUTE)
+            outbox.begin_post(suspect, LINEAGE)
+        clock.sleep(60)
+        with closing(live()) as outbox:
+            outbox.count_crash(LINEAGE + 1)
+            (suspect,) = outbox.claim_suspect(lease=MINUTE)
+
+        assert suspect.deaths == 2
+
+    @pytest.mark.parametrize("outcome", State)
+    def test_a_suspect_that_is_posted_is_settled_as_any_other(
+        self, live: Life, clock: Clock, outcome: State
+    ) -> None:
+        with closing(live()) as outbox:
+            outbox.add([arrival("a")])
+        for _ in range(2):
+            die(live(), clock)
+        with closing(live()) as outbox:
+            (suspect,) = outbox.claim_suspect(lease=MINUTE)
+            settle(outbox, outbox.begin_post(suspect, LINEAGE), outcome)
+            counts = outbox.counts()
+            outbox.count_crash(LINEAGE)
+            suspected = outbox.has_suspects()
+
+        assert getattr(counts, outcome) == 1
+        assert not suspected
+
+    def test_a_suspect_that_somebody_else_has_claimed_since_is_left_to_them(
+        self, live: Life, clock: Clock
+    ) -> None:
+        with closing(live()) as outbox:
+            outbox.add([arrival("a")])
+        for _ in range(2):
+            die(live(), clock)
+        with closing(live()) as outbox:
+            (late,) = outbox.claim_suspect(lease=MINUTE)
+            clock.sleep(60)
+            (held,) = outbox.claim_suspect(lease=MINUTE)
+            late = outbox.begin_post(late, LINEAGE)
+            outbox.deliver([late])
+            pending = outbox.counts().pending
+            outbox.deliver([held])
+
+            assert pending == 1
+            assert outbox.counts().delivered == 1

@@ -1,0 +1,318 @@
+import gc
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.destinations.http import Transport
+from relay.errors import SettingsError, TransportError, UnusableUrlError
+from tests.faults.segment import Fault, Road, for_ever, silent
+from tests.harness.certificates import certificate, speaking_tls
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.processes import closed_port, within
+
+SECONDS = 1.0
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+def server() -> Iterator[SegmentServer]:
+    with SegmentServer() as server:
+        yield server
+
+
+@pytest.fixture
+def road(server: SegmentServer) -> Iterator[Road]:
+    road = Road(server)
+    yield road
+    road.close()
+
+
+@pytest.fixture
+def in_environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    return monkeypatch.setenv
+
+
+def post(transport: Transport, host: str, body: bytes = b'{"batch":[]}') -> bytes:
+    return transport.request("POST", f"{host}/v1/batch", body=body).body
+
+
+def open_files() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def takes_nothing(connection: socket.socket) -> None:
+    connection.recv(1, socket.MSG_PEEK)
+    threading.Event().wait(30)
+
+
+ENDLESS = {
+    "silent": silent,
+    "status": for_ever(b"HTTP/1.1 200 O", b"K"),
+    "continue": for_ever(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "head": for_ever(b"HTTP/1.1 200 OK\r\nX-Excuse: ", b"x"),
+    "lines of the head": for_ever(b"HTTP/1.1 200 OK\r\n", b"X-Excuse: x\r\n", seconds=0.2),
+    "body": for_ever(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"x"),
+    "body without a length": for_ever(b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    "chunks": for_ever(CHUNKED, b"1\r\nx\r\n"),
+    "size of a chunk": for_ever(CHUNKED + b"1;", b"x"),
+    "trailer": for_ever(CHUNKED + b"0\r\n", b"X-Excuse: x\r\n"),
+    "trailer at full speed": for_ever(CHUNKED + b"0\r\n", b"X-Excuse: x\r\n" * 500, seconds=0),
+    "takes nothing": takes_nothing,
+}
+
+
+@pytest.mark.parametrize("fault", ENDLESS.values(), ids=ENDLESS)
+def test_a_request_ends_in_its_time_whatever_the_peer_does(
+    server: SegmentServer, road: Road, fault: Fault
+) -> None:
+    road.fault = fault
+    transport, files = Transport(road.host(), SECONDS), open_files()
+    began_at = time.monotonic()
+    with pytest.raises(TransportError, match=r"^TimeoutError$"):
+        post(transport, road.host(), os.urandom(30_000_000) if fault is takes_nothing else b"{}")
+    awaited = time.monotonic() - began_at
+    road.fault = None
+    said = post(transport, road.host())
+    road.close()
+
+    assert SECONDS <= awaited < 25 * SECONDS
+    assert said == b'{"success":true}'
+    assert len(server.received) == 1
+    assert within(
+        20, lambda: open_files() <= files + 4
+    )  # of the connection that is kept, by way of the road
+
+
+HELLO = b"\x16\x03\x03\x40\x00\x02"
+"""The beginning of what a server says in a TLS handshake."""
+
+
+@pytest.mark.parametrize("fault", [takes_nothing, for_ever(HELLO, b"\0", reads=False)])
+def test_a_tls_handshake_ends_in_its_time(road: Road, fault: Fault) -> None:
+    road.fault = fault
+    host = road.host("https")
+
+    with pytest.raises(TransportError, match=r"^TimeoutError$"):
+        post(Transport(host, SECONDS), host)
+
+
+def tunnel_to_nowhere(connection: socket.socket) -> None:
+    """A proxy's, behind which somebody begins to speak TLS and never ends."""
+    connection.recv(2**16)
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    connection.recv(1)
+    for_ever(HELLO, b"\0", reads=False)(connection)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        takes_nothing,
+        for_ever(b"HTTP/1.1 200 O", b"K", reads=False),
+        for_ever(b"HTTP/1.1 200 OK\r\nX: ", b"x", reads=False),
+        tunnel_to_nowhere,
+    ],
+)
+def test_a_proxys_tunnel_ends_in_its_time(
+    road: Road, fault: Fault, in_environment: Callable[[str, str], None]
+) -> None:
+    in_environment("https_proxy", road.host())
+    road.fault = fault
+    host = "https://segment.example.com"
+
+    with pytest.raises(TransportError, match=r"^TimeoutError$"):
+        post(Transport(host, SECONDS), host)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_connection_that_was_kept_is_watched_as_a_new_one(
+    server: SegmentServer,
+    road: Road,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    tls: bool,
+) -> None:
+    if tls:
+        trusted = certificate(tmp_path)
+        monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+        road.tls = speaking_tls(trusted)
+    host = road.host("https" if tls else "http")
+    server.answers.extend([Answer(), Answer(delay=30)])
+    transport = Transport(host, SECONDS)
+    post(transport, host)
+
+    with pytest.raises(TransportError, match=r"^TimeoutError$"):
+        post(transport, host)
+
+
+@pytest.fixture
+def blackhole() -> Iterator[socket.socket]:
+    """A port at which nobody is let in, and nobody is sent away."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        waiting = [socket.socket() for _ in range(4)]
+        for connection in waiting:
+            connection.settimeout(0)
+            with suppress(BlockingIOError):
+                connection.connect(listener.getsockname())
+        yield listener
+        for connection in waiting:
+            connection.close()
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
+    kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *_args, **_options: [(*kind, at) for at in addresses]
+    )
+
+
+def test_no_address_that_is_silent_takes_the_time_of_the_next_one(
+    server: SegmentServer, blackhole: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent_at, port = blackhole.getsockname(), int(server.url.rpartition(":")[2])
+    resolve_to(monkeypatch, silent_at, ("127.0.0.1", closed_port()), ("127.0.0.1", port))
+    host = "http://segment.example.com"
+
+    assert post(Transport(host, 10), host) == b'{"success":true}'
+
+
+def test_silent_addresses_end_in_the_time_of_one(
+    blackhole: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve_to(monkeypatch, *[blackhole.getsockname()] * 60)
+    host = "http://segment.example.com"
+    began_at = time.monotonic()
+    with pytest.raises(TransportError):
+        post(Transport(host, SECONDS), host)
+
+    assert time.monotonic() - began_at < 25 * SECONDS
+
+
+def test_a_name_that_is_looked_up_for_ever_is_asked_for_once_and_not_awaited(
+    server: SegmentServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's resolver takes half a minute and more where no name server answers."""
+    answer, asked, real = threading.Event(), [], socket.getaddrinfo
+
+    def getaddrinfo(*args: Any, **options: Any) -> Any:  # noqa: ANN401 (the library's own)
+        asked.append(args)
+        answer.wait(60)
+        return real(*args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    transport = Transport(server.url, SECONDS)
+    for _ in range(3):
+        with pytest.raises(TransportError, match=r"^NameResolutionError \(no answer in time\)$"):
+            post(transport, server.url)
+    meanwhile = len(asked)
+    answer.set()
+
+    assert within(20, lambda: _answers(transport, server.url))
+    assert meanwhile == 1
+
+
+def test_a_name_is_asked_for_again_where_the_first_question_is_never_answered(
+    server: SegmentServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, asked, real = threading.Event(), [], socket.getaddrinfo
+
+    def getaddrinfo(*args: Any, **options: Any) -> Any:  # noqa: ANN401 (the library's own)
+        asked.append(args)
+        if len(asked) == 1:
+            ended.wait(120)
+        return real(*args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("relay.destinations.http._LOOK_UP_SECONDS", 2 * SECONDS)
+    transport = Transport(server.url, SECONDS)
+    try:
+        assert within(60, lambda: _answers(transport, server.url))
+    finally:
+        ended.set()
+    assert within(20, lambda: _answers(transport, server.url))
+
+
+def _answers(transport: Transport, host: str) -> bool:
+    with suppress(TransportError):
+        return post(transport, host) == b'{"success":true}'
+    return False
+
+
+def test_one_thread_watches_all_requests_and_ends_with_the_transport(server: SegmentServer) -> None:
+    def watchdogs() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "watchdog"}
+
+    others = watchdogs()  # of transports that other tests have left behind
+    transport = Transport(server.url, 30)
+    server.judge = lambda _batch: Answer(delay=0.2)
+    posts = [threading.Thread(target=post, args=(transport, server.url)) for _ in range(8)]
+    for thread in posts:
+        thread.start()
+    for thread in posts:
+        thread.join()
+    watching = watchdogs() - others
+    del transport, posts, thread
+    gc.collect()
+
+    assert len(server.received) == 8
+    assert len(watching) == 1
+    assert within(20, lambda: not watching & watchdogs())
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("http://127.0.0.1:{closed}", "NewConnectionError (Connection refused)"),
+        ("http://does-not-exist.invalid", "NameResolutionError ("),
+        ("https://127.0.0.1:{server}", "SSLError ("),
+    ],
+)
+def test_an_error_tells_what_the_system_says(server: SegmentServer, host: str, told: str) -> None:
+    at = host.format(closed=closed_port(), server=server.url.rpartition(":")[2])
+    with pytest.raises(TransportError) as caught:
+        post(Transport(at, 30), at)
+
+    assert str(caught.value).startswith(told)
+
+
+def test_a_name_that_cannot_be_one_is_told_apart() -> None:
+    host = f"http://{'x' * 64}.example.com"
+
+    with pytest.raises(UnusableUrlError):
+        post(Transport(host, SECONDS), host)
+
+
+def test_a_proxy_needs_no_scheme(
+    server: SegmentServer, in_environment: Callable[[str, str], None]
+) -> None:
+    in_environment("http_proxy", server.url.removeprefix("http://"))
+    host = "http://segment.example.com"
+    said = post(Transport(host, 30), host)
+    (request,) = server.received
+
+    assert said == b'{"success":true}'
+    assert request.path == f"{host}/v1/batch"
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://ann:secret@127.0.0.1:1080", "http://", "http://ann:secret@proxy:port"]
+)
+def test_a_proxy_that_cannot_be_used_is_a_fault_of_the_settings(
+    in_environment: Callable[[str, str], None], proxy: str
+) -> None:
+    in_environment("https_proxy", proxy)
+
+    with pytest.raises(SettingsError) as caught:
+        Transport("https://segment.example.com", SECONDS)
+
+    assert caught.value.faults == ("https_proxy: should be like http://proxy.example.com:3128",)

@@ -1,0 +1,644 @@
+import gzip
+import hashlib
+import json
+import select
+import socket
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from http.client import parse_headers
+from itertools import cycle, islice, pairwise, product
+from threading import Thread
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from segment.analytics import Client
+from segment.analytics import request as sdk
+
+from relay import __version__
+from relay.destinations.segment import (
+    MAX_BATCH_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_MESSAGES,
+    Message,
+    Segment,
+    batches,
+    encode,
+    retry_after,
+)
+from relay.errors import (
+    BatchRejectedError,
+    SegmentError,
+    SegmentRefusedError,
+    SegmentUnavailableError,
+)
+from relay.events import Collection, EmailEvent
+from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.processes import closed_port
+
+WRITE_KEY = "a-write-key"
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+BLOCKED = {"Vero": False}
+
+texts = st.text(max_size=40)
+names = st.text(min_size=1, max_size=40)
+
+
+OPENED = EmailEvent(
+    collection=Collection.OPENED,
+    occurred_at=NOW,
+    said_at=NOW,
+    identity=("opened", "mail-1"),
+    user_id="42",
+    email="ann@example.com",
+    user_agent="Thunderbird",
+    properties={"email_id": "mail-1"},
+)
+MESSAGE = b'{"type":"track","properties":{"email_subject":"Caf\xc3\xa9"}}'
+ANONYMOUS = replace(OPENED, user_id=None, email="Ann@Example.com")
+
+
+@st.composite
+def email_events(draw: st.DrawFn) -> EmailEvent:
+    known, addressed = draw(st.sampled_from([(True, True), (True, False), (False, True)]))
+    return EmailEvent(
+        collection=draw(st.sampled_from(Collection)),
+        occurred_at=NOW + timedelta(microseconds=draw(st.integers(-(10**15), 10**15))),
+        said_at=None,
+        identity=None,
+        user_id=draw(names) if known else None,
+        email=draw(names) if addressed else None,
+        user_agent=draw(st.none() | names),
+        properties=draw(st.dictionaries(texts, texts, max_size=8)),
+    )
+
+
+def track_call(event: EmailEvent, *, hash_anonymous_id: bool = False) -> Message:
+    segment = Segment(WRITE_KEY, "http://unused", hash_anonymous_id=hash_anonymous_id)
+    return segment.track_call(event, "vero-1", "vero", BLOCKED)
+
+
+def as_the_sdk_builds(event: EmailEvent) -> Message:
+    context: dict[str, object] = {"integration": {"name": "vero", "version": __version__}}
+    if event.email:
+        context["traits"] = {"email": event.email}
+    if event.user_agent:
+        context["userAgent"] = event.user_agent
+    _, message = Client(WRITE_KEY, send=False).track(
+        user_id=event.user_id,
+        anonymous_id=None if event.user_id else event.email,
+        event=str(event.collection),
+        properties=dict(event.properties),
+        context=context,
+        timestamp=event.occurred_at,
+        integrations=dict(BLOCKED),
+        message_id="vero-1",
+    )
+    built: Message = message
+    return built
+
+
+@pytest.fixture
+def server() -> Iterator[SegmentServer]:
+    with SegmentServer() as server:
+        yield server
+
+
+@pytest.fixture
+def segment(server: SegmentServer) -> Segment:
+    return Segment(WRITE_KEY, server.url)
+
+
+@given(email_events())
+def test_a_track_call_equals_what_the_sdk_builds(event: EmailEvent) -> None:
+    ours, theirs = track_call(event), as_the_sdk_builds(event)
+
+    assert ours == theirs
+    assert json.dumps(ours) == json.dumps(theirs)
+
+
+@pytest.mark.parametrize(
+    ("event", "hashed", "user_id", "anonymous_id"),
+    [
+        (OPENED, False, "42", None),
+        (OPENED, True, "42", None),
+        (ANONYMOUS, False, None, "Ann@Example.com"),
+        (ANONYMOUS, True, None, hashlib.sha256(b"ann@example.com").hexdigest()),
+    ],
+)
+def test_a_recipient_without_a_user_id_is_anonymous(
+    event: EmailEvent, *, hashed: bool, user_id: str | None, anonymous_id: str | None
+) -> None:
+    message = track_call(event, hash_anonymous_id=hashed)
+
+    assert message["userId"] == user_id
+    assert message["anonymousId"] == anonymous_id
+    assert message["context"]["traits"] == {"email": event.email}
+
+
+@pytest.mark.parametrize("spelling", ["ann@example.com", "Ann@Example.com", "ANN@EXAMPLE.COM"])
+def test_a_spelling_of_an_address_is_an_id_of_its_own_unless_it_is_hashed(spelling: str) -> None:
+    anonymous = replace(ANONYMOUS, email=spelling)
+
+    assert track_call(anonymous)["anonymousId"] == spelling
+    assert (
+        track_call(anonymous, hash_anonymous_id=True)["anonymousId"]
+        == hashlib.sha256(b"ann@example.com").hexdigest()
+    )
+
+
+_IN_PROPERTIES = {
+    "email_id": "ANN+a@example.com",
+    "link_url": "https://example.com/?e=ann%2Ba%40example.com&f=ann%252Ba%2540Example.com",
+    "bounce_message": "550 <Ann+A@example.com>, also known as <ann.l@example.com>: no such mailbox",
+    "email_subject": "%41nn+a@example.com, look: someone@example.org",
+    "campaign_name": "Spring",
+}
+
+
+@pytest.mark.parametrize("user_id", [None, "42", "Ann+a@Example.com", "ann.l@example.com"])
+def test_an_address_that_is_omitted_is_nowhere_in_the_message(user_id: str | None) -> None:
+    event = replace(OPENED, user_id=user_id, email="Ann+a@example.com", properties=_IN_PROPERTIES)
+    omitting = Segment(WRITE_KEY, "http://unused", hash_anonymous_id=True, omit_address=True)
+    message = omitting.track_call(event, "id", "vero", BLOCKED)
+    said = unquote(unquote(encode(message).decode())).lower()
+    hashed = hashlib.sha256(b"ann+a@example.com").hexdigest()
+    another = hashlib.sha256(b"ann.l@example.com").hexdigest()
+    other = another if user_id == "ann.l@example.com" else "***"
+
+    assert "ann" not in said
+    assert "traits" not in message["context"]
+    assert message["anonymousId"] == (None if user_id else hashed)
+    assert message["userId"] == {None: None, "42": "42", "ann.l@example.com": another}.get(
+        user_id, hashed
+    )
+    assert message["properties"] == {
+        "email_id": hashed,
+        "link_url": f"https://example.com/?e={hashed}&f={hashed}",
+        "bounce_message": f"550 <{hashed}>, also known as <{other}>: no such mailbox",
+        "email_subject": f"{hashed}, look: someone@example.org",
+        "campaign_name": "Spring",
+    }
+
+
+@pytest.mark.parametrize(
+    "email", ["Ann <ann@example.com>", "mailto:ann@example.com", "ann@example.com\u200b"]
+)
+def test_an_address_is_omitted_whatever_stands_around_it(email: str) -> None:
+    properties = {"link_url": "https://example.com/?e=ann%40example.com", "email_subject": email}
+    event = replace(OPENED, user_id="42", email=email, properties=properties)
+    omitting = Segment(WRITE_KEY, "http://unused", hash_anonymous_id=True, omit_address=True)
+    message = omitting.track_call(event, "id", "vero", BLOCKED)
+
+    assert "ann@" not in unquote(encode(message).decode())
+
+
+def test_an_address_of_any_length_is_omitted_without_delay() -> None:
+    """It would take hours if the time grew with the square of its length."""
+    email = "@" + 500_000 * "a"
+    event = replace(OPENED, user_id="42", email=email, properties={"email_subject": email})
+    omitting = Segment(WRITE_KEY, "http://unused", hash_anonymous_id=True, omit_address=True)
+    message = omitting.track_call(event, "id", "vero", BLOCKED)
+
+    assert message["properties"] == {"email_subject": hashlib.sha256(email.encode()).hexdigest()}
+
+
+def test_an_address_that_is_omitted_changes_nothing_else() -> None:
+    event = replace(OPENED, properties={"email_id": "20260301.7@mail.example.com", "tags": "40 @"})
+    omitting = Segment(WRITE_KEY, "http://unused", hash_anonymous_id=True, omit_address=True)
+    message, usual = omitting.track_call(event, "vero-1", "vero", BLOCKED), track_call(event)
+    del usual["context"]["traits"]
+
+    assert message == usual
+
+
+def test_a_message_id_stays_the_same_for_ever() -> None:
+    """The value is pinned: another one would make Segment count every resent event twice."""
+    segment = Segment(WRITE_KEY, "http://unused")
+    message_id = segment.message_id("vero", ("opened", "mail-1", None), NOW)
+
+    assert message_id == "vero-69a42a4073f1ee2c10c4cb2492af4d7f"
+
+
+@given(st.lists(st.none() | texts, max_size=6), st.none() | st.datetimes(timezones=st.just(UTC)))
+def test_a_message_id_is_short_and_depends_on_nothing_but_its_identity(
+    identity: list[str | None], said_at: datetime | None
+) -> None:
+    one, same = (Segment(WRITE_KEY, host) for host in ("http://one", "http://other"))
+    message_id = one.message_id("vero", identity, said_at)
+
+    assert message_id == same.message_id("vero", tuple(identity), said_at)
+    assert message_id.startswith("vero-")
+    assert len(message_id) <= 100
+
+
+def test_different_events_have_different_message_ids() -> None:
+    segment, other = (Segment(key, "http://unused") for key in (WRITE_KEY, "another-key"))
+    ids = [
+        segment.message_id("vero", ("opened", "mail-1"), NOW),
+        segment.message_id("vero", ("opened", "mail-2"), NOW),
+        segment.message_id("vero", ("opened", "mail-1", None), NOW),
+        segment.message_id("vero", ("openedmail-1",), NOW),
+        segment.message_id("vero", (None, "opened"), NOW),
+        segment.message_id("vero", ("opened", None), NOW),
+        segment.message_id("customerio", ("opened", "mail-1"), NOW),
+        other.message_id("vero", ("opened", "mail-1"), NOW),
+        segment.message_id("vero", None),
+        segment.message_id("vero", None),
+    ]
+
+    assert len({*ids}) == len(ids)
+
+
+@pytest.mark.parametrize("retry_count", [0, 1, 7])
+def test_a_request_equals_what_the_sdk_posts(
+    segment: Segment, server: SegmentServer, retry_count: int
+) -> None:
+    messages = [track_call(OPENED), track_call(ANONYMOUS)]
+    segment.post([encode(message) for message in messages], retry_count=retry_count)
+    sdk.post(WRITE_KEY, server.url, gzip=True, retry_count=retry_count, batch=messages)
+    ours, theirs = server.received
+    ours_sent_at, theirs_sent_at = (
+        datetime.fromisoformat(request.payload.pop("sentAt")) for request in server.received
+    )
+
+    assert ours.path == theirs.path
+    assert ours.payload == theirs.payload
+    assert ours_sent_at.utcoffset() == theirs_sent_at.utcoffset()
+    for name in (
+        "Authorization",
+        "Content-Encoding",
+        "Content-Type",
+        "User-Agent",
+        "X-Retry-Count",
+    ):
+        assert ours.headers.get(name) == theirs.headers.get(name)
+
+
+def test_sent_at_is_the_time_of_each_post(segment: Segment, server: SegmentServer) -> None:
+    """Segment corrects every timestamp by it: an old one would move the events."""
+    before = datetime.now(UTC)
+    segment.post([MESSAGE])
+    between = datetime.now(UTC)
+    segment.post([MESSAGE])
+    first, second = (datetime.fromisoformat(got.payload["sentAt"]) for got in server.received)
+
+    assert before <= first <= between <= second
+
+
+def test_posts_share_a_connection_whatever_is_answered(
+    segment: Segment, server: SegmentServer
+) -> None:
+    """A TLS handshake for each batch would cost more than the batch."""
+    server.answers.extend([Answer(), Answer(503), Answer(400, body=b"x" * 10_000), Answer(302)])
+    for _ in range(5):
+        with suppress(SegmentError):
+            segment.post([MESSAGE])
+
+    assert len({request.connection for request in server.received}) == 1
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_any_2xx_is_acceptance(segment: Segment, server: SegmentServer, status: int) -> None:
+    server.answers.append(Answer(status, body=b""))
+    segment.post([MESSAGE])
+
+    assert len(server.accepted) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b'{"success":true}'),
+        ("text/plain", b"OK"),  # RudderStack's
+        ("text/html", b""),
+        ("application/json", b'{"success":"true","error":null,"errors":[],"errorCode":"0"}'),
+        ("application/json", b'{"status":"ok","statusCode":200,"error_count":0,"error":false}'),
+        ("application/json", b'{"data":{"error":"of something else"}}'),
+        ("application/json", b'{"status":"200 OK","code":200,"errorCode":"SUCCESS"}'),
+        ("application/json", b'{"status":1,"code":0,"error":"OK"}'),
+        ("application/json", b'{"status":1767225600,"code":20000,"errors":{},"error":" "}'),
+        ("application/json", b'{"success":true}\n{"success":true}'),
+        ("text/plain", b"200 OK"),
+        ("text/plain", b"Accepted"),
+        ("application/json", b'[{"success":true},{}]'),
+        ("application/json", b"[]"),
+        ("application/json", b"null"),
+        ("application/json", b'"OK"'),
+        ("application/json", b'{"success":tr'),
+        ("application/json", b'{"batch":[' + b'"x",' * 50_000),
+        ("application/json", b"[" * 100_000),
+        ("text/plain", b"no errors"),
+        ("text/plain", b"\xff\xfe\0"),
+    ],
+)
+def test_any_2xx_that_does_not_deny_it_is_acceptance(
+    segment: Segment, server: SegmentServer, kind: str, body: bytes
+) -> None:
+    server.answers.append(Answer(headers={"Content-Type": kind}, body=body))
+    segment.post([MESSAGE])
+
+    assert len(server.accepted) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"success": false}',
+        b'\xef\xbb\xbf\n{"Success":"false"}',
+        b'{"success":null}',
+        b'{"ok":false}',
+        b'{"success":true,"error":"invalid write key"}',
+        b'{"error":{"code":7}}',
+        b'{"errors":[{"message":"invalid"}]}',
+        b'{"errorMessage":"Task timed out","errorType":"Sandbox.Timedout"}',
+        b'{"status":"error"}',
+        b'{"status":401,"message":"Unauthorized"}',
+        b'{"statusCode":500}',
+        b'{"statusCode":"401"}',
+        b'{"status":"500 Internal Server Error"}',
+        b'{"code":403,"message":"Forbidden"}',
+        b'{"status":"Unauthorized"}',
+        b'{"status":false}',
+        b'{"success":"failed"}',
+        b'{"success":true}\n{"success":false}',
+        b"Unauthorized",
+        b"401 Unauthorized",
+        b'"Forbidden"',
+        b"Service Unavailable\n",
+        b'[{"success":true},{"success":false}]',
+        b"false",
+        b'"error"',
+        b"Error: no such source",
+        b"FAILED",
+        b'{"success":false,"batch":[' + b'"x",' * 50_000,
+        b'{"errors":["' + b"x" * 100_000,
+    ],
+)
+def test_a_2xx_that_tells_of_a_failure_is_none(
+    segment: Segment, server: SegmentServer, body: bytes
+) -> None:
+    server.answers.append(Answer(body=body))
+
+    with pytest.raises(SegmentRefusedError, match=r"^200 OK, but it says .{4,300}$"):
+        segment.post([MESSAGE])
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ('{"success":false,"error":"Invalid key."}', '{"success":false,"error":"Invalid ***"}'),
+        ('{"error":\r\n"no  source"}', '{"error": "no source"}'),
+        ('{"error":"ann@example.com, Ann, 42"}', '{"error":"***, ***, ***"}'),
+        ('{"error":"ann%40example.com \\u0061nn"}', '{"error":"*** ***"}'),
+        ('{"error":"a-write-key YS13cml0ZS1rZXk6"}', '{"error":"*** ***"}'),
+        ('{"error":"\\u001b[2K\u2028Zoë"}', '{"error":"***[*** ***"}'),
+        ('{"error":"' + "wrong " * 1_000, '{"error":"' + "wrong " * 48 + "wr"),
+    ],
+)
+def test_of_a_failure_only_plain_words_are_told_that_were_not_sent(
+    segment: Segment, server: SegmentServer, said: str, told: str
+) -> None:
+    """What is told stands in the log and at `/readyz`."""
+    server.answers.append(Answer(body=said.encode()))
+    message = encode(track_call(replace(OPENED, email="ann@example.com")))
+
+    with pytest.raises(SegmentRefusedError) as caught:
+        segment.post([message])
+
+    assert str(caught.value) == f"200 OK, but it says {told}"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Content-Type": "text/html"}, b"<html>Log in"),
+        ({"Content-Type": "Text/HTML; charset=utf-8"}, b"Log in to go on"),
+        ({"Content-Type": "application/json"}, b"\xef\xbb\xbf\r\n <!DOCTYPE html>"),
+        ({}, b"<" * 100_000),
+        ({"Content-Encoding": "gzip"}, gzip.compress(b"<html>Log in", mtime=0)),
+    ],
+)
+def test_a_page_of_html_is_not_segments_answer(
+    segment: Segment, server: SegmentServer, headers: dict[str, str], body: bytes
+) -> None:
+    """A captive portal answers whatever is asked of anyone with its own page, and with 200."""
+    server.answers.append(Answer(headers=headers, body=body))
+
+    with pytest.raises(SegmentRefusedError, match=r"^200 OK with a page of HTML"):
+        segment.post([MESSAGE])
+
+
+@pytest.mark.parametrize(
+    ("meaning", "status"),
+    [
+        *product([SegmentUnavailableError], [408, 410, 429, 460, 500, 502, 503, 504, 507, 529]),
+        *product([BatchRejectedError], [400, 413, 422]),
+        *product([SegmentRefusedError], [401, 403, 404, 501, 505, 511]),
+        *product([SegmentRefusedError], [402, 405, 409, 418, 451, 499]),  # not documented
+        *product([SegmentRefusedError], [300, 301, 302, 303, 304, 307, 308]),  # to nowhere
+    ],
+)
+def test_every_answer_has_its_meaning(
+    segment: Segment, server: SegmentServer, meaning: type[SegmentError], status: int
+) -> None:
+    server.answers.append(Answer(status, body=b""))
+
+    with pytest.raises(meaning, match=f"^{status}"):
+        segment.post([MESSAGE])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"message": "no such thing"}', '{"message": "no such thing"}'),
+        (b"<html>" + b"x" * 10_000, "<html>" + "x" * 294),
+    ],
+)
+def test_a_rejection_repeats_what_segment_said_and_keeps_it_short(
+    segment: Segment, server: SegmentServer, body: bytes, said: str
+) -> None:
+    server.answers.append(Answer(400, body=body))
+
+    with pytest.raises(BatchRejectedError) as caught:
+        segment.post([MESSAGE])
+
+    assert caught.value.said == said
+
+
+@pytest.mark.parametrize("said", [f"no such key: {WRITE_KEY}", f"{'x' * 295}{WRITE_KEY}"])
+def test_a_rejection_does_not_repeat_the_write_key(
+    segment: Segment, server: SegmentServer, said: str
+) -> None:
+    login = b64encode(f"{WRITE_KEY}:".encode()).decode()
+    server.answers += [Answer(400, body=each.encode()) for each in (said, f"Basic {login}")]
+    for begun in (said.partition(WRITE_KEY)[0], "Basic "):
+        with pytest.raises(BatchRejectedError) as caught:
+            segment.post([MESSAGE])
+
+        assert caught.value.said == f"{begun}***"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_refused_and_its_target_hears_nothing(
+    segment: Segment, server: SegmentServer, status: int
+) -> None:
+    """Following it would hand the events and the write key to a host nobody configured."""
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        location = f"http://127.0.0.1:{target.getsockname()[1]}/v1/batch"
+        server.answers.append(Answer(status, {"Location": location}))
+
+        with pytest.raises(SegmentRefusedError, match=f"^{status}"):
+            segment.post([MESSAGE])
+
+        connecting, _, _ = select.select([target], [], [], 0)
+
+    assert not connecting
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """A host that answers one request with these bytes, and closes."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as request:
+            request.readline()
+            request.read(int(parse_headers(request)["Content-Length"]))
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Thread(target=serve)
+        server.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.join()
+
+
+@pytest.mark.parametrize(
+    ("meaning", "answer"),
+    [
+        (SegmentUnavailableError, b""),
+        (SegmentUnavailableError, b"220 mail.example.com ready\r\n\r\n"),
+        (SegmentUnavailableError, b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\ncut o"),
+        (BatchRejectedError, b"HTTP/1.1 400 No\r\nContent-Length: 100\r\n\r\ncut o"),
+        (SegmentRefusedError, b"HTTP/1.1 302 There\r\nLocation: http://[\xff\r\n\r\n"),
+    ],
+)
+def test_a_broken_answer_means_what_its_status_says(
+    meaning: type[SegmentError], answer: bytes
+) -> None:
+    with answering(answer) as host, pytest.raises(meaning):
+        Segment(WRITE_KEY, host).post([MESSAGE])
+
+
+def test_a_2xx_is_acceptance_however_its_body_ends() -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{") as host:
+        Segment(WRITE_KEY, host).post([MESSAGE])
+
+
+def test_a_refused_connection_is_not_now() -> None:
+    segment = Segment(WRITE_KEY, f"http://127.0.0.1:{closed_port()}")
+
+    with pytest.raises(SegmentUnavailableError):
+        segment.post([MESSAGE])
+
+
+def test_a_reset_connection_is_not_now(segment: Segment, server: SegmentServer) -> None:
+    server.answers.append(Answer(0))
+
+    with pytest.raises(SegmentUnavailableError):
+        segment.post([MESSAGE])
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_passing_failure_tells_how_long_segment_asked_us_to_wait(
+    segment: Segment, server: SegmentServer, status: int
+) -> None:
+    server.answers.append(Answer(status, {"Retry-After": "7"}))
+
+    with pytest.raises(SegmentUnavailableError) as caught:
+        segment.post([MESSAGE])
+
+    assert caught.value.retry_after == timedelta(seconds=7)
+
+
+@pytest.mark.parametrize(
+    ("header", "wait"),
+    [
+        (None, None),
+        ("", None),
+        ("0", None),
+        ("30", timedelta(seconds=30)),
+        (" 30 ", timedelta(seconds=30)),
+        ("315360000", timedelta(hours=1)),
+        ("9" * 400, None),
+        ("-5", None),
+        ("1.5", None),
+        ("٣", None),
+        ("soon", None),
+        ("Sun, 01 Mar 2026 12:00:09 GMT", timedelta(seconds=9)),
+        ("Sun, 01 Mar 2026 14:00:09 +0200", timedelta(seconds=9)),
+        ("Sun, 01 Mar 2026 12:00:09 -0000", timedelta(seconds=9)),
+        ("Sun, 01 Mar 2026 11:59:59 GMT", None),
+        ("Sun, 01 Mar 2036 12:00:00 GMT", timedelta(hours=1)),
+        ("Sun, 01 Mar 20026 12:00:00 GMT", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_and_an_hour_at_most(
+    header: str | None, wait: timedelta | None
+) -> None:
+    assert retry_after(header, now=NOW) == wait
+
+
+@given(email_events())
+def test_a_message_is_written_as_it_is(event: EmailEvent) -> None:
+    message = track_call(event)
+
+    assert json.loads(encode(message)) == message
+
+
+@given(
+    st.integers(0, 500),
+    st.lists(st.integers(1, MAX_MESSAGE_BYTES), min_size=1, max_size=10),
+)
+def test_batches_hold_every_message_once_in_order_and_are_as_full_as_they_may_be(
+    count: int, sizes: list[int]
+) -> None:
+    messages = [(n, bytes(size)) for n, size in enumerate(islice(cycle(sizes), count))]
+    cut = list(batches(messages))
+    taken = [len(b",".join(message for _, message in batch)) for batch in cut]
+
+    assert [message for batch in cut for message in batch] == messages
+    assert all(0 < len(batch) <= MAX_MESSAGES for batch in cut)
+    assert all(size <= MAX_BATCH_BYTES for size in taken)
+    assert all(
+        len(batch) == MAX_MESSAGES or size + len(b"," + after[0][1]) > MAX_BATCH_BYTES
+        for (batch, after), size in zip(pairwise(cut), taken, strict=False)
+    )
+
+
+def test_connect_returns_when_the_host_can_be_reached(segment: Segment) -> None:
+    segment.connect()
+
+
+def test_connect_tells_that_nobody_listens() -> None:
+    with pytest.raises(SegmentUnavailableError):
+        Segment(WRITE_KEY, f"http://127.0.0.1:{closed_port()}").connect()
+
+
+def test_connect_tells_that_the_host_speaks_no_tls(server: SegmentServer) -> None:
+    with pytest.raises(SegmentUnavailableError):
+        Segment(WRITE_KEY, server.url.replace("http:", "https:")).connect()
+
+
+def test_connect_awaits_no_host_for_ever() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        segment = Segment(
+            WRITE_KEY, f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_seconds=0.5
+        )
+        with pytest.raises(SegmentUnavailableError, match=r"^TimeoutError$"):
+            segment.connect()

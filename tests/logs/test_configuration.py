@@ -1,0 +1,191 @@
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Any, Literal
+
+import pytest
+import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.logs import configuration as logs
+
+SECRET = "first-secret-0123456789"
+ADDRESS = "Somebody.Else+tag@mail.example.com"
+PRIVATE = f"{ADDRESS} at /webhooks/vero/{SECRET}"
+HOSTILE = ['a\nb {"event":"forged"}', "\r\x1b[31m\x1b]0;", "\u2028\u2029\x85", "\0\ud800", '"}\n{"']
+
+
+@pytest.fixture(autouse=True)
+def _leave_logging_as_it_was() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in (None, "segment", "urllib3")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+    structlog.reset_defaults()
+
+
+def written(
+    log: Callable[[], object], *, level: str = "debug", style: Literal["json", "console"] = "json"
+) -> str:
+    """What the log writes."""
+    with redirect_stderr(StringIO()) as stream:
+        logs.configure(level=level, style=style, secrets=[SECRET])
+        log()
+    return stream.getvalue()
+
+
+def line(log: Callable[[], object]) -> dict[str, Any]:
+    """The one line that the log writes, which is one JSON object."""
+    (only,) = written(log).split("\n")[:-1]
+    read: dict[str, Any] = json.loads(only)
+    return read
+
+
+@pytest.mark.parametrize("secret", ["a", "wk", "e4", "?"])
+def test_a_secret_of_a_few_letters_leaves_the_words_alone(secret: str) -> None:
+    words = "forward.held: a week awaits? at=1 he4d: wait"
+    told = [f"postgresql://owner:{secret}@db/events", f"password={secret}", f"key={secret}&a=1"]
+
+    assert logs.mask(words, [secret, SECRET]) == words
+    assert [logs.mask(text, [secret]) for text in told] == [
+        *("postgresql://owner:***", "password=***", "key=***&a=1")
+    ]
+
+
+def test_a_secret_of_a_few_letters_does_not_keep_others_from_being_hidden() -> None:
+    assert logs.mask(f"said {SECRET}", ["a", SECRET]) == "said ***"
+
+
+def _say() -> None:
+    structlog.get_logger().warning(f"said {PRIVATE}", to=ADDRESS, url=f"/webhooks/vero/{SECRET}")
+
+
+def _say_by_the_standard_library() -> None:
+    logging.getLogger("uvicorn.error").warning("said %s of %s", PRIVATE, {"to": ADDRESS})
+
+
+def _say_with_a_stack() -> None:
+    logging.getLogger("asyncio").error(PRIVATE, stack_info=True)
+
+
+def _fail() -> None:
+    try:
+        int(PRIVATE)
+    except ValueError as error:
+        raise RuntimeError(PRIVATE) from error
+
+
+def _say_with_a_traceback() -> None:
+    try:
+        _fail()
+    except RuntimeError:
+        structlog.get_logger().exception("failed")
+
+
+def _say_with_a_traceback_by_the_standard_library() -> None:
+    try:
+        _fail()
+    except RuntimeError:
+        logging.getLogger("asyncio").exception("failed")
+
+
+_SAYINGS = [
+    _say,
+    _say_by_the_standard_library,
+    _say_with_a_stack,
+    _say_with_a_traceback,
+    _say_with_a_traceback_by_the_standard_library,
+]
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+@pytest.mark.parametrize("say", _SAYINGS)
+def test_no_address_and_no_secret_is_written(
+    say: Callable[[], None], style: Literal["json", "console"]
+) -> None:
+    text = written(say, style=style)
+
+    assert "***" in text
+    assert SECRET not in text
+    assert "Somebody" not in text
+    assert "example.com" not in text
+
+
+@pytest.mark.parametrize("say", _SAYINGS)
+def test_every_record_is_one_json_object_on_one_line(say: Callable[[], None]) -> None:
+    assert {"event", "level", "timestamp"} <= line(say).keys()
+
+
+def test_a_line_says_what_happened_and_when() -> None:
+    said = line(lambda: structlog.get_logger().info("forward.sent", messages=3, answer=None))
+    timestamp = said.pop("timestamp")
+
+    assert said == {"event": "forward.sent", "level": "info", "messages": 3, "answer": None}
+    assert timestamp.endswith("Z")
+
+
+def test_a_traceback_is_in_the_line_of_its_error() -> None:
+    said = line(_say_with_a_traceback)
+
+    assert "ValueError: invalid literal" in said["exception"]
+    assert "RuntimeError: *** at" in said["exception"]
+
+
+@settings(deadline=None)
+@given(st.text(st.characters()) | st.sampled_from(HOSTILE))
+def test_whatever_is_said_it_is_one_line_of_plain_ascii(text: str) -> None:
+    for say in (
+        lambda: structlog.get_logger().info(text, value=text),
+        lambda: logging.getLogger("asyncio").warning("%s", text),
+    ):
+        (only, end) = written(say).split("\n")
+
+        assert json.loads(only)["event"] == logs.mask(text)
+        assert only.isascii()
+        assert only.isprintable()
+        assert end == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["somebody@example.com", "<a.b+c@example.com>", "to=ä@exämple.com,", '"é@example.com"']
+)
+def test_an_address_is_masked_wherever_it_stands(text: str) -> None:
+    masked = logs.mask(f"before {text} after")
+
+    assert "@" not in masked
+    assert masked.startswith("before ")
+    assert masked.endswith(" after")
+
+
+def test_what_is_less_severe_than_the_level_is_not_written() -> None:
+    def say() -> None:
+        structlog.get_logger().info("forward.sent")
+
+    assert "forward.sent" in written(say, level="debug")
+    assert "forward.sent" in written(say, level="info")
+    assert written(say, level="warning") == ""
+
+
+@pytest.mark.parametrize("name", ["segment", "segment.analytics"])
+def test_segments_library_says_nothing(name: str) -> None:
+    """At debug it writes whole bodies and the write key."""
+    assert written(lambda: logging.getLogger(name).critical("making request: %s", "{}")) == ""
+
+
+@pytest.mark.parametrize(
+    "value", [ValueError(PRIVATE), {ADDRESS: SECRET}, [PRIVATE], (PRIVATE,), PRIVATE.encode()]
+)
+def test_what_is_wrapped_up_is_masked_too(value: object) -> None:
+    said = written(lambda: structlog.get_logger().info("said", value=value))
+
+    assert ADDRESS not in said
+    assert SECRET not in said
+
+
+def test_a_secret_that_begins_another_leaves_nothing_of_it() -> None:
+    assert logs.mask("first-secret-tail", ["first-secret", "first-secret-tail"]) == "***"

@@ -1,0 +1,420 @@
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
+from pathlib import Path
+
+import apsw
+import psycopg
+import pytest
+from click.testing import CliRunner
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from relay.cli import main
+from relay.destinations.segment import Segment
+from relay.events import DeadReason
+from relay.forwarder.forwarder import Forwarder
+from relay.metrics.definitions import ALL, FORWARDING
+from relay.metrics.exporter import Promises, of_tallies
+from relay.outbox.counters import Change, Tally
+from relay.outbox.entries import Arrival
+from relay.outbox.sqlite.store import SqliteOutbox
+from relay.sources.vero import Vero, VeroSettings
+from tests.harness.fakes import Answer, Clock, SegmentServer
+from tests.harness.postgres import query
+from tests.harness.processes import (
+    ForwarderProcess,
+    PostgresStore,
+    RelayProcess,
+    SqliteStore,
+    Store,
+    closed_port,
+    pending,
+    run_sql,
+    within,
+)
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "a-token-for-the-tests"
+NOBODY = "http://127.0.0.1:1"
+
+
+def opened(mail: object, **changed: object) -> bytes:
+    user = {"id": 42, "email": "reader@example.com"}
+    webhook = {"type": "opened", "opened_at": 1_772_366_400, "user": user, "message_id": f"{mail}"}
+    return json.dumps(webhook | changed).encode()
+
+
+def page(port: int, path: str = "/metrics", **headers: str) -> tuple[int, Mapping[str, str], str]:
+    """The status, headers and text that a reader gets."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return response.status, dict(response.headers), response.read().decode()
+
+
+class Page:
+    """What one reading told."""
+
+    def __init__(self, port: int) -> None:
+        status, _, text = page(port)
+        assert status == 200
+        self.families = list(text_string_to_metric_families(text))
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """The sum of the samples of this name with at least these labels; None without any."""
+        found = [
+            sample.value
+            for family in self.families
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        return sum(found) if found else None
+
+
+def comes_true(port: int, name: str, value: float, **labels: str) -> bool:
+    return within(20, lambda: Page(port).value(name, **labels) == value)
+
+
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def store(request: pytest.FixtureRequest) -> Store:
+    name = {"SQLite": "sqlite_store", "PostgreSQL": "postgres_store"}[request.param]
+    found: Store = request.getfixturevalue(name)
+    return found
+
+
+@pytest.fixture
+def segment() -> Iterator[SegmentServer]:
+    with SegmentServer() as server:
+        yield server
+
+
+def test_the_readme_has_the_table_of_metrics() -> None:
+    table = CliRunner().invoke(main, ["metrics"]).stdout
+
+    assert table.count("\n") == 2 + len(ALL)
+    assert f"\n\n{table}\n" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_a_page_has_every_metric_of_the_list_once_and_no_other(
+    sqlite_store: SqliteStore, segment: SegmentServer
+) -> None:
+    with RelayProcess(sqlite_store, segment.url, RELAY_MAX_BACKLOG="1000") as relay:
+        relay.post(opened(1))
+        assert comes_true(relay.port, "relay_delivery_seconds_count", 1)
+        told = Page(relay.port)
+        families = [family.name for family in told.families]
+
+    own = [name for name in families if name.startswith("relay_")]
+    assert sorted(own) == sorted(metric.name.removesuffix("_total") for metric in ALL)
+    assert len({*families}) == len(families)
+    assert told.value("relay_backlog_limit_entries") == 1000
+    assert told.value("relay_webhooks_total", outcome="unavailable") == 0
+    assert {"process_cpu_seconds", "python_info", "python_gc_collections"} <= {*families}
+
+
+def test_events_are_told_by_collection_and_state(store: Store, segment: SegmentServer) -> None:
+    with RelayProcess(store, segment.url) as relay:
+        segment.judge = lambda batch: Answer(400 if "bad" in json.dumps(batch) else 200)
+        for body in (opened(1), opened(2), opened(2), opened("bad"), b"no JSON"):
+            relay.post(body)
+        assert within(20, lambda: pending(store) == 0)
+        segment.judge = lambda _batch: Answer(401)
+        relay.post(opened(3))
+        assert comes_true(relay.port, "relay_hold", 1)
+        time.sleep(1)  # a reading is told again for so long
+        told = Page(relay.port)
+
+    here = {"provider": "vero", "collection": "Email Opened"}
+    assert told.value("relay_events", **here, state="delivered") == 2
+    assert told.value("relay_events", **here, state="pending") == 1
+    assert told.value("relay_events", **here, state="dead", reason="rejected") == 1
+    assert told.value("relay_events", collection="", state="dead", reason="unreadable") == 1
+    assert told.value("relay_events") == told.value("relay_events_received_total") == 5
+    assert told.value("relay_events_received_total", **here) == 4
+    assert told.value("relay_events_delivered_total") == 2
+    assert told.value("relay_events_died_total", reason="rejected") == 1
+    assert told.value("relay_events_forgotten_total") == 0
+    assert told.value("relay_events_missing") == 0
+    assert told.value("relay_backlog_entries") == 1
+    assert 0 < (told.value("relay_backlog_seconds") or 0) < 60
+    assert told.value("relay_webhooks_total", outcome="accepted") == 4
+    assert told.value("relay_answer_seconds_count") == 6
+    assert told.value("relay_commit_webhooks_sum") == 6
+
+
+def test_segments_answers_are_counted_by_a_bounded_word(
+    sqlite_store: SqliteStore, segment: SegmentServer
+) -> None:
+    page_of_html = Answer(200, {"Content-Type": "text/html"}, b"<p>reader@example.com</p>")
+    segment.answers.extend([Answer(503), Answer(0), page_of_html, Answer(302), Answer(599)])
+    clock, names = Clock(), ["503", "ProtocolError", "200", "302", "599", "accepted"]
+    outbox = SqliteOutbox(sqlite_store.path, clock=clock.now, elapsed=clock.monotonic)
+    forwarder = _forwarder(outbox, segment.url, clock)
+    before = [_messages(name) for name in names]
+    with closing(outbox):
+        outbox.add([_arrival(mail, clock.now()) for mail in range(2)])
+        while outbox.counts().pending:
+            forwarder.step()
+        after = [_messages(name) for name in names]
+
+    assert [new - old for new, old in zip(after, before, strict=True)] == [2] * 6
+
+
+def test_a_delivery_is_timed_from_the_receipt(
+    sqlite_store: SqliteStore, segment: SegmentServer
+) -> None:
+    clock = Clock()
+    outbox = SqliteOutbox(sqlite_store.path, clock=clock.now, elapsed=clock.monotonic)
+    forwarder = _forwarder(outbox, segment.url, clock)
+    before = _sample(FORWARDING, "relay_delivery_seconds_sum")
+    with closing(outbox):
+        outbox.add([_arrival(1, clock.now() - timedelta(hours=2))])
+        outbox.add([_arrival(2, clock.now() + timedelta(hours=1))])  # the clock was put back since
+        assert forwarder.step()
+
+    assert _sample(FORWARDING, "relay_delivery_seconds_sum") - before == 7_200
+
+
+def _forwarder(outbox: SqliteOutbox, url: str, clock: Clock) -> Forwarder:
+    return Forwarder(
+        outbox,
+        Segment("a-write-key", url),
+        [Vero(VeroSettings())],
+        clock=clock.monotonic,
+        now=clock.now,
+        sleep=clock.sleep,
+        jitter=lambda bound: bound,
+    )
+
+
+def _arrival(mail: int, received_at: datetime) -> Arrival:
+    return Arrival("vero", f"vero-{mail}", received_at, opened(mail))
+
+
+def _messages(answer: str) -> float:
+    return _sample(FORWARDING, "relay_messages_total", answer=answer)
+
+
+def _sample(registry: CollectorRegistry, name: str, **labels: str) -> float:
+    return registry.get_sample_value(name, labels) or 0
+
+
+def tally(
+    change: Change, entries: int, collection: str | None = "Email Opened", reason: str | None = None
+) -> Tally:
+    return Tally(None, "vero", collection, change, reason, entries, datetime.now(UTC))
+
+
+TALLIES = [
+    tally(Change.RECEIVED, 10),
+    tally(Change.RECEIVED, 2, None),
+    tally(Change.DELIVERED, 6),
+    tally(Change.DIED, 2, None, "unreadable"),
+    tally(Change.DIED, 3, reason="rejected"),
+    tally(Change.LEFT_DEAD, 2, reason="rejected"),  # one of them replayed, one erased
+    tally(Change.REVIVED, 1),
+    tally(Change.LEFT_DELIVERED, 4),  # purged
+]
+
+
+def test_tallies_are_told_as_what_there_is_and_what_there_was() -> None:
+    told = {
+        (sample.name, *sample.labels.values()): sample.value
+        for metric in of_tallies(TALLIES)
+        for sample in metric.samples
+    }
+    now = {key[2:]: entries for key, entries in told.items() if key[0] == "relay_events"}
+    died = {key[1]: count for key, count in told.items() if key[0] == "relay_events_died_total"}
+
+    assert now == {
+        ("Email Opened", "pending", ""): 2,
+        ("Email Opened", "delivered", ""): 2,
+        ("Email Opened", "dead", "rejected"): 1,
+        ("", "dead", "unreadable"): 2,
+    }
+    assert told["relay_events_received_total", "vero", "Email Opened"] == 10
+    assert told["relay_events_received_total", "vero", ""] == 2
+    assert told["relay_events_delivered_total",] == 6
+    assert told["relay_events_forgotten_total",] == 5
+    assert died == dict.fromkeys(DeadReason, 0) | {"unreadable": 2, "rejected": 3}
+
+
+def test_what_is_received_besides_makes_nothing_missing() -> None:
+    start = Promises(accepted=100, received=700)
+
+    assert Promises(accepted=105, received=705).missing_since(start) == 0
+    assert Promises(accepted=105, received=900).missing_since(start) == 0
+    assert Promises(accepted=105, received=703).missing_since(start) == 2
+
+
+def test_nothing_is_missing_while_webhooks_come(
+    sqlite_store: SqliteStore, segment: SegmentServer
+) -> None:
+    with RelayProcess(sqlite_store, segment.url) as relay:
+        relay.post(opened("before"))
+        come = threading.Event()
+
+        def post(sender: int) -> int:
+            count = 0
+            while not come.is_set():
+                relay.post(opened(f"{sender}-{count}"))
+                count += 1
+            return count
+
+        with ThreadPoolExecutor(4) as senders:
+            posting = [senders.submit(post, sender) for sender in range(4)]
+            missing = []
+            for _ in range(4):
+                time.sleep(1)  # a reading is told again for so long
+                missing.append(Page(relay.port).value("relay_events_missing"))
+            come.set()
+            posted = sum(done.result() for done in posting)
+        time.sleep(1)
+        told = Page(relay.port)
+
+    assert missing == [0] * 4
+    assert told.value("relay_webhooks_total", outcome="accepted") == posted + 1
+    assert told.value("relay_events_received_total") == posted + 1
+
+
+def test_an_outbox_that_goes_back_to_an_earlier_state_shows(sqlite_store: SqliteStore) -> None:
+    with RelayProcess(sqlite_store, NOBODY) as relay:
+        for mail in range(3):
+            relay.post(opened(mail))
+        assert comes_true(relay.port, "relay_events_received_total", 3)
+        assert Page(relay.port).value("relay_events_missing") == 0
+        run_sql(relay.outbox, "UPDATE tallies SET entries = entries - 1 WHERE change = 'received'")
+
+        assert comes_true(relay.port, "relay_events_missing", 1)
+
+
+def test_without_its_outbox_relay_tells_the_rest(sqlite_store: SqliteStore) -> None:
+    with RelayProcess(sqlite_store, NOBODY) as relay:
+        relay.post(opened(1))
+        run_sql(relay.outbox, "ALTER TABLE entries RENAME TO away")
+        answer = relay.post(opened(2))
+        assert comes_true(relay.port, "relay_outbox_up", 0)
+        told = Page(relay.port)
+        run_sql(relay.outbox, "ALTER TABLE away RENAME TO entries")
+
+        assert answer.status == 503
+        assert told.value("relay_webhooks_total", outcome="accepted") == 1
+        assert told.value("relay_webhooks_total", outcome="unavailable") == 1
+        assert told.value("relay_answer_seconds_count") == 1
+        assert told.value("relay_backlog_entries") is None
+        assert comes_true(relay.port, "relay_outbox_up", 1)
+
+
+def test_an_outbox_that_hangs_holds_up_nothing(postgres_store: PostgresStore) -> None:
+    with (
+        RelayProcess(postgres_store, NOBODY) as relay,
+        psycopg.connect(postgres_store.url) as other,
+    ):
+        other.execute("LOCK TABLE relay.tallies IN ACCESS EXCLUSIVE MODE")
+        with ThreadPoolExecutor(20) as readers:
+            reading = readers.map(Page, [relay.port] * 20)
+            one_hangs = within(20, lambda: query(postgres_store.url, _HANGING) == [(1,)])
+            time.sleep(1)  # for others to hang, too, if they would
+            hanging = query(postgres_store.url, _HANGING)
+            answer = relay.ask("GET", "/healthz")
+            pages = list(reading)
+        other.rollback()
+
+        assert one_hangs
+        assert hanging == [(1,)]
+        assert {told.value("relay_outbox_up") for told in pages} == {0}
+        assert answer.status == 200
+        assert comes_true(relay.port, "relay_outbox_up", 1)
+
+
+# Readings only: the forwarder, which looks at the tables as it opens them, waits for the lock, too.
+_HANGING = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock'
+    AND query LIKE '%FROM relay.tallies GROUP BY slot%'
+"""
+
+
+@pytest.mark.parametrize("command", ["serve", "forward"])
+def test_a_token_keeps_others_from_reading(
+    sqlite_store: SqliteStore, segment: SegmentServer, command: str
+) -> None:
+    port = closed_port()
+    SqliteOutbox(sqlite_store.path).close()
+    with (
+        RelayProcess(sqlite_store, segment.url, port=port, RELAY_METRICS_TOKEN=TOKEN)
+        if command == "serve"
+        else LoneForwarder(sqlite_store, segment.url, port=port, RELAY_METRICS_TOKEN=TOKEN)
+    ) as relay:
+        assert within(20, lambda: page(port, "/healthz")[0] == 200)
+        guesses = ["", TOKEN, "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer \xe9"]
+        refused = [page(port)] + [page(port, Authorization=guess) for guess in guesses]
+        status, _, text = page(port, Authorization=f"bearer {TOKEN}")
+        told = [line["door"] for line in relay.log() if line["event"] == "credentials.wrong"]
+        log = json.dumps(relay.log())
+
+    assert {status for status, _, _ in refused} == {401}
+    assert {headers["www-authenticate"] for _, headers, _ in refused} == {"Bearer"}
+    assert not [text for _, _, text in refused if "relay_" in text]
+    assert status == 200
+    assert "relay_" in text
+    assert told == ["metrics"]
+    wrong = 'relay_wrong_credentials_total{credential="token",door="metrics"}'
+    assert (command == "forward") or f"{wrong} {len(guesses)}.0" in text
+    assert TOKEN not in text + log
+    assert "metrics_token" not in log
+
+
+class LoneForwarder(ForwarderProcess):
+    """`relay forward`, which tells its metrics at the port."""
+
+    def _command(self) -> list[str]:
+        return ["forward", "--metrics-port", str(self.port)]
+
+
+def test_a_forwarder_of_its_own_tells_what_it_does(store: Store, segment: SegmentServer) -> None:
+    port = closed_port()
+    with (
+        RelayProcess(store, segment.url, options=["--no-forward"]) as receiver,
+        LoneForwarder(store, segment.url, port=port) as forwarder,
+    ):
+        receiver.post(opened(1))
+        assert comes_true(port, "relay_delivery_seconds_count", 1)
+        told, elsewhere = Page(port), Page(receiver.port)
+        health = forwarder.ask("GET", "/healthz")
+        forwarder.terminate()
+        code = forwarder.wait(20)
+
+    assert health.content == {"status": "alive"}
+    assert told.value("relay_messages_total", answer="accepted") == 1
+    assert told.value("relay_outbox_up") is None
+    assert elsewhere.value("relay_delivery_seconds_count") is None
+    assert code == 0
+
+
+def test_a_token_that_could_be_guessed_is_refused() -> None:
+    done = CliRunner().invoke(main, ["check"], env={"RELAY_METRICS_TOKEN": "short"})
+
+    assert done.exit_code == 2
+    assert "RELAY_METRICS_TOKEN: a token needs at least 16 characters" in done.output
+
+
+def test_a_webhook_stored_too_late_for_its_answer_is_not_timed(sqlite_store: SqliteStore) -> None:
+    with RelayProcess(sqlite_store, NOBODY) as relay:
+        with closing(apsw.Connection(str(relay.outbox))) as other:
+            other.execute("BEGIN IMMEDIATE")
+            answer = relay.post(opened(1))
+        assert comes_true(relay.port, "relay_events_received_total", 1)
+        relay.post(opened(2))
+        told = Page(relay.port)
+
+    assert answer.status == 503
+    assert told.value("relay_webhooks_total", outcome="unavailable") == 1
+    assert told.value("relay_commit_webhooks_sum") == 2
+    assert told.value("relay_answer_seconds_count") == 1

@@ -1,0 +1,211 @@
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.console.documents import MOST_LINES, lines
+from relay.destinations.segment import Segment
+from relay.operations.lineage import (
+    MOST_BYTES,
+    MOST_FIELDS,
+    Link,
+    Path,
+    leaves,
+    links,
+    named,
+    traced,
+)
+from relay.outbox.entries import Arrival
+from relay.routes import Mapped, Mapping
+from relay.sources.vero import Vero, VeroSettings
+
+MAPPING = Mapping([Vero(VeroSettings())], Segment("a-write-key", "http://127.0.0.1:1"))
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+WEBHOOK = {
+    "type": "bounced",
+    "bounced_at": 1_767_225_600,
+    "message_id": "mail-1",
+    "bounce_type": "hard",
+    "bounce_code": 550,
+    "bounce_message": "nobody there",
+    "user_agent": "Mail/1.0",
+    "user": {"id": 7, "email": "reader@example.com"},
+    "campaign": {
+        "id": 3,
+        "name": "spring",
+        "type": "newsletter",
+        "subject": "Hello",
+        "group": "all",
+        "series_title": "welcome",
+        "trigger-event": "signed up",
+        "variation": "B",
+        "template": "plain",
+        "locale": "en",
+        "tags": ["one", "two"],
+    },
+}
+PROPERTIES = {
+    "message_id": "email_id",
+    "bounce_type": "bounce_type",
+    "bounce_code": "bounce_code",
+    "bounce_message": "bounce_message",
+    "campaign.id": "campaign_id",
+    "campaign.name": "campaign_name",
+    "campaign.type": "campaign_type",
+    "campaign.subject": "email_subject",
+    "campaign.group": "campaign_group",
+    "campaign.series_title": "campaign_series",
+    "campaign.trigger-event": "trigger_event",
+    "campaign.variation": "variation",
+    "campaign.template": "template",
+    "campaign.locale": "locale",
+    "campaign.tags[0]": "tags",
+    "campaign.tags[1]": "tags",
+}
+
+
+def map_body(body: bytes) -> Any:  # noqa: ANN401 (as Mapping's)
+    return MAPPING.map(Arrival("vero", "vero-1", AT, body))
+
+
+def of(document: dict[str, Any], **options: Any) -> list[Link]:  # noqa: ANN401 (passed on)
+    mapped = map_body(json.dumps(document).encode())
+    assert isinstance(mapped, Mapped)
+    return links(document, mapped, map_body, **options)
+
+
+def targets(document: dict[str, Any], source: str) -> set[str]:
+    return {link.target for link in of(document) if link.source == source}
+
+
+@pytest.mark.parametrize(("source", "name"), PROPERTIES.items())
+def test_a_field_is_linked_to_the_property_that_it_becomes(source: str, name: str) -> None:
+    assert targets(WEBHOOK, source) - {"messageId"} == {f"properties.{name}"}
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("type", "event"),
+        ("bounced_at", "timestamp"),
+        ("user_agent", "context.userAgent"),
+        ("user.id", "userId"),
+    ],
+)
+def test_a_field_is_linked_to_whatever_else_it_becomes(source: str, target: str) -> None:
+    assert targets(WEBHOOK, source) - {"messageId"} == {target}
+
+
+def test_what_tells_the_event_from_others_is_linked_to_its_message_id() -> None:
+    identity = {link.source for link in of(WEBHOOK) if link.target == "messageId"}
+
+    assert identity == {"bounced_at", "message_id", "user_agent", "user.id"}
+
+
+def test_all_that_the_track_call_says_of_the_webhook_comes_from_somewhere() -> None:
+    mapped = map_body(json.dumps(WEBHOOK).encode())
+    said = {named(path) for path, _ in leaves(mapped.message)}
+    fixed = {name for name in said if name.startswith(("context.integration", "context.library"))}
+    fixed |= {name for name in said if name.startswith("integrations")}
+    fixed |= {"type", "anonymousId"}  # the last is null where there is a user id
+
+    assert {link.target for link in of(WEBHOOK)} == said - fixed
+
+
+def test_what_goes_nowhere_is_linked_to_nothing() -> None:
+    campaign = {"sent_to": "other@example.com", "name": "n", "campaign_title": "second to name"}
+    user = {"id": 1, "email": "reader@example.com", "roles": ["a", {}], "is": None}
+    blanks: dict[str, Any] = {
+        "message_id": " ",
+        "user_agent": "",
+        "bounce_type": None,
+        "bounce_code": [],
+    }
+    document = {"type": "opened", "sent_at": 1, "user": user, "campaign": campaign, **blanks}
+
+    assert {link.source for link in of(document)} == {
+        "type",
+        "user.id",
+        "user.email",
+        "campaign.name",
+    }
+
+
+def test_what_stands_in_for_another_field_is_linked() -> None:
+    document = {"type": "opened", "campaign": {"sent_to": "reader@example.com"}}
+
+    assert targets(document, "campaign.sent_to") >= {"context.traits.email"}
+
+
+def test_what_decides_whether_it_is_anything_is_linked_to_the_event() -> None:
+    """With this channel's name changed it is no email."""
+    document = {**WEBHOOK, "campaign": {"channel": "email"}}
+
+    assert targets(document, "campaign.channel") == {"event"}
+
+
+def test_names_are_told_as_they_are_asked_for() -> None:
+    def slashed(path: Path) -> str:
+        return "/".join(map(str, path))
+
+    assert Link("campaign/tags/0", "properties/tags") in of(WEBHOOK, name=slashed)
+
+
+def test_nothing_is_changed_by_it() -> None:
+    document = json.loads(json.dumps(WEBHOOK))
+    of(document)
+
+    assert document == WEBHOOK
+
+
+def test_the_larger_a_webhook_the_fewer_fields_are_traced() -> None:
+    small = {f"f{number}": 1 for number in range(MOST_FIELDS + 9)}
+    large = {"type": "opened", "x": "x" * (MOST_BYTES // 4), "y": 1, "z": 1, "a": 1}
+
+    assert len(traced(small)) == MOST_FIELDS
+    assert [path for path, _ in traced(large)] == [("type",), ("x",), ("y",)]
+    assert traced({}) == [((), {})]
+    assert len(lines({"numbers": [0] * MOST_LINES})) == MOST_LINES + 1
+
+
+_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**25), 10**25)
+    | st.sampled_from([10**4299, 10**4300 - 1, 1 - 10**4300, 2**64 - 1, -(2**63)])
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=9)
+    | st.sampled_from(["", " ", "opened", "2026-01-01", "1767225600", "a@example.com"])
+)
+_NAMES = st.text(max_size=5) | st.sampled_from(
+    ["type", "action", "user", "id", "email", "campaign", "tags", "opened_at", "message_id"]
+)
+_JSON = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    st.dictionaries(_NAMES, _JSON, max_size=5),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["opened", "clicked"])},
+        optional={"campaign": st.dictionaries(_NAMES, _JSON), "opened_at": _SCALARS},
+    ),
+    st.fixed_dictionaries({"id": st.just(1)}, optional={"email": _SCALARS}),
+)
+def test_it_makes_something_of_any_webhook_that_is_mapped(
+    other: dict[str, Any], known: dict[str, Any], user: dict[str, Any]
+) -> None:
+    document = {**other, **known, "user": user}
+    mapped = map_body(json.dumps(document).encode())
+    if not isinstance(mapped, Mapped):
+        return
+    names = {named(path) for path, _ in leaves(document)}
+
+    assert {link.source for link in links(document, mapped, map_body)} <= names
+    assert lines(document)[-1].value in {"}", "{}"}

@@ -1,0 +1,195 @@
+"""Bodies that are too large, packed, or of senders that an error would hold back."""
+
+import gzip
+import hmac
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pytest
+
+from relay.destinations.segment import Segment
+from relay.events import DeadReason, Unusable
+from relay.receiver.bodies import MAX_BODY_BYTES, MAX_CUT_BYTES
+from relay.routes import Mapped, Mapping
+from relay.sources.customerio import Customerio, CustomerioSettings
+from relay.truncation import KEPT_BYTES, cut
+from tests.harness.processes import WRITE_KEY, RelayProcess, Reply, run_sql, stored, within
+
+NOBODY = "http://127.0.0.1:1"
+KEY = "a-signing-key-for-the-tests"
+DOOR = "/webhooks/customerio"
+SENT = "1772366400"
+
+
+def event(event_id: str = "event-1", **data: object) -> bytes:
+    webhook = {
+        "object_type": "email",
+        "metric": "sent",
+        "event_id": event_id,
+        "timestamp": 1_772_366_400,
+        "data": {"delivery_id": "mail-1", "identifiers": {"id": "42"}, **data},
+    }
+    return json.dumps(webhook).encode()
+
+
+def opened() -> bytes:
+    return json.dumps({"type": "opened", "user": {"id": 42}, "message_id": "mail-1"}).encode()
+
+
+def signed(body: bytes, key: str = KEY) -> dict[str, str]:
+    signature = hmac.new(key.encode(), b"v0:%b:%b" % (SENT.encode(), body), "sha256").hexdigest()
+    return {"X-CIO-Timestamp": SENT, "X-CIO-Signature": signature}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
+    outbox = tmp_path_factory.mktemp("large") / "relay.db"
+    with RelayProcess(outbox, NOBODY, RELAY_CUSTOMERIO_SIGNING_KEY=KEY) as relay:
+        yield relay
+
+
+@pytest.fixture
+def relay(shared: RelayProcess) -> RelayProcess:
+    run_sql(shared.outbox, "DELETE FROM entries")
+    return shared
+
+
+def deliver(relay: RelayProcess, body: bytes, **headers: str) -> Reply:
+    """As Customer.io does."""
+    return relay.ask("POST", DOOR, body, signed(body) | headers)
+
+
+def test_what_is_too_large_is_kept_in_part_where_an_error_would_hold_back_the_rest(
+    relay: RelayProcess,
+) -> None:
+    body = event(content="x" * MAX_BODY_BYTES)
+    first, again = deliver(relay, body), deliver(relay, body)
+    other = deliver(relay, event("event-2", content="x" * MAX_BODY_BYTES))
+    entry, second = stored(relay.outbox)
+
+    assert first.status == again.status == other.status == 200
+    assert first.content == {"status": "dead", "reason": "oversized", "error": entry.detail}
+    assert (entry.state, entry.reason) == ("dead", "oversized")
+    assert entry.detail == (
+        f"the webhook has {len(body)} bytes, of which the first {KEPT_BYTES} are kept"
+    )
+    assert entry.body[:KEPT_BYTES] == body[:KEPT_BYTES]
+    assert len(entry.body) < KEPT_BYTES + 100
+    assert second.message_id != entry.message_id
+    assert within(5, lambda: "webhook.cut_off" in {line["event"] for line in relay.log()})
+
+
+@dataclass
+class Entry:
+    """See `Stored`."""
+
+    body: bytes
+    provider: str = "customerio"
+    message_id: str = "customerio-1"
+    received_at: datetime = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def test_what_is_cut_off_is_never_taken_for_the_whole() -> None:
+    """Not even where the beginning that is kept would do as a webhook: a replay changes nothing."""
+    mapping = Mapping([Customerio(CustomerioSettings())], Segment(WRITE_KEY, NOBODY))
+    body = event().ljust(MAX_BODY_BYTES + 1)
+    whole, part = mapping.map(Entry(event())), mapping.map(Entry(cut(body, len(body))))
+
+    assert isinstance(whole, Mapped)
+    assert part == Unusable(
+        DeadReason.OVERSIZED,
+        f"the webhook has {len(body)} bytes, of which the first {KEPT_BYTES} are kept",
+    )
+
+
+@pytest.mark.parametrize("key", ["another-key-for-the-tests", ""])
+def test_what_is_too_large_and_not_signed_is_not_stored(relay: RelayProcess, key: str) -> None:
+    body = event(content="x" * MAX_BODY_BYTES)
+    reply = relay.ask("POST", DOOR, body, signed(body, key) if key else {})
+
+    assert reply.status == 401
+    assert not stored(relay.outbox)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_beyond_what_is_read_at_all_it_is_refused(relay: RelayProcess, packed: bool) -> None:  # noqa: FBT001 (a parameter)
+    body = event(content="x" * MAX_CUT_BYTES)
+    if packed:
+        reply = deliver(relay, gzip.compress(body), **{"Content-Encoding": "gzip"})
+    else:
+        reply = deliver(relay, body)
+
+    assert reply.status == 413
+    assert not stored(relay.outbox)
+    assert within(5, lambda: "webhook.refused" in {line["event"] for line in relay.log()})
+
+
+def test_a_packed_body_is_unpacked(relay: RelayProcess) -> None:
+    first = deliver(relay, gzip.compress(event()), **{"Content-Encoding": "gzip"})
+    again = deliver(relay, event())
+    vero = relay.post(gzip.compress(opened()), {"Content-Encoding": "X-GZIP"})
+
+    assert first.content["status"] == vero.content["status"] == "accepted"
+    assert again.content["status"] == "duplicate"
+    assert [entry.body for entry in stored(relay.outbox)] == [event(), opened()]
+
+
+def test_a_packed_body_that_is_too_large_is_treated_like_any_other(relay: RelayProcess) -> None:
+    body = event(content="x" * MAX_BODY_BYTES)
+    kept = deliver(relay, gzip.compress(body), **{"Content-Encoding": "gzip"})
+    refused = relay.post(gzip.compress(body), {"Content-Encoding": "gzip"})
+    (entry,) = stored(relay.outbox)
+
+    assert (kept.status, kept.content["reason"]) == (200, "oversized")
+    assert refused.status == 413
+    assert entry.body[:KEPT_BYTES] == body[:KEPT_BYTES]
+
+
+PARTS = gzip.compress(opened()[:20]) + gzip.compress(opened()[20:])
+BROKEN = {
+    "cut off": gzip.compress(opened())[:-4],
+    "changed": gzip.compress(os.urandom(100))[:50] + b"x" * 60,
+    "only its first bytes": b"\x1f\x8b",
+    "something else behind": gzip.compress(opened()) + b"x",
+}
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
+def test_what_cannot_be_unpacked_is_kept_as_it_came(relay: RelayProcess, body: bytes) -> None:
+    reply = relay.post(body, {"Content-Encoding": "gzip"})
+    (entry,) = stored(relay.outbox)
+
+    assert (reply.status, reply.content["reason"]) == (400, "unreadable")
+    assert entry.body == body
+
+
+@pytest.mark.parametrize("body", [opened(), PARTS], ids=["not packed", "in two members"])
+def test_gzip_may_be_said_of_what_is_none_and_may_have_members(
+    relay: RelayProcess, body: bytes
+) -> None:
+    reply = relay.post(body, {"Content-Encoding": "gzip"})
+    (entry,) = stored(relay.outbox)
+
+    assert reply.content["status"] == "accepted"
+    assert entry.body == opened()
+
+
+@pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "gzip, br", "zstd"])
+def test_what_is_packed_in_another_way_is_told_so(relay: RelayProcess, coding: str) -> None:
+    body = zlib.compress(opened())
+    vero = relay.post(body, {"Content-Encoding": coding})
+    customerio = deliver(relay, body, **{"Content-Encoding": coding})
+    (entry,) = stored(relay.outbox)
+
+    assert (vero.status, vero.headers["accept-encoding"]) == (415, "gzip")
+    assert (customerio.status, customerio.content["reason"]) == (200, "unreadable")
+    assert (entry.provider, entry.body) == ("customerio", body)
+
+
+@pytest.mark.parametrize("coding", ["identity", "", " , "])
+def test_what_is_packed_in_no_way_is_taken(relay: RelayProcess, coding: str) -> None:
+    assert relay.post(opened(), {"Content-Encoding": coding}).content["status"] == "accepted"

@@ -1,0 +1,360 @@
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from operator import attrgetter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from relay.throttle import PROBE_LEASE, Pace, Turn, full_jitter
+from tests.harness.fakes import Clock
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The pacer's clock."""
+    return Clock()
+
+
+class Pacer:
+    """A pace by the clock, which waits as long as it may."""
+
+    def __init__(
+        self, clock: Clock, jitter: Callable[[float], float] = lambda bound: bound
+    ) -> None:
+        self.pace = Pace()
+        self._clock = clock
+        self._jitter = jitter
+
+    @property
+    def hold(self) -> str | None:
+        """What Segment answered if forwarding is on hold."""
+        return self.pace.hold
+
+    def take(self) -> Turn | float:
+        """A turn, or how long there is none."""
+        return self.pace.take(self._clock.monotonic())
+
+    def failed(self, turn: Turn, retry_after: timedelta | None = None) -> None:
+        """Not now."""
+        self.pace.failed(turn, self._clock.monotonic(), "503", retry_after, self._jitter)
+
+    def refused(self, turn: Turn, answer: str) -> None:
+        """Our fault."""
+        self.pace.refused(turn, self._clock.monotonic(), answer)
+
+    def succeeded(self, turn: Turn) -> None:
+        """Taken."""
+        self.pace.succeeded(turn)
+
+    def give_back(self, turn: Turn) -> None:
+        """Not used."""
+        self.pace.give_back(turn)
+
+
+@pytest.fixture
+def pacer(clock: Clock) -> Pacer:
+    """A pace by the clock."""
+    return Pacer(clock)
+
+
+def turn(pacer: Pacer) -> Turn:
+    """A turn that is there for the taking."""
+    turn = pacer.take()
+    assert isinstance(turn, Turn)
+    return turn
+
+
+def wait(pacer: Pacer) -> float:
+    """How long there is no turn."""
+    seconds = pacer.take()
+    assert isinstance(seconds, float)
+    return seconds
+
+
+def fail(pacer: Pacer, clock: Clock, times: int) -> None:
+    """Let so many turns, one after the other, fail."""
+    for _ in range(times):
+        clock.sleep(3600)
+        pacer.failed(turn(pacer))
+
+
+def test_fifty_turns_may_come_at_once_and_no_more_until_a_second_has_passed(
+    pacer: Pacer, clock: Clock
+) -> None:
+    for _ in range(25):
+        turn(pacer)
+    clock.sleep(0.4)
+    for _ in range(25):
+        turn(pacer)
+
+    assert wait(pacer) == pytest.approx(0.6)
+    clock.sleep(0.601)
+    for _ in range(25):
+        turn(pacer)
+    assert wait(pacer) == pytest.approx(0.399)
+
+
+@pytest.mark.parametrize(
+    ("failures", "seconds"), [(1, 1), (2, 2), (3, 4), (8, 128), (9, 256), (10, 300), (5000, 300)]
+)
+def test_each_failure_doubles_the_wait_up_to_five_minutes(
+    pacer: Pacer, clock: Clock, failures: int, seconds: float
+) -> None:
+    fail(pacer, clock, failures)
+
+    assert wait(pacer) == pytest.approx(seconds)
+
+
+def test_the_wait_is_a_random_part_of_its_bound(clock: Clock) -> None:
+    bounds = []
+
+    def half(bound: float) -> float:
+        bounds.append(bound)
+        return bound / 2
+
+    pacer = Pacer(clock, half)
+    fail(pacer, clock, 3)
+
+    assert bounds == [1, 2, 4]
+    assert wait(pacer) == pytest.approx(2)
+    assert len({full_jitter(4) for _ in range(9)}) > 1
+    assert all(0 <= full_jitter(4) <= 4 for _ in range(999))
+
+
+def test_even_without_jitter_probes_stay_apart(clock: Clock) -> None:
+    pacer = Pacer(clock, lambda _bound: 0.0)
+    fail(pacer, clock, 1)
+
+    assert wait(pacer) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [(0.5, 2), (2, 2), (90, 90), (3600, 3600)])
+def test_what_segment_asks_for_counts_when_it_is_longer(
+    pacer: Pacer, clock: Clock, asked: float, seconds: float
+) -> None:
+    fail(pacer, clock, 1)
+    clock.sleep(1)
+    pacer.failed(turn(pacer), timedelta(seconds=asked))
+
+    assert wait(pacer) == pytest.approx(seconds)
+
+
+def test_after_a_failure_a_single_probe_goes(pacer: Pacer, clock: Clock) -> None:
+    fail(pacer, clock, 1)
+    clock.sleep(1)
+    turn(pacer)
+    clock.sleep(59)
+
+    assert wait(pacer) > 0
+
+
+def test_a_probe_whose_process_has_died_is_given_up_after_a_minute(
+    pacer: Pacer, clock: Clock
+) -> None:
+    fail(pacer, clock, 1)
+    clock.sleep(1)
+    turn(pacer)
+    clock.sleep(60.001)
+
+    assert turn(pacer)
+    assert wait(pacer) > 0
+
+
+def test_a_probe_given_up_and_then_given_back_lets_no_third_one_go(
+    pacer: Pacer, clock: Clock
+) -> None:
+    fail(pacer, clock, 1)
+    clock.sleep(1)
+    lapsed = turn(pacer)
+    clock.sleep(60.001)
+    turn(pacer)
+    pacer.give_back(lapsed)
+
+    assert wait(pacer) > 0
+
+
+def test_a_clock_put_back_does_not_stop_forwarding(pacer: Pacer, clock: Clock) -> None:
+    clock.sleep(10**6)
+    turns(pacer, 50)
+    fail(pacer, clock, 12)
+    clock.sleep(300)
+    turn(pacer)
+    earlier = Pacer(Clock())
+    earlier.pace = pacer.pace
+
+    assert turn(earlier)
+
+
+def test_a_probe_that_succeeds_ends_the_trouble(pacer: Pacer, clock: Clock) -> None:
+    fail(pacer, clock, 5)
+    clock.sleep(3600)
+    pacer.succeeded(turn(pacer))
+    turn(pacer)
+    turn(pacer)
+    fail(pacer, clock, 1)
+
+    assert wait(pacer) == pytest.approx(1)
+
+
+def test_a_turn_given_back_lets_another_probe_go(pacer: Pacer, clock: Clock) -> None:
+    fail(pacer, clock, 1)
+    clock.sleep(1)
+    pacer.give_back(turn(pacer))
+
+    assert turn(pacer)
+    clock.sleep(59)
+    assert wait(pacer) > 0
+
+
+def turns(pacer: Pacer, count: int) -> Sequence[Turn]:
+    """So many turns, all under way at once."""
+    return [turn(pacer) for _ in range(count)]
+
+
+def test_failures_of_what_was_under_way_together_count_once(pacer: Pacer, clock: Clock) -> None:
+    for late in turns(pacer, 4):
+        pacer.failed(late, timedelta(seconds=3))
+
+    assert wait(pacer) == pytest.approx(3)
+    clock.sleep(3)
+    pacer.failed(turn(pacer))
+    assert wait(pacer) == pytest.approx(2)
+
+
+def test_what_was_sent_before_the_trouble_tells_nothing_about_its_end(
+    pacer: Pacer, clock: Clock
+) -> None:
+    failing, succeeding, refused, unsent = turns(pacer, 4)
+    pacer.failed(failing)
+    pacer.succeeded(succeeding)
+    pacer.refused(refused, "401 Unauthorized")
+    clock.sleep(1)
+    turn(pacer)
+    pacer.give_back(unsent)
+    clock.sleep(59)
+
+    assert pacer.hold is None
+    assert wait(pacer) > 0
+
+
+def test_on_hold_a_probe_goes_once_a_minute_until_one_succeeds(pacer: Pacer, clock: Clock) -> None:
+    holds, waits = set(), []
+    for _ in range(3):
+        pacer.refused(turn(pacer), "401 Unauthorized")
+        holds.add(pacer.hold)
+        waits.append(wait(pacer))
+        clock.sleep(60)
+    pacer.succeeded(turn(pacer))
+
+    assert holds == {"401 Unauthorized"}
+    assert waits == pytest.approx([60, 60, 60])
+    assert pacer.hold is None
+    assert turns(pacer, 4)
+
+
+def test_a_hold_names_the_latest_answer(pacer: Pacer, clock: Clock) -> None:
+    pacer.refused(turn(pacer), "401 Unauthorized")
+    clock.sleep(60)
+    pacer.refused(turn(pacer), "302 redirect")
+
+    assert pacer.hold == "302 redirect"
+
+
+class _Requests(RuleBasedStateMachine):
+    """Requests that end in any way, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.pacer = Pacer(self.clock)
+        self.taken_at: list[float] = []
+        self.troubled = False
+        self.changes = 0
+        self.under_way: list[tuple[Turn, int]] = []
+
+    @rule(seconds=st.sampled_from([0.001, 0.02, 0.25, 1.0, 60.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.clock.sleep(seconds)
+
+    @rule(times=st.integers(1, 80))
+    def take(self, times: int) -> None:
+        for _ in range(times):
+            taken = self.pacer.take()
+            if isinstance(taken, Turn):
+                self.taken_at.append(self.clock.monotonic())
+                self.under_way.append((taken, self.changes))
+            else:
+                assert taken > 0
+                self.clock.sleep(taken)
+
+    @precondition(attrgetter("under_way"))
+    @rule(which=st.integers(min_value=0), asked=st.none() | st.integers(0, 3600))
+    def fail(self, which: int, asked: int | None) -> None:
+        ended, current = self._end(which)
+        self.pacer.failed(ended, None if asked is None else timedelta(seconds=asked))
+        self._change(troubled=True, really=current)
+
+    @precondition(attrgetter("under_way"))
+    @rule(which=st.integers(min_value=0))
+    def refuse(self, which: int) -> None:
+        ended, current = self._end(which)
+        self.pacer.refused(ended, "401 Unauthorized")
+        self._change(troubled=True, really=current)
+
+    @precondition(attrgetter("under_way"))
+    @rule(which=st.integers(min_value=0))
+    def succeed(self, which: int) -> None:
+        ended, current = self._end(which)
+        self.pacer.succeeded(ended)
+        self._change(troubled=False, really=current and self.troubled)
+
+    @precondition(attrgetter("under_way"))
+    @rule(which=st.integers(min_value=0))
+    def give_back(self, which: int) -> None:
+        ended, _ = self._end(which)
+        self.pacer.give_back(ended)
+        self.taken_at.remove(ended.taken_at)
+
+    def _end(self, which: int) -> tuple[Turn, bool]:
+        """A turn that ends, and whether nothing has changed since it was given."""
+        ended, changes = self.under_way.pop(which % len(self.under_way))
+        return ended, changes == self.changes
+
+    def _change(self, *, troubled: bool, really: bool) -> None:
+        if really:
+            self.troubled = troubled
+            self.changes += 1
+
+    @invariant()
+    def no_second_has_more_than_fifty_turns(self) -> None:
+        first_and_51st = zip(self.taken_at, self.taken_at[50:], strict=False)
+
+        assert all(last - first >= 1 - 1e-6 for first, last in first_and_51st)
+
+    @invariant()
+    def in_trouble_a_single_probe_is_under_way(self) -> None:
+        probes = [
+            turn
+            for turn, changes in self.under_way
+            if changes == self.changes
+            and turn.taken_at + PROBE_LEASE.total_seconds() > self.clock.monotonic()
+        ]
+
+        assert len(probes) <= 1 or not self.troubled
+
+    @invariant()
+    def only_trouble_is_a_hold(self) -> None:
+        assert self.troubled or self.pacer.hold is None
+
+    def teardown(self) -> None:
+        while self.under_way:
+            self.give_back(0)
+        self.clock.sleep(3600)
+
+        assert isinstance(self.pacer.take(), Turn)
+
+
+TestRequests = _Requests.TestCase
+TestRequests.settings = settings(deadline=None)
