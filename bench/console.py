@@ -28,7 +28,7 @@ from relay.outbox.counters import APART
 from relay.outbox.entries import Arrival
 from relay.outbox.protocol import Outbox
 from relay.routes import arrival_of
-from relay.sources import provider_classes
+from relay.sources import source_classes
 
 _KINDS = ("sent", "delivered", "opened", "clicked", "unsubscribed", "snoozed")
 _WEIGHTS = (400, 380, 180, 28, 2, 10)
@@ -70,14 +70,14 @@ def _fill(outbox: Outbox, entries: int) -> None:
     for start in range(0, entries, _GROUP):
         outbox.add([next(arrivals) for _ in range(min(_GROUP, entries - start))])
     while outbox.pending_exceed(_PENDING):
-        outbox.deliver(outbox.claim(_GROUP, lease=timedelta(minutes=5)))
-    outbox.fold_tallies(datetime.now(UTC) - APART)  # as a forwarder does each minute
+        outbox.ack(outbox.claim("segment", _GROUP, lease=timedelta(minutes=5)))
+    outbox.aggregate_counters(datetime.now(UTC) - APART)  # as a forwarder does each minute
 
 
 def _arrivals(entries: int) -> Iterator[Arrival]:
     rng = Random(7)  # noqa: S311 (no secret hangs on it)
-    vero = provider_classes()["vero"]
-    provider = vero(vero.settings_model())
+    vero = source_classes()["vero"]
+    source = vero(vero.settings_model())
     segment = Segment("bench", "https://example.com")
     first = datetime.now(UTC) - _MONTH
     for number in count():
@@ -94,7 +94,7 @@ def _arrivals(entries: int) -> Iterator[Arrival]:
             "campaign": {"id": number % 50, "name": "Garden in spring", "type": "newsletter"},
             "user_agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X)",
         }
-        arrival = arrival_of(provider, segment, json.dumps(document).encode(), at)
+        arrival = arrival_of(source, segment, json.dumps(document).encode(), at)
         if isinstance(arrival, Arrival):
             yield arrival
 

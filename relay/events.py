@@ -30,7 +30,7 @@ class DeadReason(StrEnum):
     UNREADABLE = "unreadable"
     """The body is not a JSON object relay can read."""
     UNKNOWN_TYPE = "unknown_type"
-    """The provider sent a type of event that relay does not know."""
+    """The source sent a type of event that relay does not know."""
     NO_RECIPIENT = "no_recipient"
     """Neither a user id nor an address to attribute the event to."""
     OVERSIZED = "oversized"
@@ -43,8 +43,8 @@ class DeadReason(StrEnum):
     """Accepted once, and none of the seven under today's settings. No fault."""
 
 
-WHAT_TO_DO: Final[Mapping[DeadReason, str]] = {
-    DeadReason.UNREADABLE: "See what sent it: the provider, or someone who knows the secret.",
+REMEDIES: Final[Mapping[DeadReason, str]] = {
+    DeadReason.UNREADABLE: "See what sent it: the source, or someone who knows the secret.",
     DeadReason.UNKNOWN_TYPE: "Replay it once a version of relay knows the type, or leave it.",
     DeadReason.NO_RECIPIENT: "There is nobody to attribute it to: look at how the email was sent.",
     DeadReason.OVERSIZED: "Shorten what the email puts into it: Segment takes no more. Where the"
@@ -63,10 +63,10 @@ class EmailEvent(Struct, frozen=True):
 
     Attributes:
         collection: which of the seven.
-        occurred_at: when it happened, aware UTC; the time of receipt where the provider did not
+        occurred_at: when it happened, aware UTC; the time of receipt where the source did not
             say or said something impossible.
-        said_at: when the provider says it happened, possible or not.
-        identity: what tells this event from all others of its provider, in a fixed order; None
+        reported_at: when the source says it happened, possible or not.
+        dedupe_key: what tells this event from all others of its source, in a fixed order; None
             when nothing does, so that it must never be taken for a duplicate.
         user_id: the customer's id for the recipient.
         email: the recipient's address, trimmed, as it came.
@@ -77,8 +77,8 @@ class EmailEvent(Struct, frozen=True):
 
     collection: Collection
     occurred_at: datetime
-    said_at: datetime | None
-    identity: tuple[str | None, ...] | None
+    reported_at: datetime | None
+    dedupe_key: tuple[str | None, ...] | None
     user_id: str | None
     email: str | None
     user_agent: str | None
@@ -89,7 +89,7 @@ class Ignored(Struct, frozen=True):
     """Understood, and none of the seven.
 
     Attributes:
-        reason: a short code; one of a fixed few for each provider, fit for a metric's label.
+        reason: a short code; one of a fixed few for each source, fit for a metric's label.
         setting: the variable that has it ignored; None where nothing else can be set.
     """
 
@@ -109,5 +109,5 @@ class Unusable(Struct, frozen=True):
     detail: str
 
 
-Reading = EmailEvent | Ignored | Unusable
-"""What a provider makes of a body."""
+ParseResult = EmailEvent | Ignored | Unusable
+"""What a source makes of a body."""

@@ -10,9 +10,9 @@ from msgspec import Struct
 
 from relay import truncation
 from relay.destinations.segment import MAX_MESSAGE_BYTES, Message, Segment, encode
-from relay.events import DeadReason, EmailEvent, Ignored, Reading, Unusable
+from relay.events import DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.outbox.entries import Arrival, keys_of
-from relay.sources import Provider
+from relay.sources import Source
 
 _log = structlog.get_logger()
 
@@ -21,7 +21,7 @@ class Stored(Protocol):
     """What is known of a webhook that was stored."""
 
     @property
-    def provider(self) -> str:
+    def source(self) -> str:
         """Whose webhook it is."""
         ...
 
@@ -50,15 +50,15 @@ class Mapped(Struct, frozen=True):
 
 
 class Mapping:
-    """Maps stored bodies, whichever provider's.
+    """Maps stored bodies, whichever source's.
 
     Args:
-        providers: every provider, configured or not.
+        sources: every source, configured or not.
         segment: for which the messages are meant.
     """
 
-    def __init__(self, providers: Iterable[Provider], segment: Segment) -> None:
-        self._providers = {provider.name: provider for provider in providers}
+    def __init__(self, sources: Iterable[Source], segment: Segment) -> None:
+        self._sources = {source.name: source for source in sources}
         self._segment = segment
 
     def map(self, stored: Stored) -> Mapped | Unusable:
@@ -66,8 +66,8 @@ class Mapping:
         try:
             if fault := truncation.fault_of(stored.body):
                 return fault
-            provider = self._providers[stored.provider]
-            event = provider.parse(stored.body, stored.received_at)
+            source = self._sources[stored.source]
+            event = source.parse(stored.body, stored.received_at)
             if isinstance(event, Unusable):
                 return event
             if isinstance(event, Ignored):
@@ -75,7 +75,7 @@ class Mapping:
                 cause = f"set by {event.setting}" if event.setting else "none of the seven"
                 return Unusable(DeadReason.IGNORED, f"{event.reason}: {cause}")
             message = self._segment.track_call(
-                event, stored.message_id, provider.name, provider.integrations
+                event, stored.message_id, source.name, source.integrations
             )
             encoded = encode(message)
         except Exception as error:  # noqa: BLE001 (one webhook must not stop the others)
@@ -87,7 +87,7 @@ class Mapping:
 
 
 def arrival_of(
-    provider: Provider,
+    source: Source,
     segment: Segment,
     body: bytes,
     received_at: datetime,
@@ -97,23 +97,23 @@ def arrival_of(
     """What a webhook's body is to be stored as, if at all.
 
     Args:
-        provider: whose it is.
+        source: whose it is.
         segment: for which it is meant.
         body: whatever came.
         received_at: when.
         otherwise: gives what identifies it if nothing in it does; by default it is one of its own.
     """
-    reading = _parse(provider, body, received_at)
+    reading = _parse(source, body, received_at)
     if isinstance(reading, Ignored):
         return reading
     if isinstance(reading, Unusable):
         # It has no identity but its bytes: the same ones are kept once.
-        message_id = segment.message_id(provider.name, ("body", sha256(body).hexdigest()))
-        return Arrival(provider.name, message_id, received_at, body, reading)
-    identity = reading.identity or (otherwise() if otherwise else None)
+        message_id = segment.message_id(source.name, ("body", sha256(body).hexdigest()))
+        return Arrival(source.name, message_id, received_at, body, reading)
+    dedupe_key = reading.dedupe_key or (otherwise() if otherwise else None)
     return Arrival(
-        provider.name,
-        segment.message_id(provider.name, identity, reading.said_at),
+        source.name,
+        segment.message_id(source.name, dedupe_key, reading.reported_at),
         received_at,
         body,
         None,
@@ -123,7 +123,7 @@ def arrival_of(
 
 
 def cut_arrival(
-    provider: Provider,
+    source: Source,
     segment: Segment,
     body: bytes | bytearray,
     received_at: datetime,
@@ -134,7 +134,7 @@ def cut_arrival(
     """What a webhook is to be stored as that is too large to be kept whole.
 
     Args:
-        provider: whose it is.
+        source: whose it is.
         segment: for which it is meant.
         body: its beginning.
         received_at: when it came.
@@ -142,14 +142,14 @@ def cut_arrival(
         digest: of the whole; the same one is kept once.
     """
     kept = truncation.cut(body, size)
-    message_id = segment.message_id(provider.name, ("body", digest))
-    return Arrival(provider.name, message_id, received_at, kept, truncation.fault_of(kept))
+    message_id = segment.message_id(source.name, ("body", digest))
+    return Arrival(source.name, message_id, received_at, kept, truncation.fault_of(kept))
 
 
-def _parse(provider: Provider, body: bytes, received_at: datetime) -> Reading:
+def _parse(source: Source, body: bytes, received_at: datetime) -> ParseResult:
     try:
-        return provider.parse(body, received_at)
+        return source.parse(body, received_at)
     except Exception as error:  # noqa: BLE001 (whatever a mapping does, the body is kept)
         kind = type(error).__name__
-        _log.error("webhook.mapping_failed", provider=provider.name, error=kind)
+        _log.error("webhook.mapping_failed", source=source.name, error=kind)
         return Unusable(DeadReason.POISON, f"the mapping failed: {kind}")

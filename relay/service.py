@@ -21,10 +21,10 @@ from relay.console.app import HOME, Console, Endpoint, Links, print_link
 from relay.destinations.segment import Segment
 from relay.errors import CrashError, OutboxBrokenError, RelayError
 from relay.forwarder.forwarder import new_lineage
-from relay.forwarder.supervisor import Companion
+from relay.forwarder.supervisor import Supervisor
 from relay.logs import drain
 from relay.metrics.definitions import RECEIVING, WEBHOOKS
-from relay.metrics.exporter import Gauges
+from relay.metrics.exporter import OutboxExporter
 from relay.outbox import open_outbox
 from relay.outbox.entries import Role
 from relay.outbox.opening import AwaitedOutbox
@@ -32,13 +32,13 @@ from relay.outbox.protocol import Outbox
 from relay.process import systemd
 from relay.process.threads import end_with_any_thread
 from relay.receiver.bodies import BODY_SECONDS
-from relay.receiver.committer import Intake
+from relay.receiver.committer import Committer
 from relay.receiver.endpoint import Webhooks, create_app
 from relay.receiver.limits import Limits
-from relay.receiver.metrics_page import Scraping
+from relay.receiver.metrics_page import MetricsPage
 from relay.receiver.server import base_url, serve_http
 from relay.settings.model import Settings
-from relay.sources import Provider
+from relay.sources import Source
 
 END_SECONDS: Final = 19
 """How long the end may take, whatever hangs."""
@@ -68,7 +68,7 @@ class Service:
 
     Args:
         settings: of all of them.
-        providers: every provider, configured or not.
+        sources: every source, configured or not.
         listener: where requests come in.
         environ: of the process that forwards; None forwards nothing.
         tell_link: takes each link that opens the console, where no password does.
@@ -77,14 +77,14 @@ class Service:
     def __init__(
         self,
         settings: Settings,
-        providers: Sequence[Provider],
+        sources: Sequence[Source],
         listener: socket.socket,
         environ: Mapping[str, str] | None,
         *,
         tell_link: Callable[[str], None] = print_link,
     ) -> None:
         self._settings = settings
-        self._providers = providers
+        self._sources = sources
         self._listener = listener
         self._failure: RelayError | None = None
         self._leaving = False
@@ -99,14 +99,14 @@ class Service:
             unusable=self._end,
         )
         self._outbox = cast("Outbox", self._awaited)
-        self._intake = Intake(self._outbox, broken=self._break)
-        self._webhooks = Webhooks(providers, segment_of(settings), self._intake)
-        self._gauges = Gauges(
+        self._committer = Committer(self._outbox, broken=self._break)
+        self._webhooks = Webhooks(sources, segment_of(settings), self._committer)
+        self._exporter = OutboxExporter(
             self._outbox, max_backlog=settings.max_backlog, min_free_disk=settings.min_free_disk
         )
         self._console = Console(
             self._outbox,
-            providers,
+            sources,
             segment_of(settings),
             endpoints=[
                 Endpoint(p.name, _path(p, ""), settings.webhook_secret(p.name))
@@ -116,7 +116,7 @@ class Service:
         )
         arguments = ["forward", "--until-stdin-closes", "--lineage", str(new_lineage())]
         self._forwarder = (
-            Companion(arguments, environ, broken=self._forwarder_broke, lost=self._crash)
+            Supervisor(arguments, environ, broken=self._forwarder_broke, lost=self._crash)
             if environ is not None
             else None
         )
@@ -130,14 +130,14 @@ class Service:
             CrashError: one of its threads has ended.
         """
         end_with_any_thread(self._crash)
-        for provider in self._receiving:  # so that the first one shows as growth
-            WEBHOOKS.labels(provider.name, "unavailable", "outbox")
+        for source in self._receiving:  # so that the first one shows as growth
+            WEBHOOKS.labels(source.name, "unavailable", "outbox")
         app = create_app(
             self._webhooks,
-            intake=self._intake,
+            committer=self._committer,
             outbox=self._outbox,
             limits=limits_of(self._settings, self._outbox),
-            troubles=self._troubles,
+            problems=self._problems,
             pages=self._pages(),
             started=self._start,
             healthy=partial(systemd.notify, systemd.ALIVE),
@@ -147,7 +147,7 @@ class Service:
         try:
             serve_http(
                 app,
-                self._webhooks.take_whole,
+                self._webhooks.handle_buffered,
                 self._listener,
                 grace_seconds=BODY_SECONDS,
                 leaving=self._leave,
@@ -161,21 +161,21 @@ class Service:
         _log.info("serve.stopped")
 
     @property
-    def _receiving(self) -> list[Provider]:
-        return [provider for provider in self._providers if provider.configured]
+    def _receiving(self) -> list[Source]:
+        return [source for source in self._sources if source.configured]
 
     def _pages(self) -> list[BaseRoute]:
-        scraping = Scraping(
+        metrics_page = MetricsPage(
             [RECEIVING],
-            self._gauges,
+            self._exporter,
             token=self._settings.metrics_token,
             more=self._forwarder.told if self._forwarder else bytes,
         )
-        return [Route("/metrics", scraping.answer), *self._console.routes]
+        return [Route("/metrics", metrics_page.answer), *self._console.routes]
 
     def _log_start(self) -> None:
         url = base_url(self._listener)
-        webhooks = [f"{url}{_path(provider, '***')}" for provider in self._receiving]
+        webhooks = [f"{url}{_path(source, '***')}" for source in self._receiving]
         _log.info(
             "serve.started",
             version=__version__,
@@ -187,7 +187,7 @@ class Service:
             else "a link on standard output",
         )
         if not webhooks:
-            _log.warning("serve.receives_nothing", missing="any provider's secret")
+            _log.warning("serve.receives_nothing", missing="any source's secret")
 
     def _start(self) -> None:
         self._awaited.start()
@@ -195,21 +195,21 @@ class Service:
 
     def _opened(self, outbox: Outbox) -> None:
         """Take the outbox for this process alone, and forward from it."""
-        outbox.become_sole(Role.RECEIVER)
+        outbox.lock_role(Role.RECEIVER)
         for warning in outbox.warnings():
             _log.warning("outbox.warning", warning=warning)
-        self._gauges.begin(outbox)
+        self._exporter.begin(outbox)
         if self._forwarder:
             self._forwarder.start()
         self._log_start()
 
-    def _troubles(self) -> list[str]:
+    def _problems(self) -> list[str]:
         if self._forwarder is None:
             return []
         if not self._forwarder.running:
             return ["the forwarder is not running"]
-        trouble = self._forwarder.trouble()
-        return [f"the forwarder does not get on: {trouble}"] if trouble else []
+        problem = self._forwarder.problem()
+        return [f"the forwarder does not get on: {problem}"] if problem else []
 
     def _leave(self) -> None:
         if not self._leaving:
@@ -238,8 +238,8 @@ class Service:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _path(provider: Provider, secret: str) -> str:
-    return f"/webhooks/{provider.name}" + ("" if provider.signs else f"/{secret}")
+def _path(source: Source, secret: str) -> str:
+    return f"/webhooks/{source.name}" + ("" if source.signs_body else f"/{secret}")
 
 
 def end_within(seconds: float) -> None:

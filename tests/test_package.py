@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 
 import relay
-from relay import sources as providers
-from relay.sources import provider_classes
+from relay import sources
+from relay.sources import source_classes
 
-MODULES = sorted(Path(providers.__path__[0]).glob("[!_]*.py"))
+MODULES = sorted(Path(sources.__path__[0]).glob("[!_]*.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_every_module_of_a_provider_is_found_by_its_name(path: Path) -> None:
-    provider = provider_classes()[path.stem]
+    source = source_classes()[path.stem]
 
-    assert provider.__module__ == f"relay.providers.{path.stem}"
+    assert source.__module__ == f"relay.sources.{path.stem}"
 
 
 def test_it_runs_as_a_module() -> None:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from relay.throttle import PROBE_LEASE, Pace, Turn, full_jitter
+from relay.throttle import PROBE_LEASE, Permit, Throttle, full_jitter
 from tests.harness.fakes import Clock
 
 
@@ -23,34 +23,34 @@ class Pacer:
     def __init__(
         self, clock: Clock, jitter: Callable[[float], float] = lambda bound: bound
     ) -> None:
-        self.pace = Pace()
+        self.throttle = Throttle()
         self._clock = clock
         self._jitter = jitter
 
     @property
     def hold(self) -> str | None:
         """What Segment answered if forwarding is on hold."""
-        return self.pace.hold
+        return self.throttle.hold
 
-    def take(self) -> Turn | float:
+    def take(self) -> Permit | float:
         """A turn, or how long there is none."""
-        return self.pace.take(self._clock.monotonic())
+        return self.throttle.take(self._clock.monotonic())
 
-    def failed(self, turn: Turn, retry_after: timedelta | None = None) -> None:
+    def failed(self, permit: Permit, retry_after: timedelta | None = None) -> None:
         """Not now."""
-        self.pace.failed(turn, self._clock.monotonic(), "503", retry_after, self._jitter)
+        self.throttle.failed(permit, self._clock.monotonic(), "503", retry_after, self._jitter)
 
-    def refused(self, turn: Turn, answer: str) -> None:
+    def refused(self, permit: Permit, answer: str) -> None:
         """Our fault."""
-        self.pace.refused(turn, self._clock.monotonic(), answer)
+        self.throttle.refused(permit, self._clock.monotonic(), answer)
 
-    def succeeded(self, turn: Turn) -> None:
+    def succeeded(self, permit: Permit) -> None:
         """Taken."""
-        self.pace.succeeded(turn)
+        self.throttle.succeeded(permit)
 
-    def give_back(self, turn: Turn) -> None:
+    def give_back(self, permit: Permit) -> None:
         """Not used."""
-        self.pace.give_back(turn)
+        self.throttle.give_back(permit)
 
 
 @pytest.fixture
@@ -59,11 +59,11 @@ def pacer(clock: Clock) -> Pacer:
     return Pacer(clock)
 
 
-def turn(pacer: Pacer) -> Turn:
+def permit(pacer: Pacer) -> Permit:
     """A turn that is there for the taking."""
-    turn = pacer.take()
-    assert isinstance(turn, Turn)
-    return turn
+    permit = pacer.take()
+    assert isinstance(permit, Permit)
+    return permit
 
 
 def wait(pacer: Pacer) -> float:
@@ -77,22 +77,22 @@ def fail(pacer: Pacer, clock: Clock, times: int) -> None:
     """Let so many turns, one after the other, fail."""
     for _ in range(times):
         clock.sleep(3600)
-        pacer.failed(turn(pacer))
+        pacer.failed(permit(pacer))
 
 
 def test_fifty_turns_may_come_at_once_and_no_more_until_a_second_has_passed(
     pacer: Pacer, clock: Clock
 ) -> None:
     for _ in range(25):
-        turn(pacer)
+        permit(pacer)
     clock.sleep(0.4)
     for _ in range(25):
-        turn(pacer)
+        permit(pacer)
 
     assert wait(pacer) == pytest.approx(0.6)
     clock.sleep(0.601)
     for _ in range(25):
-        turn(pacer)
+        permit(pacer)
     assert wait(pacer) == pytest.approx(0.399)
 
 
@@ -136,7 +136,7 @@ def test_what_segment_asks_for_counts_when_it_is_longer(
 ) -> None:
     fail(pacer, clock, 1)
     clock.sleep(1)
-    pacer.failed(turn(pacer), timedelta(seconds=asked))
+    pacer.failed(permit(pacer), timedelta(seconds=asked))
 
     assert wait(pacer) == pytest.approx(seconds)
 
@@ -144,7 +144,7 @@ def test_what_segment_asks_for_counts_when_it_is_longer(
 def test_after_a_failure_a_single_probe_goes(pacer: Pacer, clock: Clock) -> None:
     fail(pacer, clock, 1)
     clock.sleep(1)
-    turn(pacer)
+    permit(pacer)
     clock.sleep(59)
 
     assert wait(pacer) > 0
@@ -155,10 +155,10 @@ def test_a_probe_whose_process_has_died_is_given_up_after_a_minute(
 ) -> None:
     fail(pacer, clock, 1)
     clock.sleep(1)
-    turn(pacer)
+    permit(pacer)
     clock.sleep(60.001)
 
-    assert turn(pacer)
+    assert permit(pacer)
     assert wait(pacer) > 0
 
 
@@ -167,9 +167,9 @@ def test_a_probe_given_up_and_then_given_back_lets_no_third_one_go(
 ) -> None:
     fail(pacer, clock, 1)
     clock.sleep(1)
-    lapsed = turn(pacer)
+    lapsed = permit(pacer)
     clock.sleep(60.001)
-    turn(pacer)
+    permit(pacer)
     pacer.give_back(lapsed)
 
     assert wait(pacer) > 0
@@ -180,19 +180,19 @@ def test_a_clock_put_back_does_not_stop_forwarding(pacer: Pacer, clock: Clock) -
     turns(pacer, 50)
     fail(pacer, clock, 12)
     clock.sleep(300)
-    turn(pacer)
+    permit(pacer)
     earlier = Pacer(Clock())
-    earlier.pace = pacer.pace
+    earlier.throttle = pacer.throttle
 
-    assert turn(earlier)
+    assert permit(earlier)
 
 
 def test_a_probe_that_succeeds_ends_the_trouble(pacer: Pacer, clock: Clock) -> None:
     fail(pacer, clock, 5)
     clock.sleep(3600)
-    pacer.succeeded(turn(pacer))
-    turn(pacer)
-    turn(pacer)
+    pacer.succeeded(permit(pacer))
+    permit(pacer)
+    permit(pacer)
     fail(pacer, clock, 1)
 
     assert wait(pacer) == pytest.approx(1)
@@ -201,16 +201,16 @@ def test_a_probe_that_succeeds_ends_the_trouble(pacer: Pacer, clock: Clock) -> N
 def test_a_turn_given_back_lets_another_probe_go(pacer: Pacer, clock: Clock) -> None:
     fail(pacer, clock, 1)
     clock.sleep(1)
-    pacer.give_back(turn(pacer))
+    pacer.give_back(permit(pacer))
 
-    assert turn(pacer)
+    assert permit(pacer)
     clock.sleep(59)
     assert wait(pacer) > 0
 
 
-def turns(pacer: Pacer, count: int) -> Sequence[Turn]:
+def turns(pacer: Pacer, count: int) -> Sequence[Permit]:
     """So many turns, all under way at once."""
-    return [turn(pacer) for _ in range(count)]
+    return [permit(pacer) for _ in range(count)]
 
 
 def test_failures_of_what_was_under_way_together_count_once(pacer: Pacer, clock: Clock) -> None:
@@ -219,7 +219,7 @@ def test_failures_of_what_was_under_way_together_count_once(pacer: Pacer, clock:
 
     assert wait(pacer) == pytest.approx(3)
     clock.sleep(3)
-    pacer.failed(turn(pacer))
+    pacer.failed(permit(pacer))
     assert wait(pacer) == pytest.approx(2)
 
 
@@ -231,7 +231,7 @@ def test_what_was_sent_before_the_trouble_tells_nothing_about_its_end(
     pacer.succeeded(succeeding)
     pacer.refused(refused, "401 Unauthorized")
     clock.sleep(1)
-    turn(pacer)
+    permit(pacer)
     pacer.give_back(unsent)
     clock.sleep(59)
 
@@ -242,11 +242,11 @@ def test_what_was_sent_before_the_trouble_tells_nothing_about_its_end(
 def test_on_hold_a_probe_goes_once_a_minute_until_one_succeeds(pacer: Pacer, clock: Clock) -> None:
     holds, waits = set(), []
     for _ in range(3):
-        pacer.refused(turn(pacer), "401 Unauthorized")
+        pacer.refused(permit(pacer), "401 Unauthorized")
         holds.add(pacer.hold)
         waits.append(wait(pacer))
         clock.sleep(60)
-    pacer.succeeded(turn(pacer))
+    pacer.succeeded(permit(pacer))
 
     assert holds == {"401 Unauthorized"}
     assert waits == pytest.approx([60, 60, 60])
@@ -255,9 +255,9 @@ def test_on_hold_a_probe_goes_once_a_minute_until_one_succeeds(pacer: Pacer, clo
 
 
 def test_a_hold_names_the_latest_answer(pacer: Pacer, clock: Clock) -> None:
-    pacer.refused(turn(pacer), "401 Unauthorized")
+    pacer.refused(permit(pacer), "401 Unauthorized")
     clock.sleep(60)
-    pacer.refused(turn(pacer), "302 redirect")
+    pacer.refused(permit(pacer), "302 redirect")
 
     assert pacer.hold == "302 redirect"
 
@@ -270,9 +270,9 @@ class _Requests(RuleBasedStateMachine):
         self.clock = Clock()
         self.pacer = Pacer(self.clock)
         self.taken_at: list[float] = []
-        self.troubled = False
+        self.probing = False
         self.changes = 0
-        self.under_way: list[tuple[Turn, int]] = []
+        self.under_way: list[tuple[Permit, int]] = []
 
     @rule(seconds=st.sampled_from([0.001, 0.02, 0.25, 1.0, 60.0]))
     def pass_time(self, seconds: float) -> None:
@@ -282,7 +282,7 @@ class _Requests(RuleBasedStateMachine):
     def take(self, times: int) -> None:
         for _ in range(times):
             taken = self.pacer.take()
-            if isinstance(taken, Turn):
+            if isinstance(taken, Permit):
                 self.taken_at.append(self.clock.monotonic())
                 self.under_way.append((taken, self.changes))
             else:
@@ -294,21 +294,21 @@ class _Requests(RuleBasedStateMachine):
     def fail(self, which: int, asked: int | None) -> None:
         ended, current = self._end(which)
         self.pacer.failed(ended, None if asked is None else timedelta(seconds=asked))
-        self._change(troubled=True, really=current)
+        self._change(probing=True, really=current)
 
     @precondition(attrgetter("under_way"))
     @rule(which=st.integers(min_value=0))
     def refuse(self, which: int) -> None:
         ended, current = self._end(which)
         self.pacer.refused(ended, "401 Unauthorized")
-        self._change(troubled=True, really=current)
+        self._change(probing=True, really=current)
 
     @precondition(attrgetter("under_way"))
     @rule(which=st.integers(min_value=0))
     def succeed(self, which: int) -> None:
         ended, current = self._end(which)
         self.pacer.succeeded(ended)
-        self._change(troubled=False, really=current and self.troubled)
+        self._change(probing=False, really=current and self.probing)
 
     @precondition(attrgetter("under_way"))
     @rule(which=st.integers(min_value=0))
@@ -317,14 +317,14 @@ class _Requests(RuleBasedStateMachine):
         self.pacer.give_back(ended)
         self.taken_at.remove(ended.taken_at)
 
-    def _end(self, which: int) -> tuple[Turn, bool]:
+    def _end(self, which: int) -> tuple[Permit, bool]:
         """A turn that ends, and whether nothing has changed since it was given."""
         ended, changes = self.under_way.pop(which % len(self.under_way))
         return ended, changes == self.changes
 
-    def _change(self, *, troubled: bool, really: bool) -> None:
+    def _change(self, *, probing: bool, really: bool) -> None:
         if really:
-            self.troubled = troubled
+            self.probing = probing
             self.changes += 1
 
     @invariant()
@@ -336,24 +336,24 @@ class _Requests(RuleBasedStateMachine):
     @invariant()
     def in_trouble_a_single_probe_is_under_way(self) -> None:
         probes = [
-            turn
-            for turn, changes in self.under_way
+            permit
+            for permit, changes in self.under_way
             if changes == self.changes
-            and turn.taken_at + PROBE_LEASE.total_seconds() > self.clock.monotonic()
+            and permit.taken_at + PROBE_LEASE.total_seconds() > self.clock.monotonic()
         ]
 
-        assert len(probes) <= 1 or not self.troubled
+        assert len(probes) <= 1 or not self.probing
 
     @invariant()
     def only_trouble_is_a_hold(self) -> None:
-        assert self.troubled or self.pacer.hold is None
+        assert self.probing or self.pacer.hold is None
 
     def teardown(self) -> None:
         while self.under_way:
             self.give_back(0)
         self.clock.sleep(3600)
 
-        assert isinstance(self.pacer.take(), Turn)
+        assert isinstance(self.pacer.take(), Permit)
 
 
 TestRequests = _Requests.TestCase

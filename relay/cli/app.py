@@ -23,7 +23,7 @@ from relay.outbox.opening import open_when_there
 from relay.outbox.protocol import Outbox
 from relay.process.files import open_standard_files
 from relay.settings.model import Settings
-from relay.sources import Provider, provider_classes
+from relay.sources import Source, source_classes
 
 PATIENCE_SECONDS: Final = 20
 """How long a command waits for a database that is not there yet."""
@@ -48,12 +48,12 @@ def main() -> None:
 
 
 def settings_models() -> dict[str, type[BaseModel]]:
-    """Every provider's settings, by its name."""
-    return {name: provider.settings_model for name, provider in provider_classes().items()}
+    """Every source's settings, by its name."""
+    return {name: source.settings_model for name, source in source_classes().items()}
 
 
-def configured(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[Provider]]:
-    """The settings and every provider; or the end, with a line for each fault."""
+def configured(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[Source]]:
+    """The settings and every source; or the end, with a line for each fault."""
     try:
         settings = Settings.from_env(environ, settings_models())
         proxy_of(settings.segment_url)
@@ -61,8 +61,8 @@ def configured(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[
         for fault in error.faults:
             click.echo(fault, err=True)
         sys.exit(2)
-    providers = [cls(settings.provider(name)) for name, cls in provider_classes().items()]
-    return settings, providers
+    sources = [cls(settings.source(name)) for name, cls in source_classes().items()]
+    return settings, sources
 
 
 def configure_logs(

@@ -65,19 +65,19 @@ def replay(
             return
         if planned.again and not yes:
             click.confirm(f"Send {planned.again:,} delivered ones again?", abort=True, err=True)
-        revived = _replay(at_hand, criteria, planned, what, began_at)
+        requeued = _replay(at_hand, criteria, planned, what, began_at)
         if as_json:
-            at_hand.output.lines([{**_numbers(planned), "replayed": revived}])
+            at_hand.output.lines([{**_numbers(planned), "replayed": requeued}])
         else:
             at_hand.output.say(
-                f"{counted(revived)} replayed"
-                + (": pending now, and forwarded by `relay serve`" if revived else "")
+                f"{counted(requeued)} replayed"
+                + (": pending now, and forwarded by `relay serve`" if requeued else "")
             )
 
 
 def _unfinished(tools: Tools, kind: str, what: str) -> Operation | None:
     """The same operation, begun earlier and interrupted, which this one will go on with."""
-    for operation in tools.outbox.records.operations(_MOST_OPERATIONS):
+    for operation in tools.outbox.entries.operations(_MOST_OPERATIONS):
         if (operation.kind, operation.what, operation.finished_at) == (kind, what, None):
             return operation
     return None
@@ -85,23 +85,23 @@ def _unfinished(tools: Tools, kind: str, what: str) -> Operation | None:
 
 def _planned(tools: Tools, criteria: Criteria, began_at: datetime) -> Plan:
     with progress("mapping") as tick:
-        found = tools.lookup.find(criteria, newest_first=False, with_history=True, looked_at=tick)
+        found = tools.search.find(criteria, newest_first=False, with_history=True, looked_at=tick)
         return plan(found, tools.mapping, now=datetime.now(UTC), began_at=began_at)
 
 
 def _replay(tools: Tools, criteria: Criteria, planned: Plan, what: str, began_at: datetime) -> int:
-    records = tools.outbox.records
-    operation = records.begin("replay", what)
-    found = tools.lookup.find(criteria, newest_first=False, with_history=True)
-    revived = 0
+    entries = tools.outbox.entries
+    operation = entries.begin("replay", what)
+    found = tools.search.find(criteria, newest_first=False, with_history=True)
+    requeued = 0
     with progress("replaying", planned.found) as tick:
         for looked_at, made_pending in replayed(
-            records, found, tools.mapping, operation, began_at=began_at
+            entries, found, tools.mapping, operation, began_at=began_at
         ):
-            revived += made_pending
+            requeued += made_pending
             tick(looked_at)
-    records.finish(operation)
-    return revived
+    entries.finish(operation)
+    return requeued
 
 
 def _numbers(planned: Plan) -> dict[str, Any]:
@@ -138,8 +138,8 @@ def _show_examples(output: Output, planned: Plan) -> None:
         shown = [{"id": r.id, "track": mapped.message} for r, mapped in planned.examples]
         output.lines([{**_numbers(planned), "examples": shown}])
         return
-    for record, mapped in planned.examples:
-        output.say("", f"entry {record.id} would be sent as", output.pretty(mapped.message))
+    for entry, mapped in planned.examples:
+        output.say("", f"entry {entry.id} would be sent as", output.pretty(mapped.message))
     output.say("", _DRY_RUN)
 
 
@@ -182,23 +182,23 @@ def _about(tools: Tools, criteria: Criteria) -> tuple[list[int], dict[State, int
     ids: list[int] = []
     states: dict[State, int] = {}
     with progress("searching") as tick:
-        for record in tools.lookup.find(criteria, looked_at=tick):
-            ids.append(record.id)
-            states[record.state] = states.get(record.state, 0) + 1
+        for entry in tools.search.find(criteria, looked_at=tick):
+            ids.append(entry.id)
+            states[entry.state] = states.get(entry.state, 0) + 1
     return ids, states
 
 
 def _erase(tools: Tools, ids: list[int], what: str) -> int:
     """Erase them; that nobody was found is noted, too."""
-    records = tools.outbox.records
-    operation = records.begin("erase", what)
+    entries = tools.outbox.entries
+    operation = entries.begin("erase", what)
     erased = 0
     with progress("erasing", len(ids)) as tick:
         for first in range(0, len(ids), PAGE):
             step = ids[first : first + PAGE]
-            erased += records.erase(step, operation)
+            erased += entries.erase(step, operation)
             tick(len(step))
-    records.finish(operation)
+    entries.finish(operation)
     return erased
 
 
@@ -223,7 +223,7 @@ def operations(*, limit: int, as_json: bool) -> None:
                 "finished": moment(operation.finished_at),
                 "entries": operation.entries,
             }
-            for operation in at_hand.outbox.records.operations(limit)
+            for operation in at_hand.outbox.entries.operations(limit)
         ]
         if as_json:
             at_hand.output.lines(rows)

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from relay.cli.app import configure_logs, configured, fingerprint_of, opened, reported
 from relay.cli.output import Output
-from relay.operations.search import Lookup
+from relay.operations.search import Search
 from relay.outbox.protocol import Outbox
 from relay.routes import Mapping
 from relay.service import segment_of
@@ -22,7 +22,7 @@ class Tools(Struct):
     """
 
     outbox: Outbox
-    lookup: Lookup
+    search: Search
     mapping: Mapping
     output: Output
     fingerprint: Callable[[str], str]
@@ -31,13 +31,13 @@ class Tools(Struct):
 @contextmanager
 def tools(*, as_json: bool, reveal: bool = False) -> Iterator[Tools]:
     """All of them, for as long as the outbox is open; what it cannot do ends the command."""
-    settings, providers = configured()
+    settings, sources = configured()
     configure_logs(settings)
     with opened(settings) as outbox, reported():
         yield Tools(
             outbox,
-            Lookup(outbox.records, providers),
-            Mapping(providers, segment_of(settings)),
+            Search(outbox.entries, sources),
+            Mapping(sources, segment_of(settings)),
             Output(as_json=as_json, reveal=reveal),
             partial(fingerprint_of, settings),
         )

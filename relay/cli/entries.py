@@ -12,11 +12,11 @@ from relay.cli.app import main
 from relay.cli.context import Tools, tools
 from relay.cli.filters import as_json_option, criteria_of, filters, reveal_option
 from relay.cli.output import Output, progress
-from relay.events import WHAT_TO_DO, DeadReason, Unusable
-from relay.operations.search import Criteria, Lookup
+from relay.events import REMEDIES, DeadReason, Unusable
+from relay.operations.search import Criteria, Search
 from relay.operations.search import reasons as found_reasons
 from relay.operations.views import full, moment, summary
-from relay.outbox.entries import Record, State
+from relay.outbox.entries import State, StoredEntry
 from relay.routes import Mapped
 
 _FOLLOW_SECONDS: Final = 0.5
@@ -38,9 +38,9 @@ def events(*, limit: int, follow: bool, as_json: bool, reveal: bool, **given: An
     """List the newest entries."""
     criteria = criteria_of(given)
     with tools(as_json=as_json, reveal=reveal) as at_hand:
-        before = next(at_hand.lookup.find(Criteria()), None)
+        before = next(at_hand.search.find(Criteria()), None)
         with progress("searching") as tick:
-            found = list(islice(at_hand.lookup.find(criteria, looked_at=tick), limit))
+            found = list(islice(at_hand.search.find(criteria, looked_at=tick), limit))
         if not follow:
             _list(at_hand, found)
             return
@@ -50,12 +50,12 @@ def events(*, limit: int, follow: bool, as_json: bool, reveal: bool, **given: An
             return
 
 
-def _follow(tools: Tools, criteria: Criteria, found: Sequence[Record], newest: int) -> None:
+def _follow(tools: Tools, criteria: Criteria, found: Sequence[StoredEntry], newest: int) -> None:
     output = tools.output
     if not output.as_json:
         output.row(_HEADINGS, _WIDTHS)
-    for record in chain(found, _coming(tools.lookup, criteria, found, newest)):
-        told = summary(record, tools.mapping.map(record))
+    for entry in chain(found, _coming(tools.search, criteria, found, newest)):
+        told = summary(entry, tools.mapping.map(entry))
         if output.as_json:
             output.lines([told])
         else:
@@ -63,17 +63,17 @@ def _follow(tools: Tools, criteria: Criteria, found: Sequence[Record], newest: i
 
 
 def _coming(
-    lookup: Lookup, criteria: Criteria, found: Sequence[Record], newest: int
-) -> Iterator[Record]:
+    search: Search, criteria: Criteria, found: Sequence[StoredEntry], newest: int
+) -> Iterator[StoredEntry]:
     start = newest
     seen = deque(range(max(0, newest - _LATE), newest + 1), maxlen=3 * _LATE)
-    seen.extend(record.id for record in found)
+    seen.extend(entry.id for entry in found)
     while True:
-        for record in lookup.find(criteria, start=max(0, start - _LATE), newest_first=False):
-            if record.id not in seen:
-                seen.append(record.id)
-                start = max(start, record.id)
-                yield record
+        for entry in search.find(criteria, start=max(0, start - _LATE), newest_first=False):
+            if entry.id not in seen:
+                seen.append(entry.id)
+                start = max(start, entry.id)
+                yield entry
         time.sleep(_FOLLOW_SECONDS)
 
 
@@ -81,8 +81,8 @@ _HEADINGS: Final = ("id", "received", "state", "event", "user id", "address", "e
 _WIDTHS: Final = (8, 24, 9, 20, 20, 20, 0)
 
 
-def _list(tools: Tools, records: Sequence[Record]) -> None:
-    summaries = [summary(record, tools.mapping.map(record)) for record in records]
+def _list(tools: Tools, entries: Sequence[StoredEntry]) -> None:
+    summaries = [summary(entry, tools.mapping.map(entry)) for entry in entries]
     if tools.output.as_json:
         tools.output.lines(summaries)
     elif summaries:
@@ -98,31 +98,31 @@ def _cells(told: dict[str, Any]) -> list[object]:
 
 
 @main.command()
-@click.argument("entry", metavar="ID")
+@click.argument("name", metavar="ID")
 @as_json_option
 @reveal_option
-def show(entry: str, *, as_json: bool, reveal: bool) -> None:
+def show(name: str, *, as_json: bool, reveal: bool) -> None:
     """Tell the whole story of one event, by its entry's id or its messageId."""
     with tools(as_json=as_json, reveal=reveal) as at_hand:
-        by_number = entry.isascii() and entry.isdigit() and len(entry) < 19  # noqa: PLR2004 (64 bits)
-        criteria = Criteria(ids=(int(entry),)) if by_number else Criteria(message_id=entry)
-        record = next(at_hand.lookup.find(criteria, with_history=True), None)
-        if record is None:
-            raise click.ClickException(f"no entry goes by {at_hand.output.text(entry)}")
-        mapped = at_hand.mapping.map(record)
+        by_number = name.isascii() and name.isdigit() and len(name) < 19  # noqa: PLR2004 (64 bits)
+        criteria = Criteria(ids=(int(name),)) if by_number else Criteria(message_id=name)
+        entry = next(at_hand.search.find(criteria, with_history=True), None)
+        if entry is None:
+            raise click.ClickException(f"no entry goes by {at_hand.output.text(name)}")
+        mapped = at_hand.mapping.map(entry)
         if as_json:
-            at_hand.output.lines([full(record, mapped)])
+            at_hand.output.lines([full(entry, mapped)])
         else:
-            _tell(at_hand.output, record, mapped)
+            _tell(at_hand.output, entry, mapped)
 
 
-def _tell(output: Output, record: Record, mapped: Mapped | Unusable) -> None:
-    told = summary(record, mapped)
+def _tell(output: Output, entry: StoredEntry, mapped: Mapped | Unusable) -> None:
+    told = summary(entry, mapped)
     described = [(name.replace("_", " "), value) for name, value in told.items() if value]
     output.table((), described, widest=_WIDE)
     output.say("", "what happened")
-    output.table((), _story(record), widest=_WIDE)
-    output.say("", "the webhook", output.body(record.body))
+    output.table((), _story(entry), widest=_WIDE)
+    output.say("", "the webhook", output.body(entry.body))
     output.say("", "the track call, as it would go out now")
     if isinstance(mapped, Unusable):
         output.say(output.text(f"none: {mapped.reason}: {mapped.detail}"))
@@ -130,8 +130,8 @@ def _tell(output: Output, record: Record, mapped: Mapped | Unusable) -> None:
         output.say(output.pretty(mapped.message))
 
 
-def _story(record: Record) -> list[tuple[str | None, str]]:
-    story = [(moment(record.received_at), "received, and on disk before it was answered")]
+def _story(entry: StoredEntry) -> list[tuple[str | None, str]]:
+    story = [(moment(entry.received_at), "received, and on disk before it was answered")]
     told = {
         "posted": "posted; Segment: {}",
         "delivered": "delivered: Segment answered 2xx",
@@ -139,15 +139,15 @@ def _story(record: Record) -> list[tuple[str | None, str]]:
         "replayed": "replayed",
     }
     story += [
-        (moment(happening.at), told.get(happening.what, happening.what).format(happening.said))
-        for happening in record.history
+        (moment(event.at), told.get(event.what, event.what).format(event.said))
+        for event in entry.history
     ]
-    if record.delivered_at:
-        story.append((moment(record.delivered_at), told["delivered"]))
-    elif record.state is State.PENDING:
+    if entry.delivered_at:
+        story.append((moment(entry.delivered_at), told["delivered"]))
+    elif entry.state is State.PENDING:
         story.append((None, "pending: it waits to be posted, or is being posted"))
-    elif not any(happening.what == "dead" for happening in record.history):
-        story.append((moment(record.received_at), f"dead letter from the start: {record.reason}"))
+    elif not any(event.what == "dead" for event in entry.history):
+        story.append((moment(entry.received_at), f"dead letter from the start: {entry.reason}"))
     return story
 
 
@@ -177,7 +177,7 @@ def dead(*, as_json: bool, reveal: bool) -> None:
         )
         output.say("")
         for reason in reasons:
-            output.say(f"{reason.reason}: {WHAT_TO_DO[DeadReason(reason.reason)]}")
+            output.say(f"{reason.reason}: {REMEDIES[DeadReason(reason.reason)]}")
         output.say("`relay show ID` tells an example's story.")
 
 
@@ -189,5 +189,5 @@ def export(*, reveal: bool, **given: Any) -> None:  # noqa: ANN401 (the filters)
     """Print entries as JSON lines, oldest first: raw webhooks, track calls, histories."""
     criteria = criteria_of(given)
     with tools(as_json=True, reveal=reveal) as at_hand, progress("exporting") as tick:
-        found = at_hand.lookup.find(criteria, newest_first=False, with_history=True, looked_at=tick)
-        at_hand.output.lines(full(record, at_hand.mapping.map(record)) for record in found)
+        found = at_hand.search.find(criteria, newest_first=False, with_history=True, looked_at=tick)
+        at_hand.output.lines(full(entry, at_hand.mapping.map(entry)) for entry in found)

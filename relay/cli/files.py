@@ -17,7 +17,7 @@ from relay.cli.filters import as_json_option
 from relay.cli.output import Output, counted, progress
 from relay.errors import OutboxError
 from relay.operations import recovery as salvaging
-from relay.operations.importing import Backfill, BadLine, lines
+from relay.operations.importing import BadLine, Importer, lines
 from relay.operations.search import PAGE
 from relay.outbox import open_outbox
 from relay.outbox.entries import Query
@@ -37,23 +37,23 @@ _SQLITE: Final = b"SQLite format 3\0"
     required=True,
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
 )
-@click.option("--provider", "name", default="vero", show_default=True, help="Whose webhooks.")
+@click.option("--source", "name", default="vero", show_default=True, help="Whose webhooks.")
 @as_json_option
 def import_(files: tuple[Path, ...], name: str, *, as_json: bool) -> None:
     """Store webhook bodies from files: one JSON a line, `.gz` too, `-` for standard input.
 
     They go the way of webhooks that come in now. The same lines again add nothing.
     """
-    settings, providers = configured()
+    settings, sources = configured()
     configure_logs(settings)
-    named = {provider.name: provider for provider in providers}
+    named = {source.name: source for source in sources}
     if name not in named:
-        raise click.UsageError(f"no provider is called {name}; known: {', '.join(named)}")
+        raise click.UsageError(f"no source is called {name}; known: {', '.join(named)}")
     report = _Report(as_json=as_json)
     with opened(settings, create=True) as outbox:
         limits = limits_of(settings, outbox)
         segment = segment_of(settings)
-        backfill = Backfill(outbox, named[name], segment, exceeded=limits.exceeded)
+        backfill = Importer(outbox, named[name], segment, exceeded=limits.exceeded)
         try:
             for path in files:
                 _import(path, backfill, report)
@@ -106,7 +106,7 @@ class _Report:
         )
 
 
-def _import(path: Path, backfill: Backfill, report: _Report) -> None:
+def _import(path: Path, backfill: Importer, report: _Report) -> None:
     faults: list[str] = []
 
     def readable(file: BinaryIO) -> Iterator[bytes]:
@@ -118,9 +118,9 @@ def _import(path: Path, backfill: Backfill, report: _Report) -> None:
 
     with _reading(path) as (file, read_bytes, size), progress(f"bytes of {path}", size) as tick:
         before = 0
-        for tally in backfill.run(readable(file)):
-            report.add(path, tally.outcomes, tally.bad)
-            read = before + tally.bytes if read_bytes is None else read_bytes()
+        for row in backfill.run(readable(file)):
+            report.add(path, row.outcomes, row.bad)
+            read = before + row.bytes if read_bytes is None else read_bytes()
             tick(read - before)
             before = read
     if faults:
@@ -220,17 +220,17 @@ def _file_outbox(path: Path, *, create: bool = False) -> Outbox:
 
 def _copy(source: Outbox, target: Outbox, label: str) -> int:
     """Copy all that is in the source by now, and leave what comes in meanwhile."""
-    newest = source.records.find(Query(), 1)
+    newest = source.entries.find(Query(), 1)
     copied, start = 0, 0
-    with progress(label, source.records.count(Query())) as tick:
+    with progress(label, source.entries.count(Query())) as tick:
         while newest and (
-            page := source.records.find(
+            page := source.entries.find(
                 Query(), PAGE, start=start, newest_first=False, with_history=True
             )
         ):
             if page[-1].id <= start:
                 raise OutboxError("the entries are not in order")
-            copied += target.records.restore([r for r in page if r.id <= newest[0].id])
+            copied += target.entries.restore([r for r in page if r.id <= newest[0].id])
             tick(len(page))
             start = page[-1].id
             if start >= newest[0].id:

@@ -55,13 +55,13 @@ filters = _options(
     click.option(
         "--state", "states", multiple=True, type=_choice(State), help="Of these; several."
     ),
-    click.option("--provider", callback=_said, help="Whose webhook it was."),
+    click.option("--source", callback=_said, help="Whose webhook it was."),
     click.option("--collection", type=_choice(Collection), help="Which of the seven."),
     click.option("--reason", type=_choice(DeadReason), help="Why it is a dead letter."),
     click.option("--since", type=Moment(), help="Received since: 30m, 2h, 7d, 2026-03-01T12:00."),
     click.option("--until", type=Moment(), help="Received before."),
     click.option("--message-id", callback=_said, help="Its messageId at Segment."),
-    click.option("--email-id", callback=_said, help="The provider's id of the email."),
+    click.option("--email-id", callback=_said, help="The source's id of the email."),
     person,
 )
 

@@ -37,18 +37,18 @@ from relay.demo.demo import SECRET, Ledger, StandIn, Traffic, introduction, outa
 from relay.errors import CrashError, OutboxBrokenError, OutboxError, SegmentError
 from relay.forwarder.forwarder import STUCK_SECONDS, Forwarder
 from relay.forwarder.retention import Retention
-from relay.forwarder.supervisor import telling
+from relay.forwarder.supervisor import publish_metrics
 from relay.metrics.definitions import (
     ALL,
     FORWARDER_LINES_DROPPED,
     FORWARDING,
     RECEIVER_LINES_DROPPED,
 )
-from relay.outbox.entries import Role
+from relay.outbox.entries import Role, total
 from relay.process import systemd
 from relay.process.files import raise_file_limit
 from relay.process.threads import end_with_any_thread
-from relay.receiver.metrics_page import Scraping, serving_aside
+from relay.receiver.metrics_page import MetricsPage, serving_aside
 from relay.receiver.server import base_url, listen
 from relay.service import (
     POSTS_SECONDS,
@@ -81,11 +81,11 @@ _port = click.option(
 def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
     raise_file_limit()
-    settings, providers = configured()
+    settings, sources = configured()
     configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
     warn(settings)
     listener = _listen(host, settings.port if port is None else port, "--port")
-    _run(Service(settings, providers, listener, None if no_forward else os.environ))
+    _run(Service(settings, sources, listener, None if no_forward else os.environ))
 
 
 def _run(service: Service) -> None:
@@ -124,29 +124,29 @@ def forward(
     `relay serve` does so by itself. With PostgreSQL any number of these may run beside it.
     """
     raise_file_limit()
-    settings, providers = configured()
+    settings, sources = configured()
     configure_logs(settings, dropped=FORWARDER_LINES_DROPPED.inc)
     crashed = threading.Event()
     end_with_any_thread(crashed.set)
     aside: AbstractContextManager[None] = nullcontext()
     if metrics_port is not None:
         listener = _listen(metrics_host, metrics_port, "--metrics-port")
-        aside = serving_aside(Scraping([FORWARDING], token=settings.metrics_token), listener)
+        aside = serving_aside(MetricsPage([FORWARDING], token=settings.metrics_token), listener)
     leave = _LeaveOnce()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
     if until_stdin_closes:
         threading.Thread(target=_leave_with_stdin, daemon=True).start()
     progress = _Progress()
-    told = progress.telling() if until_stdin_closes else nullcontext()
+    told = progress.publish_metrics() if until_stdin_closes else nullcontext()
     logged = _logged() if until_stdin_closes else nullcontext()
     with logged, aside, told, opened(settings, patient=True) as outbox, reported():
         # That of a relay that was killed ends by itself, when it has posted what it had in hand.
         patience = POSTS_SECONDS + 2 if until_stdin_closes else 0
-        outbox.become_sole(Role.FORWARDER, patience=timedelta(seconds=patience))
+        outbox.lock_role(Role.FORWARDER, patience=timedelta(seconds=patience))
         if after_crash and lineage is not None:
             outbox.count_crash(lineage)
-        forwarder = Forwarder(outbox, segment_of(settings), providers, lineage=lineage)
+        forwarder = Forwarder(outbox, segment_of(settings), sources, lineage=lineage)
         progress.forwarder = forwarder
         retention = Retention(outbox, timedelta(days=settings.retention_days))
         try:
@@ -184,13 +184,13 @@ class _Progress:
 
     forwarder: Forwarder | None = None
 
-    def telling(self) -> AbstractContextManager[None]:
+    def publish_metrics(self) -> AbstractContextManager[None]:
         """Tell what it counts, and why it does not get on."""
         counted = partial(generate_latest, FORWARDING)
-        return telling(counted, sys.stdout.fileno(), trouble=self._trouble)
+        return publish_metrics(counted, sys.stdout.fileno(), problem=self._problem)
 
-    def _trouble(self) -> str | None:
-        return self.forwarder.trouble if self.forwarder else "it waits for the outbox"
+    def _problem(self) -> str | None:
+        return self.forwarder.problem if self.forwarder else "it waits for the outbox"
 
 
 @contextmanager
@@ -250,16 +250,16 @@ def demo(host: str, port: int | None) -> None:
             "no_proxy": "*",
         }
         environ |= {name: os.environ[name] for name in ("PATH", "PORT") if name in os.environ}
-        settings, providers = configured(environ)
+        settings, sources = configured(environ)
         configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
         listener = _listen(host, settings.port if port is None else port, "--port")
         host, port = listener.getsockname()[:2]
         traffic = Traffic(host, port, ledger, Random())  # noqa: S311 (it makes up names)
         with playing(traffic.run, partial(outages, segment, ledger)):
             tell_link = partial(_tell_in_demo, ledger, base_url(listener), count())
-            _run(Service(settings, providers, listener, environ, tell_link=tell_link))
+            _run(Service(settings, sources, listener, environ, tell_link=tell_link))
         with opened(settings) as outbox:
-            click.echo("\n" + ledger.summary(outbox.counts().pending))
+            click.echo("\n" + ledger.summary(total(outbox.counts()).pending))
 
 
 def _tell_in_demo(ledger: Ledger, url: str, links: Iterator[int], link: str) -> None:
@@ -273,14 +273,14 @@ def _tell_in_demo(ledger: Ledger, url: str, links: Iterator[int], link: str) -> 
 @main.command()
 def check() -> None:
     """Check the settings, the outbox and the way to Segment; print the URL to paste into Vero."""
-    settings, providers = configured()
+    settings, sources = configured()
     click.echo("settings  ok")
     for warning in settings.warnings():
         click.echo(f"warning   {warning}")
     try:
         with opened(settings) as outbox, reported():
             outbox.check()
-            counts = outbox.counts()
+            counts = total(outbox.counts())
             warnings = outbox.warnings()
         said = f"takes writes; {counts.pending} pending, {counts.delivered} delivered,"
         click.echo(f"outbox    ok: {settings.outbox_shown} {said} {counts.dead} dead")
@@ -298,12 +298,12 @@ def check() -> None:
     except SegmentError as error:
         raise click.ClickException(f"segment: {settings.segment_url}: {error}") from None
     click.echo(f"segment   ok: {settings.segment_url} can be reached")
-    receiving = [provider for provider in providers if provider.configured]
-    for provider in receiving:
-        secret = "" if provider.signs else "/<secret>"
-        click.echo(f"webhook   https://<where relay is reached>/webhooks/{provider.name}{secret}")
+    receiving = [source for source in sources if source.configured]
+    for source in receiving:
+        secret = "" if source.signs_body else "/<secret>"
+        click.echo(f"webhook   https://<where relay is reached>/webhooks/{source.name}{secret}")
     if not receiving:
-        raise click.ClickException("no provider has a secret: relay would receive nothing")
+        raise click.ClickException("no source has a secret: relay would receive nothing")
 
 
 @main.command("settings")

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from relay.errors import OutboxError
 from relay.operations.replay import Plan, plan, replay
-from relay.operations.search import Criteria, Lookup
+from relay.operations.search import Criteria, Search
 from relay.outbox.entries import State
 from relay.outbox.protocol import Outbox
 from relay.routes import Mapping
@@ -19,9 +19,9 @@ _log = structlog.get_logger()
 class Replays:
     """Makes entries pending again, as `relay replay` does; so one of the two can go on with it."""
 
-    def __init__(self, outbox: Outbox, lookup: Lookup, mapping: Mapping) -> None:
+    def __init__(self, outbox: Outbox, search: Search, mapping: Mapping) -> None:
         self._outbox = outbox
-        self._lookup = lookup
+        self._search = search
         self._mapping = mapping
         self._thread: threading.Thread | None = None
         self._beginning = threading.Lock()
@@ -33,7 +33,7 @@ class Replays:
 
     def plan(self, id_: int, now: datetime) -> Plan:
         """What a replay of the entry would do."""
-        found = self._lookup.find(Criteria(ids=(id_,)), with_history=True)
+        found = self._search.find(Criteria(ids=(id_,)), with_history=True)
         return plan(found, self._mapping, now=now, began_at=now)
 
     def one(self, id_: int) -> int:
@@ -61,15 +61,15 @@ class Replays:
             _log.exception("console.replay_failed", what=what)
 
     def _do(self, criteria: Criteria, what: str) -> int:
-        operation = self._outbox.records.begin("replay", what)
+        operation = self._outbox.entries.begin("replay", what)
         if criteria.reason and not criteria.until:
             # What dies meanwhile is none of its business.
             criteria = structs.replace(criteria, until=operation.started_at)
-        found = self._lookup.find(criteria, newest_first=False, with_history=True)
+        found = self._search.find(criteria, newest_first=False, with_history=True)
         steps = replay(
-            self._outbox.records, found, self._mapping, operation, began_at=operation.started_at
+            self._outbox.entries, found, self._mapping, operation, began_at=operation.started_at
         )
         replayed = sum(pending for _, pending in steps)
-        self._outbox.records.finish(operation)
+        self._outbox.entries.finish(operation)
         _log.info("console.replayed", what=what, entries=replayed)
         return replayed

@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from relay.addresses import masked
 from relay.console.access import Door, Guard, PasswordDoor, Sealed
 from relay.console.actions import Replays
-from relay.console.comparison import Sides
+from relay.console.comparison import Comparison
 from relay.console.live import Live
 from relay.console.overview import Watch
 from relay.console.pages import HOME, Pages, span
@@ -33,15 +33,15 @@ from relay.console.sign_in import Links, SignIn, print_link
 from relay.destinations.segment import Segment
 from relay.errors import OutboxError
 from relay.events import Collection, DeadReason, Ignored, Unusable
-from relay.operations.search import Criteria, Lookup, reasons
+from relay.operations.search import Criteria, Search, reasons
 from relay.operations.views import full
-from relay.outbox.entries import Clock, Query, Record, State, utc_now
+from relay.outbox.entries import Clock, Query, State, StoredEntry, utc_now
 from relay.outbox.protocol import Outbox
 from relay.receiver.answers import Answer, answer_to
 from relay.receiver.bodies import MAX_BODY_BYTES
 from relay.routes import Mapped, arrival_of
 from relay.routes import Mapping as Mapper
-from relay.sources import Provider
+from relay.sources import Source
 
 __all__ = ["HOME", "Console", "Endpoint", "Links", "print_link"]
 
@@ -59,14 +59,14 @@ _log = structlog.get_logger()
 
 
 class Endpoint(Struct, frozen=True):
-    """Where a provider's webhooks are to be sent.
+    """Where a source's webhooks are to be sent.
 
     Attributes:
         path: of the URL, up to the secret if that ends it.
         secret: that ends it; empty where it does not.
     """
 
-    provider: str
+    source: str
     path: str
     secret: str = ""
 
@@ -76,7 +76,7 @@ class Console:
 
     Args:
         outbox: what is shown.
-        providers: every provider, configured or not.
+        sources: every source, configured or not.
         segment: for which the messages are meant.
         endpoints: where webhooks are received.
         opened_by: the password that opens it, or how links that do are told.
@@ -86,7 +86,7 @@ class Console:
     def __init__(
         self,
         outbox: Outbox,
-        providers: Sequence[Provider],
+        sources: Sequence[Source],
         segment: Segment,
         *,
         opened_by: SecretStr | Links,
@@ -94,16 +94,16 @@ class Console:
         clock: Clock = utc_now,
     ) -> None:
         self._outbox = outbox
-        self._providers = {provider.name: provider for provider in providers}
+        self._sources = {source.name: source for source in sources}
         self._segment = segment
         self._endpoints = endpoints
         self._clock = clock
-        self._lookup = Lookup(outbox.records, providers)
-        self._mapping = Mapper(providers, segment)
-        self._replays = Replays(outbox, self._lookup, self._mapping)
+        self._search = Search(outbox.entries, sources)
+        self._mapping = Mapper(sources, segment)
+        self._replays = Replays(outbox, self._search, self._mapping)
         self._watch = Watch(outbox, clock=clock)
-        self._pages = Pages(clock, [*self._providers], has_sessions=isinstance(opened_by, Links))
-        self._sides = Sides(self._mapping, self._providers)
+        self._pages = Pages(clock, [*self._sources], has_sessions=isinstance(opened_by, Links))
+        self._comparison = Comparison(self._mapping, self._sources)
         self._live = Live()
         self._limiter = CapacityLimiter(MAX_AT_ONCE)
         app = Starlette(
@@ -200,7 +200,7 @@ class Console:
         query = request.query_params
         start = _int(query.get("before"))
         text = query.get("q", "").strip()
-        page = find(self._lookup, _criteria(query), text, start=start)
+        page = find(self._search, _criteria(query), text, start=start)
         given = {name: query.get(name, "") for name in _FILTERS}
         return {
             "page": "events",
@@ -208,7 +208,7 @@ class Console:
             "given": given,
             "filtered": any(given.values()),
             "found": page,
-            "rows": [self._row(record) for record in page.records],
+            "rows": [self._row(entry) for entry in page.entries],
             "looked_to": self._received_at(page),
             "before": start,
         }
@@ -217,45 +217,45 @@ class Console:
         """How far back it was looked."""
         if page.looked_to is None:
             return None
-        records = self._outbox.records.find(
+        entries = self._outbox.entries.find(
             Query(), 1, start=page.looked_to - 1, newest_first=False
         )
-        return records[0].received_at if records else None
+        return entries[0].received_at if entries else None
 
-    def _row(self, record: Record) -> dict[str, Any]:
-        mapped = self._mapping.map(record)
+    def _row(self, entry: StoredEntry) -> dict[str, Any]:
+        mapped = self._mapping.map(entry)
         event = mapped.event if isinstance(mapped, Mapped) else None
         return {
-            "record": record,
+            "entry": entry,
             "who": (event.user_id or event.email) if event else None,
             "email_id": event.properties.get("email_id") if event else None,
         }
 
     def _event(self, request: Request) -> Response:
-        record = self._record(request)
-        mapped = self._mapping.map(record)
-        plan = self._replays.plan(record.id, self._clock())
+        entry = self._record(request)
+        mapped = self._mapping.map(entry)
+        plan = self._replays.plan(entry.id, self._clock())
         reveal = bool(_revealed(request.query_params))
         return self._page(
             request,
             "event.html",
             page="events",
-            record=record,
+            entry=entry,
             mapped=mapped if isinstance(mapped, Mapped) else None,
             unusable=mapped if isinstance(mapped, Unusable) else None,
             plan=plan,
             done=_int(request.query_params.get("replayed")),
-            **self._sides.show(record, mapped, reveal=reveal),
+            **self._comparison.show(entry, mapped, reveal=reveal),
         )
 
-    def _record(self, request: Request) -> Record:
+    def _record(self, request: Request) -> StoredEntry:
         """The entry that the path names."""
         id_ = _int(request.path_params["id"])
         criteria = Criteria(ids=(-1 if id_ is None else id_,))
-        record = next(self._lookup.find(criteria, with_history=True), None)
-        if record is None:
+        entry = next(self._search.find(criteria, with_history=True), None)
+        if entry is None:
             raise HTTPException(404, "There is no such event. It may have been delivered long ago.")
-        return record
+        return entry
 
     def _dead(self, request: Request) -> Response:
         asked = request.query_params.get("asked")
@@ -264,7 +264,7 @@ class Console:
             "dead.html",
             page="dead",
             groups=[(reason, self._row(reason.example)) for reason in reasons(self._outbox)],
-            operations=self._outbox.records.operations(5),
+            operations=self._outbox.entries.operations(5),
             under_way=self._replays.under_way,
             asked=asked if asked in {*DeadReason, "busy"} else None,
         )
@@ -292,7 +292,7 @@ class Console:
         if reason not in {*DeadReason, ""}:
             raise HTTPException(404, "There is no such reason.")
         criteria = Criteria(states=(State.DEAD,), reason=reason or None)
-        found = self._lookup.find(criteria, newest_first=False, with_history=True)
+        found = self._search.find(criteria, newest_first=False, with_history=True)
         found = chain([*islice(found, 1)], found)  # an outbox that fails can still be told of
         name = f"dead-{criteria.reason or 'letters'}.jsonl"
         return StreamingResponse(
@@ -301,9 +301,9 @@ class Console:
             headers={"content-disposition": f'attachment; filename="{name}"'},
         )
 
-    def _exported(self, records: Iterable[Record], *, reveal: bool) -> Iterator[bytes]:
-        for record in records:
-            told = full(record, self._mapping.map(record))
+    def _exported(self, entries: Iterable[StoredEntry], *, reveal: bool) -> Iterator[bytes]:
+        for entry in entries:
+            told = full(entry, self._mapping.map(entry))
             yield json.encode(told if reveal else masked(told)) + b"\n"
 
     async def _playground(self, request: Request) -> Response:
@@ -311,40 +311,40 @@ class Console:
         return await self._aside(self._played, request, form)
 
     def _played(self, request: Request, form: Mapping[str, str]) -> Response:
-        configured = [name for name, provider in self._providers.items() if provider.configured]
-        name = form.get("provider") or next(iter(configured), next(iter(self._providers)))
-        provider = self._providers.get(name)
-        if provider is None:
-            raise HTTPException(400, "There is no such provider.")
+        configured = [name for name, source in self._sources.items() if source.configured]
+        name = form.get("source") or next(iter(configured), next(iter(self._sources)))
+        source = self._sources.get(name)
+        if source is None:
+            raise HTTPException(400, "There is no such source.")
         values: dict[str, Any] = {"answer": None, "arrival": None, "unusable": None}
-        text = form.get("body", provider.example)
+        text = form.get("body", source.example)
         if "body" in form:
             # Whoever pastes a body knows what is in it.
-            values |= self._played_values(provider, text.encode())
+            values |= self._played_values(source, text.encode())
         return self._page(
             request,
             "playground.html",
             page="playground",
-            provider=name,
+            source=name,
             text=text,
             **values,
         )
 
-    def _played_values(self, provider: Provider, body: bytes) -> dict[str, Any]:
+    def _played_values(self, source: Source, body: bytes) -> dict[str, Any]:
         if len(body) > MAX_BODY_BYTES:
             said = f"a body has {MAX_BODY_BYTES} bytes at the most"
             return {"answer": Answer(413, {"status": "refused", "error": said})}
         now = self._clock()
-        arrival = arrival_of(provider, self._segment, body, now)
+        arrival = arrival_of(source, self._segment, body, now)
         if isinstance(arrival, Ignored):
-            return {"answer": answer_to(provider, arrival, True)}  # noqa: FBT003 (as a Fate)
-        known = bool(self._outbox.records.find(Query(message_id=arrival.message_id), 1))
+            return {"answer": answer_to(source, arrival, True)}  # noqa: FBT003 (as a Fate)
+        known = bool(self._outbox.entries.find(Query(message_id=arrival.message_id), 1))
         mapped = arrival.fault or self._mapping.map(arrival)
         return {
-            "answer": answer_to(provider, arrival, not known),
+            "answer": answer_to(source, arrival, not known),
             "arrival": arrival,
             "unusable": mapped if isinstance(mapped, Unusable) else None,
-            **self._sides.show(arrival, mapped, reveal=True),
+            **self._comparison.show(arrival, mapped, reveal=True),
         }
 
     async def _live_overview(self, request: Request) -> Response:
@@ -396,7 +396,7 @@ class Console:
         return HTMLResponse(page, status_code=503)
 
 
-_FILTERS: Final = ("state", "collection", "reason", "provider", "since", "until", "q")
+_FILTERS: Final = ("state", "collection", "reason", "source", "since", "until", "q")
 
 
 _HOME: Final = RedirectResponse(f"{HOME}/")
@@ -413,7 +413,7 @@ def _criteria(query: Mapping[str, str]) -> Criteria:
     state, collection, reason = (query.get(name, "") for name in ("state", "collection", "reason"))
     return Criteria(
         states=(State(state),) if state in {*State} else (),
-        provider=query.get("provider") or None,
+        source=query.get("source") or None,
         collection=collection if collection in {*Collection} else None,
         reason=reason if reason in {*DeadReason} else None,
         since=_moment(query.get("since")),

@@ -10,22 +10,22 @@ from relay.console.documents import lines
 from relay.errors import UnreadableError
 from relay.events import Unusable
 from relay.operations.lineage import Link, Path, links, named, traced
-from relay.outbox.entries import Arrival, Record
+from relay.outbox.entries import Arrival, StoredEntry
 from relay.routes import Mapped
 from relay.routes import Mapping as Mapper
-from relay.sources import Provider
+from relay.sources import Source
 from relay.sources.fields import read_object
 
 
-class Sides:
+class Comparison:
     """Shows both by today's mapping."""
 
-    def __init__(self, mapping: Mapper, providers: Mapping[str, Provider]) -> None:
+    def __init__(self, mapping: Mapper, sources: Mapping[str, Source]) -> None:
         self._mapping = mapping
-        self._providers = providers
+        self._sources = sources
 
     def show(
-        self, stored: Record | Arrival, mapped: Mapped | Unusable | None, *, reveal: bool
+        self, stored: StoredEntry | Arrival, mapped: Mapped | Unusable | None, *, reveal: bool
     ) -> dict[str, Any]:
         """The webhook and the track call side by side, and what connects them."""
         show: Callable[[Any], Any] = (lambda document: document) if reveal else masked
@@ -56,13 +56,13 @@ class Sides:
             "curls": self._curls(stored, message, show),
         }
 
-    def _map(self, stored: Record | Arrival, body: bytes) -> Mapped | Unusable:
-        changed = Arrival(stored.provider, stored.message_id, stored.received_at, body)
+    def _map(self, stored: StoredEntry | Arrival, body: bytes) -> Mapped | Unusable:
+        changed = Arrival(stored.source, stored.message_id, stored.received_at, body)
         return self._mapping.map(changed)
 
     def _curls(
         self,
-        stored: Record | Arrival,
+        stored: StoredEntry | Arrival,
         message: Mapping[str, Any] | None,
         show: Callable[[Any], Any],
     ) -> list[tuple[str, str]]:
@@ -73,8 +73,8 @@ class Sides:
         except UnreadableError:
             body = body if show(body) == body else mask(body)
         commands = []
-        if provider := self._providers.get(stored.provider):
-            commands.append(("The webhook, to relay", f"body={_quoted(body)}\n{provider.curl}"))
+        if source := self._sources.get(stored.source):
+            commands.append(("The webhook, to relay", f"body={_quoted(body)}\n{source.curl}"))
         if message is not None:
             call = json.encode(show(dict(message))).decode()
             to_segment = 'curl "$SEGMENT_HOST/v1/track" -u "$SEGMENT_WRITE_KEY:"'

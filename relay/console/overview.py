@@ -11,15 +11,15 @@ from msgspec import Struct
 
 from relay.events import Collection, DeadReason
 from relay.metrics.definitions import WEBHOOKS
-from relay.outbox.counters import SLOT, Change, Tally, population
-from relay.outbox.entries import Clock, Counts, State, utc_now
+from relay.outbox.counters import SLOT, Change, CounterRow, population
+from relay.outbox.entries import Clock, Counts, State, total, utc_now
 from relay.outbox.protocol import Outbox
-from relay.throttle import Standing
+from relay.throttle import DestinationStatus
 
 # As Segment's documentation describes them (segment-docs, connections/sources/catalog/cloud-apps/
 # vero), in other words.
 DESCRIPTIONS: Final = {
-    Collection.SENT: "Sent from the provider's servers.",
+    Collection.SENT: "Sent from the source's servers.",
     Collection.DELIVERED: "Delivered to the receiving server.",
     Collection.OPENED: "The HTML message was opened; needs open tracking.",
     Collection.LINK_CLICKED: "A link in it was clicked; needs click tracking.",
@@ -56,7 +56,7 @@ class Row(Struct, frozen=True):
 class Count(Struct, frozen=True):
     """So many webhooks were answered alike since this process began."""
 
-    provider: str
+    source: str
     what: str
     count: int
 
@@ -77,7 +77,7 @@ class Overview(Struct, frozen=True):
 
     now: datetime
     counts: Counts
-    standing: Standing
+    standing: DestinationStatus
     received: int
     rate_in: float | None
     rate_out: float | None
@@ -123,16 +123,16 @@ class Watch:
             return self._latest
 
     def _look(self, elapsed: float) -> Overview:
-        tallies = self._outbox.tallies()
-        received = [tally for tally in tallies if tally.change is Change.RECEIVED]
-        delivered = [tally for tally in tallies if tally.change is Change.DELIVERED]
+        counters = self._outbox.counters()
+        received = [row for row in counters if row.change is Change.RECEIVED]
+        delivered = [row for row in counters if row.change is Change.DELIVERED]
         ever_in, ever_out = _sum(received), _sum(delivered)
         rate_in, rate_out = self._rates(elapsed, ever_in, ever_out)
         now = self._clock()
         return Overview(
             now=now,
-            counts=self._outbox.counts(),
-            standing=self._outbox.standing(),
+            counts=total(self._outbox.counts()),
+            standing=self._outbox.destination_status("segment"),
             received=ever_in,
             rate_in=rate_in,
             rate_out=rate_out,
@@ -141,7 +141,7 @@ class Watch:
             bars_out=_bars(delivered, now),
             latest_in=_latest(received),
             latest_out=_latest(delivered),
-            dead=_dead(tallies),
+            dead=_dead(counters),
             ignored=_answered("ignored"),
             refused=_answered("refused"),
         )
@@ -159,8 +159,8 @@ class Watch:
         return (received - received_then) / seconds, (delivered - delivered_then) / seconds
 
 
-def _row(collection: Collection, received: Sequence[Tally], now: datetime) -> Row:
-    own = [tally for tally in received if tally.collection == collection]
+def _row(collection: Collection, received: Sequence[CounterRow], now: datetime) -> Row:
+    own = [row for row in received if row.collection == collection]
     return Row(
         collection=collection,
         description=DESCRIPTIONS[collection],
@@ -172,42 +172,42 @@ def _row(collection: Collection, received: Sequence[Tally], now: datetime) -> Ro
     )
 
 
-def _dead(tallies: Iterable[Tally]) -> int:
+def _dead(counters: Iterable[CounterRow]) -> int:
     return sum(
         entries
-        for kind, entries in population(tallies).items()
+        for kind, entries in population(counters).items()
         if kind.state is State.DEAD and kind.reason != DeadReason.IGNORED
     )
 
 
-def _within(tallies: Iterable[Tally], since: datetime) -> list[Tally]:
+def _within(counters: Iterable[CounterRow], since: datetime) -> list[CounterRow]:
     """Those of slots that began since then, about five minutes more or less."""
-    return [tally for tally in tallies if tally.since and tally.since > since - SLOT / 2]
+    return [row for row in counters if row.since and row.since > since - SLOT / 2]
 
 
-def _sum(tallies: Iterable[Tally]) -> int:
-    return sum(tally.entries for tally in tallies)
+def _sum(counters: Iterable[CounterRow]) -> int:
+    return sum(row.entries for row in counters)
 
 
-def _latest(tallies: Iterable[Tally]) -> datetime | None:
-    return max((tally.latest for tally in tallies), default=None)
+def _latest(counters: Iterable[CounterRow]) -> datetime | None:
+    return max((row.latest for row in counters), default=None)
 
 
-def _bars(tallies: Iterable[Tally], now: datetime) -> tuple[int, ...]:
+def _bars(counters: Iterable[CounterRow], now: datetime) -> tuple[int, ...]:
     counted: Counter[int] = Counter()
     width = _DAY / _BARS
-    for tally in tallies:
-        if tally.since:
-            counted[_BARS - 1 - (now - tally.since) // width] += tally.entries
+    for row in counters:
+        if row.since:
+            counted[_BARS - 1 - (now - row.since) // width] += row.entries
     return tuple(counted[place] for place in range(_BARS))
 
 
 def _answered(outcome: str) -> tuple[Count, ...]:
     """What this process has answered so, the commonest first."""
     counted = [
-        Count(sample.labels["provider"], sample.labels["what"], int(sample.value))
+        Count(sample.labels["source"], sample.labels["what"], int(sample.value))
         for metric in WEBHOOKS.collect()
         for sample in metric.samples
         if sample.name.endswith("_total") and sample.labels["outcome"] == outcome
     ]
-    return tuple(sorted(counted, key=lambda one: (-one.count, one.provider, one.what)))
+    return tuple(sorted(counted, key=lambda one: (-one.count, one.source, one.what)))

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from relay import __version__
 from relay.addresses import mask
-from relay.events import WHAT_TO_DO, Collection, DeadReason
+from relay.events import REMEDIES, Collection, DeadReason
 from relay.outbox.entries import Clock, State
 
 HOME: Final = "/console"
@@ -25,11 +25,11 @@ class Pages:
 
     Args:
         clock: the time of day, seen from which others are so long ago.
-        providers: the names of all.
+        sources: the names of all.
         has_sessions: whether there is something to sign out of.
     """
 
-    def __init__(self, clock: Clock, providers: Sequence[str], *, has_sessions: bool) -> None:
+    def __init__(self, clock: Clock, sources: Sequence[str], *, has_sessions: bool) -> None:
         self._clock = clock
         self._templates = Environment(
             loader=PackageLoader("relay.console"),
@@ -51,9 +51,9 @@ class Pages:
             "has_sessions": has_sessions,
             "collections": [*Collection],
             "states": [*State],
-            "providers": providers,
+            "sources": sources,
             "reasons": [*DeadReason],
-            "what_to_do": WHAT_TO_DO,
+            "remedies": REMEDIES,
         }
 
     def render(self, template: str, *, reveal: bool, **values: Any) -> str:  # noqa: ANN401 (whatever it shows)

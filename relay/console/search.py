@@ -8,8 +8,8 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from relay.operations.search import Criteria, Lookup
-from relay.outbox.entries import Record, State
+from relay.operations.search import Criteria, Search
+from relay.outbox.entries import State, StoredEntry
 from relay.outbox.protocol import RARE
 
 PAGE: Final = 50
@@ -31,14 +31,14 @@ class Page(Struct, frozen=True):
         given_up: whether dead letters were left out that would have to be read one by one.
     """
 
-    records: list[Record]
+    entries: list[StoredEntry]
     older: int | None
     looked_to: int | None = None
     given_up: bool = False
 
 
 def find(
-    lookup: Lookup,
+    search: Search,
     criteria: Criteria,
     text: str,
     *,
@@ -48,21 +48,21 @@ def find(
     """The newest entries that meet the criteria, and that the text is about if there is one.
 
     Args:
-        lookup: finds them.
+        search: finds them.
         criteria: what they must meet.
         text: a message id, an email id, a user id or an address; empty for any.
         start: the id behind which they begin.
         clock: seconds, monotonic.
     """
     if criteria.until:
-        before = lookup.stored_before(criteria.until) + 1
+        before = search.stored_before(criteria.until) + 1
         start = before if start is None else min(start, before)
-    last = lookup.stored_before(criteria.since) if criteria.since else 0
+    last = search.stored_before(criteria.since) if criteria.since else 0
     give_up_at = clock() + PATIENCE_SECONDS
     if text:
-        return _about(lookup, criteria, text, start, last + 1, lambda: clock() > give_up_at)
-    found: list[Record] = []
-    newest = lookup.newest() + 1
+        return _about(search, criteria, text, start, last + 1, lambda: clock() > give_up_at)
+    found: list[StoredEntry] = []
+    newest = search.newest() + 1
     position = newest if start is None else min(start, newest)
     stretch = _FIRST_STRETCH
     has_index = (
@@ -70,7 +70,7 @@ def find(
     )
     while position > last + 1:
         end = max(last + 1, position - stretch)
-        looked = lookup.find(criteria, start=position, end=end)
+        looked = search.find(criteria, start=position, end=end)
         found += islice(looked, PAGE + 1 - len(found))
         if len(found) > PAGE:
             return _page(found)
@@ -80,10 +80,10 @@ def find(
     return _page(found)
 
 
-def _page(found: Iterable[Record], *, given_up: bool = False) -> Page:
-    records = [*islice(found, PAGE + 1)]
-    older = records[PAGE - 1].id if len(records) > PAGE else None
-    return Page(records[:PAGE], older, given_up=given_up)
+def _page(found: Iterable[StoredEntry], *, given_up: bool = False) -> Page:
+    entries = [*islice(found, PAGE + 1)]
+    older = entries[PAGE - 1].id if len(entries) > PAGE else None
+    return Page(entries[:PAGE], older, given_up=given_up)
 
 
 class _EnoughError(Exception):
@@ -91,7 +91,7 @@ class _EnoughError(Exception):
 
 
 def _about(
-    lookup: Lookup,
+    search: Search,
     criteria: Criteria,
     text: str,
     start: int | None,
@@ -105,10 +105,10 @@ def _about(
     if _MESSAGE_ID.fullmatch(text):
         ways = ["message_id", *ways]
     either = [structs.replace(criteria, **{way: text}) for way in ways]
-    found: dict[int, Record] = {}
+    found: dict[int, StoredEntry] = {}
     for each in either:
-        read = lookup.find_read(each, start=start, end=end)
-        found |= {record.id: record for record in islice(read, PAGE + 1)}
+        read = search.find_read(each, start=start, end=end)
+        found |= {entry.id: entry for entry in islice(read, PAGE + 1)}
     given_up = False
     if not criteria.states or State.DEAD in criteria.states:
 
@@ -116,16 +116,16 @@ def _about(
             if is_late():
                 raise _EnoughError
 
-        unread = lookup.find_unread(
+        unread = search.find_unread(
             [each for each in either if not each.message_id],
             start=start,
             end=end,
             looked_at=looked_at,
         )
         try:
-            for record in islice(unread, PAGE + 1):
-                found[record.id] = record
+            for entry in islice(unread, PAGE + 1):
+                found[entry.id] = entry
         except _EnoughError:
             given_up = True
-    newest_first = sorted(found.values(), key=lambda record: record.id, reverse=True)
+    newest_first = sorted(found.values(), key=lambda entry: entry.id, reverse=True)
     return _page(newest_first, given_up=given_up)

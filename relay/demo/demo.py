@@ -297,9 +297,9 @@ class Ledger:
             kind = _TYPES[Collection(event)]
             recipient = message["context"].get("traits", {}).get("email") or user_id
             after, colour = "yours", "magenta"
-        identity = f"userId {user_id}" if user_id else f"anonymousId {message['anonymousId']}"
+        dedupe_key = f"userId {user_id}" if user_id else f"anonymousId {message['anonymousId']}"
         email_id = _tail(message["properties"].get("email_id", "-"))
-        got = _row((event, identity, email_id), _COLUMNS[4:-1])
+        got = _row((event, dedupe_key, email_id), _COLUMNS[4:-1])
         after = click.style(after.rjust(_COLUMNS[-1][1]), fg=colour)
         self._show(kind, recipient, "accepted", got, after)
 

@@ -123,28 +123,31 @@ class Segment:
         self._fingerprint = sha256(b"relay write key " + write_key.encode()).digest()
 
     def message_id(
-        self, provider: str, identity: Iterable[str | None] | None, said_at: datetime | None = None
+        self,
+        source: str,
+        dedupe_key: Iterable[str | None] | None,
+        reported_at: datetime | None = None,
     ) -> str:
         """The `messageId` of the event with this identity; a random one where there is none.
 
-        Equal for equal provider, identity, instant and write key: on any machine, for ever.
+        Equal for equal source, identity, instant and write key: on any machine, for ever.
         It begins with the instant, so that the ids of a day stand together in a sorted index
         and storing one touches pages that are at hand.
         """
-        if identity is None:
-            return f"{provider}-{uuid4().hex}"
-        seconds = 0 if said_at is None else int(said_at.timestamp())
+        if dedupe_key is None:
+            return f"{source}-{uuid4().hex}"
+        seconds = 0 if reported_at is None else int(reported_at.timestamp())
         digest = sha256(self._fingerprint)
-        digest.update(_encode([*identity]))
-        return f"{provider}-{seconds:08x}{digest.hexdigest()[:24]}"
+        digest.update(_encode([*dedupe_key]))
+        return f"{source}-{seconds:08x}{digest.hexdigest()[:24]}"
 
     def track_call(
-        self, event: EmailEvent, message_id: str, provider: str, integrations: Mapping[str, bool]
+        self, event: EmailEvent, message_id: str, source: str, integrations: Mapping[str, bool]
     ) -> Message:
         """The message for one event, equal to what the SDK's `Client.track` would build."""
         if self._omit_address:
             event = without_address(event)
-        context: dict[str, Any] = {"integration": {"name": provider, "version": __version__}}
+        context: dict[str, Any] = {"integration": {"name": source, "version": __version__}}
         if event.email and not self._omit_address:
             context["traits"] = {"email": event.email}
         if event.user_agent:

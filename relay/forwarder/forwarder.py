@@ -26,12 +26,12 @@ from relay.errors import (
 )
 from relay.events import DeadReason, Unusable
 from relay.metrics.definitions import BATCHES, DELIVERIES, MESSAGES
-from relay.outbox.entries import DEATHS_IN_COMPANY, Clock, Entry, utc_now
+from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Clock, Entry, utc_now
 from relay.outbox.protocol import Outbox
 from relay.process.pulse import Pulse
 from relay.routes import Mapping
-from relay.sources import Provider
-from relay.throttle import Pace, Turn, full_jitter
+from relay.sources import Source
+from relay.throttle import Permit, Throttle, full_jitter
 
 WORKERS: Final = 4
 """Requests in flight at the most."""
@@ -44,7 +44,7 @@ LOOK_SECONDS: Final = 0.05
 """How often the outbox is asked whether anything has changed."""
 POLL_SECONDS: Final = 1.0
 """How often due entries are looked for all the same: a lease may have ended."""
-DEATHS_ALONE: Final = 3
+CRASHES_IN_ISOLATION: Final = 3
 """So many deaths of processes that had nothing else in hand prove a message guilty of them.
 
 Deaths while it was mapped; and while it was posted, those of a forwarder whose supervisor lived."""
@@ -71,13 +71,13 @@ class _Claim(Struct):
     """What one worker has in hand.
 
     Attributes:
-        turn: to post in; None once there is none.
+        permit: to post in; None once there is none.
         ends_at: when its lease ends, by the forwarder's clock.
         entries: all that was claimed.
         batches: still to be posted.
     """
 
-    turn: Turn | None
+    permit: Permit | None
     ends_at: float
     entries: list[Entry] = []
     batches: deque[_Batch] = field(default_factory=deque)
@@ -89,7 +89,7 @@ class Forwarder:
     Args:
         outbox: where entries come from and are settled.
         segment: where they go.
-        providers: who can read their bodies; every provider, configured or not.
+        sources: who can read their bodies; every source, configured or not.
         clock: seconds, monotonic.
         now: the time of day.
         lineage: of this process and those started in its place; see `Outbox.begin_post`.
@@ -98,7 +98,7 @@ class Forwarder:
 
     Attributes:
         broken: set once the outbox does nothing more in this process.
-        trouble: why the latest attempt of a worker failed, if not by what Segment answered; None if
+        problem: why the latest attempt of a worker failed, if not by what Segment answered; None if
             it did not.
         pulse: of its workers. One of them that is silent for `STUCK_SECONDS` hangs; so do all where
             each attempt fails by a fault of relay's own.
@@ -108,7 +108,7 @@ class Forwarder:
         self,
         outbox: Outbox,
         segment: Segment,
-        providers: Iterable[Provider],
+        sources: Iterable[Source],
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Clock = utc_now,
@@ -118,7 +118,7 @@ class Forwarder:
     ) -> None:
         self._outbox = outbox
         self._segment = segment
-        self._mapping = Mapping(providers, segment)
+        self._mapping = Mapping(sources, segment)
         self._clock = clock
         self._now = now
         self._lineage = new_lineage() if lineage is None else lineage
@@ -126,11 +126,11 @@ class Forwarder:
         self._sleep = sleep or self._stopping.wait
         self._jitter = jitter
         self.broken = threading.Event()
-        self.trouble: str | None = None
+        self.problem: str | None = None
         self.pulse = Pulse()
         self._more_is_due = True
         self._suspects_looked_for_at = float("-inf")
-        self._untold: deque[Callable[[Pace, float], None]] = deque()
+        self._untold: deque[Callable[[Throttle, float], None]] = deque()
         self._latest: tuple[str, float] | None = None
         self._claiming = threading.Lock()
         self._claimed: dict[int, Entry] = {}
@@ -203,24 +203,24 @@ class Forwarder:
                     self.broken.set()
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
             except Exception as error:  # noqa: BLE001 (a fault of relay's own must not end the worker)
-                self.trouble = f"relay failed: {type(error).__name__}"
+                self.problem = f"relay failed: {type(error).__name__}"
                 _log.exception("forward.failed")
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
 
-    def _get_on(self, trouble: str | None = None) -> None:
+    def _get_on(self, problem: str | None = None) -> None:
         """Show that this worker does not hang, and that not all fail by a fault of relay's own."""
-        self.trouble = trouble
+        self.problem = problem
         self.pulse.step(threading.get_ident())
         self.pulse.step(_ALL)
 
     def _take_due(self) -> list[Entry]:
-        entries = self._outbox.claim(MAX_MESSAGES, lease=LEASE)
+        entries = self._outbox.claim("segment", MAX_MESSAGES, lease=LEASE)
         claimed = sum(len(entry.body) for entry in entries)
         self._more_is_due = len(entries) == MAX_MESSAGES or claimed > _LARGE_CLAIM
         return entries
 
     def _take_suspect(self) -> list[Entry]:
-        return self._outbox.claim_suspect(lease=LEASE)
+        return self._outbox.claim_suspect("segment", lease=LEASE)
 
     def _try_suspects(self) -> None:
         """Forward what processes have died over before, each with nothing else in hand.
@@ -230,7 +230,7 @@ class Forwarder:
         if self._clock() < self._suspects_looked_for_at + POLL_SECONDS:
             return
         self._suspects_looked_for_at = self._clock()
-        if not self._outbox.has_suspects():
+        if not self._outbox.has_suspects("segment"):
             return
         while not self._stopping.is_set():
             if self._claimed:  # by the other workers, which claim no more meanwhile
@@ -262,10 +262,10 @@ class Forwarder:
 
     def _claim(self, take: _Take) -> _Claim | None:
         """A turn to post in, and what to post; None when nothing is due."""
-        turn = self._await_turn()
-        if turn is None:
+        permit = self._await_turn()
+        if permit is None:
             return None
-        claim = _Claim(turn=turn, ends_at=self._clock() + LEASE.total_seconds())
+        claim = _Claim(permit=permit, ends_at=self._clock() + LEASE.total_seconds())
         try:
             claim.entries = take()
             self._claimed.update((entry.id, entry) for entry in claim.entries)
@@ -281,57 +281,57 @@ class Forwarder:
         """Return when a batch is worth claiming, or at the latest when it is time to poll."""
         poll_at = self._clock() + POLL_SECONDS
         while not self._stopping.is_set() and self._clock() < poll_at:
-            if self._outbox.changed():
+            if self._outbox.changed("segment"):
                 self._sleep(LINGER_SECONDS)
                 return
             self._sleep(LOOK_SECONDS)
 
-    def _await_turn(self, until: float = float("inf")) -> Turn | None:
+    def _await_turn(self, until: float = float("inf")) -> Permit | None:
         """A turn; None when relay is stopping or there is none before then."""
         while not self._stopping.is_set():
             self._tell_late()
-            turn = self._outbox.pace(self._take_turn)
-            if isinstance(turn, Turn):
-                return turn
-            if self._clock() + turn > until:
+            permit = self._outbox.throttle(self._take_turn)
+            if isinstance(permit, Permit):
+                return permit
+            if self._clock() + permit > until:
                 return None
             self._get_on()
-            self._sleep(min(turn, _LONGEST_SLEEP_SECONDS))
+            self._sleep(min(permit, _LONGEST_SLEEP_SECONDS))
         return None
 
-    def _take_turn(self, pace: Pace, now: float) -> Turn | float:
+    def _take_turn(self, throttle: Throttle, now: float) -> Permit | float:
         """Take one, and tell of the latest answer, which is news to those who only look."""
         latest, self._latest = self._latest, None
         if latest:
             answer, at = latest
-            pace.heard(answer, now - (self._clock() - at))
-        return pace.take(now)
+            throttle.heard(answer, now - (self._clock() - at))
+        return throttle.take(now)
 
     def _forward(self, claim: _Claim) -> None:
         """Post the batches and settle their entries; what cannot be sent now is released."""
         try:
-            while claim.batches and claim.turn:
+            while claim.batches and claim.permit:
                 batch = claim.batches.popleft()
                 entries = [entry for entry, _ in batch]
-                turn, claim.turn = claim.turn, None
+                permit, claim.permit = claim.permit, None
                 self.pulse.step(threading.get_ident())
                 try:
-                    self._post(batch, turn)
+                    self._post(batch, permit)
                 except BatchRejectedError as error:
-                    self._answered(turn)
+                    self._answered(permit)
                     if len(batch) == 1:
                         detail = f"{error}: {error.said}"
-                        self._bury(entries[0], Unusable(DeadReason.REJECTED, detail))
+                        self._dead_letter(entries[0], Unusable(DeadReason.REJECTED, detail))
                     else:
                         # Halving finds the guilty messages, and the rest goes through.
                         middle = len(batch) // 2
                         claim.batches.extendleft((batch[middle:], batch[:middle]))
                 else:
                     # Dying before this line sends the batch again, under the same ids.
-                    self._deliver(entries, claim.ends_at)
-                    self._answered(turn)
+                    self._ack(entries, claim.ends_at)
+                    self._answered(permit)
                 if claim.batches:
-                    claim.turn = self._await_turn(claim.ends_at - _POST_SECONDS)
+                    claim.permit = self._await_turn(claim.ends_at - _POST_SECONDS)
         except (SegmentUnavailableError, SegmentRefusedError) as error:
             # Nothing more can be sent now.
             self._settled(entries)
@@ -339,11 +339,11 @@ class Forwarder:
         finally:
             self._end(claim)
 
-    def _deliver(self, entries: Sequence[Entry], ends_at: float) -> None:
+    def _ack(self, entries: Sequence[Entry], ends_at: float) -> None:
         """Settle what Segment has taken; should the outbox be away, for as long as it is ours."""
         while True:
             try:
-                self._outbox.deliver(entries)
+                self._outbox.ack(entries)
             except OutboxError as error:
                 if self._stopping.is_set() or self._clock() + _OUTBOX_PAUSE_SECONDS > ends_at:
                     raise
@@ -362,8 +362,8 @@ class Forwarder:
 
     def _end(self, claim: _Claim) -> None:
         """Give back the turn, if it was not used, and what was not settled."""
-        if claim.turn:
-            self._give_back(claim.turn)
+        if claim.permit:
+            self._give_back(claim.permit)
         unsettled = [entry for entry in claim.entries if entry.id in self._claimed]
         if unsettled:
             self._settled(unsettled)
@@ -372,17 +372,17 @@ class Forwarder:
     def _encoded(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes]]:
         """The entries, each with its message; buried is what has none."""
         for entry in entries:
-            if entry.deaths >= DEATHS_IN_COMPANY + DEATHS_ALONE:
-                detail = f"relay died {DEATHS_ALONE} times with nothing else in hand"
-                self._bury(entry, Unusable(DeadReason.POISON, detail))
+            if entry.crashes >= CRASHES_BEFORE_ISOLATION + CRASHES_IN_ISOLATION:
+                detail = f"relay died {CRASHES_IN_ISOLATION} times with nothing else in hand"
+                self._dead_letter(entry, Unusable(DeadReason.POISON, detail))
                 continue
             mapped = self._mapping.map(entry)
             if isinstance(mapped, Unusable):
-                self._bury(entry, mapped)
+                self._dead_letter(entry, mapped)
             else:
                 yield entry, mapped.encoded
 
-    def _post(self, batch: _Batch, turn: Turn) -> None:
+    def _post(self, batch: _Batch, permit: Permit) -> None:
         """Post one batch in this turn; tell the log how it went, and the pace if it failed."""
         started = self._clock()
         retries = max(entry.attempts for entry, _ in batch) - 1
@@ -392,11 +392,13 @@ class Forwarder:
         except SegmentUnavailableError as error:
             answer, event, level = str(error), "forward.unavailable", WARNING
             after = error.retry_after
-            self._tell(lambda pace, now: pace.failed(turn, now, answer, after, self._jitter))
+            self._tell(
+                lambda throttle, now: throttle.failed(permit, now, answer, after, self._jitter)
+            )
             raise
         except SegmentRefusedError as error:
             answer, event, level = str(error), "forward.held", ERROR
-            self._tell(lambda pace, now: pace.refused(turn, now, answer))
+            self._tell(lambda throttle, now: throttle.refused(permit, now, answer))
             raise
         except BatchRejectedError as error:
             answer, event, level = str(error), "forward.rejected", WARNING
@@ -411,18 +413,18 @@ class Forwarder:
             BATCHES.labels(word).inc()
             MESSAGES.labels(word).inc(len(batch))
 
-    def _answered(self, turn: Turn) -> None:
+    def _answered(self, permit: Permit) -> None:
         """Segment is there and knows us, which is news only to those who wait for a probe."""
-        if turn.probe:
-            self._tell(lambda pace, _: pace.succeeded(turn))
+        if permit.probe:
+            self._tell(lambda throttle, _: throttle.succeeded(permit))
 
-    def _give_back(self, turn: Turn) -> None:
-        self._tell(lambda pace, _: pace.give_back(turn))
+    def _give_back(self, permit: Permit) -> None:
+        self._tell(lambda throttle, _: throttle.give_back(permit))
 
-    def _tell(self, news: Callable[[Pace, float], None]) -> None:
+    def _tell(self, news: Callable[[Throttle, float], None]) -> None:
         """Change the pace; should the outbox be away, once it is back: others wait for a probe."""
         try:
-            self._outbox.pace(news)
+            self._outbox.throttle("segment", news)
         except OutboxError as error:
             self._untold.append(news)
             _log.warning("forward.pace_not_told", error=str(error))
@@ -431,13 +433,13 @@ class Forwarder:
         while self._untold:
             news = self._untold.popleft()
             try:
-                self._outbox.pace(news)
+                self._outbox.throttle("segment", news)
             except OutboxError:
                 self._untold.appendleft(news)
                 raise
 
-    def _bury(self, entry: Entry, fault: Unusable) -> None:
-        self._outbox.bury(entry, fault)
+    def _dead_letter(self, entry: Entry, fault: Unusable) -> None:
+        self._outbox.dead_letter(entry, fault)
         self._settled([entry])
         if fault.reason is DeadReason.IGNORED:  # as somebody has set it
             _log.info("forward.ignored", message_id=entry.message_id, detail=fault.detail)

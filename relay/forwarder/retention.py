@@ -61,7 +61,7 @@ class Retention:
             return False
         forgotten = self._outbox.purge(now - self._age, STEP)
         if forgotten < STEP:
-            self._outbox.fold_tallies(now - APART)
+            self._outbox.aggregate_counters(now - APART)
         if forgotten:
             _log.info("retention.forgotten", entries=forgotten)
         return forgotten == STEP
@@ -69,8 +69,8 @@ class Retention:
     def _witnessed(self, now: datetime) -> bool:
         """Whether the outbox counted anything about a day ago."""
         return any(
-            tally.since is not None and now - APART <= tally.since <= now - STEADY
-            for tally in self._outbox.tallies()
+            row.since is not None and now - APART <= row.since <= now - STEADY
+            for row in self._outbox.counters()
         )
 
     def _keep(self) -> None:

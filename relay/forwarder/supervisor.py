@@ -63,7 +63,7 @@ def own_environ(environ: Mapping[str, str]) -> dict[str, str]:
     return own
 
 
-class Companion:
+class Supervisor:
     """`relay <arguments>` beside this process: started again when it ends or hangs.
 
     Its standard input is a pipe from here, so that it ends with this process, however that ends.
@@ -94,7 +94,7 @@ class Companion:
         self._lost = lost
         self._silence_seconds = silence_seconds
         self._told = b""
-        self._trouble: str | None = None
+        self._problem: str | None = None
         self._arguments = list(arguments)
         self._command = list(command or own_command())
         self._environ = own_environ(environ)
@@ -113,9 +113,9 @@ class Companion:
         """The text that it told last; when it has died, until the next one tells its own."""
         return self._told
 
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """Why it does not get on, in its own words; None if it does. As old as `told`."""
-        return self._trouble
+        return self._problem
 
     def start(self) -> None:
         """Start it, now and whenever it ends."""
@@ -187,7 +187,7 @@ class Companion:
     def _hear(self, text: bytes) -> None:
         first, _, rest = text.partition(b"\n")
         in_trouble = first.startswith(_TROUBLE)
-        self._trouble = first.removeprefix(_TROUBLE).decode() if in_trouble else None
+        self._problem = first.removeprefix(_TROUBLE).decode() if in_trouble else None
         self._told = rest if in_trouble else text
 
     def _pieces(self, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
@@ -224,15 +224,15 @@ def texts(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield from whole
 
 
-def _trouble_line(trouble: str | None) -> bytes:
-    if trouble is None:
+def _trouble_line(problem: str | None) -> bytes:
+    if problem is None:
         return b""
-    return _TROUBLE + " ".join(trouble.split()).encode(errors="replace") + b"\n"
+    return _TROUBLE + " ".join(problem.split()).encode(errors="replace") + b"\n"
 
 
 @contextmanager
-def telling(
-    text: Callable[[], bytes], output: int, *, trouble: Callable[[], str | None] = lambda: None
+def publish_metrics(
+    text: Callable[[], bytes], output: int, *, problem: Callable[[], str | None] = lambda: None
 ) -> Iterator[None]:
     """Tell the text to the process that started this one: at once, each second, and at the end.
 
@@ -240,7 +240,7 @@ def telling(
         text: what is to be told, as it is by then.
         output: the descriptor to write to; past Python's own file, whose lock a thread that nobody
             listens to would hold for ever.
-        trouble: why this process does not get on; None if it does.
+        problem: why this process does not get on; None if it does.
     """
     ended = threading.Event()
 
@@ -254,7 +254,7 @@ def telling(
                 if last:
                     return
                 last = ended.wait(TELL_SECONDS)
-                why = trouble()
+                why = problem()
 
     teller = threading.Thread(target=tell, name="telling", daemon=True)
     teller.start()

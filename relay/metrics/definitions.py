@@ -75,7 +75,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # it comes without a
 WEBHOOKS: Final = _counter(
     "relay_webhooks_total",
     "What came in, and what was it answered?",
-    *("provider", "outcome", "what"),
+    *("source", "outcome", "what"),
 )
 """`outcome` is the answer's status; `what` the collection, or the reason why it is none."""
 WRONG_CREDENTIALS: Final = _counter(
@@ -163,13 +163,13 @@ LOG_HELD: Final = _of_outbox(
 EVENTS: Final = _of_outbox(
     "relay_events",
     "What has become of the events that the outbox holds?",
-    *("provider", "collection", "state", "reason"),
+    *("source", "collection", "state", "reason"),
 )
 """`reason` of dead letters; no `collection` where none could be read."""
 RECEIVED: Final = _of_outbox(
     "relay_events_received_total",
     "How many events were ever stored, copies not counted?",
-    *("provider", "collection"),
+    *("source", "collection"),
     kind="counter",
 )
 DELIVERED: Final = _of_outbox(
@@ -177,7 +177,7 @@ DELIVERED: Final = _of_outbox(
     "How many times was an event delivered, again after a replay included?",
     kind="counter",
 )
-DIED: Final = _of_outbox(
+DEAD_LETTERED: Final = _of_outbox(
     "relay_events_died_total",
     "How many times did an event become a dead letter?",
     "reason",

@@ -12,14 +12,14 @@ from prometheus_client.registry import Collector
 from relay.errors import OutboxError
 from relay.events import DeadReason
 from relay.metrics import definitions as metrics
-from relay.outbox.counters import Change, Tally, forgotten, population
-from relay.outbox.entries import Clock, utc_now
+from relay.outbox.counters import Change, CounterRow, forgotten, population
+from relay.outbox.entries import Clock, total, utc_now
 from relay.outbox.protocol import Outbox
 
 _MEBIBYTE: Final = 2**20
 
 
-class Promises(Struct, frozen=True):
+class AcceptedVsStored(Struct, frozen=True):
     """What this process has answered `accepted`, and what the outbox has received.
 
     The first is counted where the answer is made, the second by the outbox in the transaction that
@@ -39,12 +39,12 @@ class Promises(Struct, frozen=True):
     accepted: float
     received: int
 
-    def missing_since(self, earlier: "Promises") -> float:
+    def missing_since(self, earlier: "AcceptedVsStored") -> float:
         """How many events were answered since then and not received."""
         return max(0, (self.accepted - earlier.accepted) - (self.received - earlier.received))
 
 
-class Gauges:
+class OutboxExporter:
     """All that the outbox tells.
 
     Args:
@@ -66,7 +66,7 @@ class Gauges:
         self._max_backlog = max_backlog
         self._min_free_disk = min_free_disk
         self._clock = clock
-        self._before: Promises | None = None
+        self._before: AcceptedVsStored | None = None
 
     def begin(self, outbox: Outbox) -> None:
         """Compare what is answered from here on with what is stored; before anything is taken.
@@ -75,7 +75,7 @@ class Gauges:
         what is then on its way would be missing from one side.
         """
         try:
-            self._before = _promises(outbox)[0]
+            self._before = _accepted_and_stored(outbox)[0]
         except OutboxError:
             self._before = None
 
@@ -91,8 +91,8 @@ class Gauges:
         return _page([metrics.OUTBOX_UP.told({(): 0})])
 
     def _metrics(self) -> list[Metric]:
-        promises, tallies = _promises(self._outbox)
-        counts = self._outbox.counts()
+        promises, counters = _accepted_and_stored(self._outbox)
+        counts = total(self._outbox.counts())
         log = self._outbox.log_state()
         now = self._clock()
         waiting = now - (counts.waiting_since or now)
@@ -101,7 +101,7 @@ class Gauges:
             # A clock may have been put back since.
             metrics.BACKLOG_AGE: max(0, waiting.total_seconds()),
             metrics.BACKLOG_LIMIT: self._max_backlog,
-            metrics.HOLD: self._outbox.standing().hold is not None,
+            metrics.HOLD: self._outbox.destination_status("segment").hold is not None,
             metrics.FREE: self._outbox.free_bytes(),
             metrics.LEAST_FREE: self._min_free_disk * _MEBIBYTE,
             metrics.MISSING: promises.missing_since(self._before) if self._before else None,
@@ -111,52 +111,52 @@ class Gauges:
         }
         return [
             *(metric.told({(): value}) for metric, value in told.items() if value is not None),
-            *of_tallies(tallies),
+            *of_tallies(counters),
         ]
 
 
-def of_tallies(tallies: Iterable[Tally]) -> list[Metric]:
+def of_tallies(counters: Iterable[CounterRow]) -> list[Metric]:
     """What entries did, and where they are now."""
-    tallies = list(tallies)
+    counters = list(counters)
     received: Counter[tuple[str, ...]] = Counter()
     # From the beginning, so that the first of each kind shows as growth.
     died: Counter[tuple[str, ...]] = Counter({(reason.value,): 0 for reason in DeadReason})
     delivered = 0
-    for tally in tallies:
-        if tally.change is Change.RECEIVED:
-            received[tally.provider, tally.collection or ""] += tally.entries
-        elif tally.change is Change.DIED:
-            died[(tally.reason or "",)] += tally.entries
-        elif tally.change is Change.DELIVERED:
-            delivered += tally.entries
+    for row in counters:
+        if row.change is Change.RECEIVED:
+            received[row.source, row.collection or ""] += row.entries
+        elif row.change is Change.DEAD_LETTERED:
+            died[(row.reason or "",)] += row.entries
+        elif row.change is Change.DELIVERED:
+            delivered += row.entries
     now: dict[tuple[str, ...], float] = {
-        (kind.provider, kind.collection or "", kind.state.value, kind.reason or ""): entries
-        for kind, entries in population(tallies).items()
+        (kind.source, kind.collection or "", kind.state.value, kind.reason or ""): entries
+        for kind, entries in population(counters).items()
     }
     return [
         metrics.EVENTS.told(now),
         metrics.RECEIVED.told(received),
         metrics.DELIVERED.told({(): delivered}),
-        metrics.DIED.told(died),
-        metrics.FORGOTTEN.told({(): forgotten(tallies)}),
+        metrics.DEAD_LETTERED.told(died),
+        metrics.FORGOTTEN.told({(): forgotten(counters)}),
     ]
 
 
-def _promises(outbox: Outbox) -> tuple[Promises, Sequence[Tally]]:
+def _accepted_and_stored(outbox: Outbox) -> tuple[AcceptedVsStored, Sequence[CounterRow]]:
     accepted = sum(
         sample.value
         for metric in metrics.WEBHOOKS.collect()
         for sample in metric.samples
         if sample.labels["outcome"] == "accepted"
     )
-    tallies = outbox.tallies()
+    counters = outbox.counters()
     # What is answered `accepted` has a collection; what came as a dead letter has none.
     received = sum(
-        tally.entries
-        for tally in tallies
-        if tally.change is Change.RECEIVED and tally.collection is not None
+        row.entries
+        for row in counters
+        if row.change is Change.RECEIVED and row.collection is not None
     )
-    return Promises(accepted, received), tallies
+    return AcceptedVsStored(accepted, received), counters
 
 
 def _page(told: Sequence[Metric]) -> bytes:

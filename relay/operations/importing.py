@@ -15,7 +15,7 @@ from relay.events import Ignored
 from relay.outbox.entries import Arrival, Clock, utc_now
 from relay.outbox.protocol import Outbox
 from relay.routes import arrival_of
-from relay.sources import Provider
+from relay.sources import Source
 
 STEP: Final = 1_000
 """Lines stored in one transaction."""
@@ -31,7 +31,7 @@ class BadLine(Struct, frozen=True):
     kept: bool = True
 
 
-class Tally(Struct):
+class ImportCounts(Struct):
     """What became of the lines so far.
 
     Attributes:
@@ -46,12 +46,12 @@ class Tally(Struct):
     bytes: int = 0
 
 
-class Backfill:
+class Importer:
     """Stores lines of webhook bodies; the same lines again add nothing.
 
     Args:
         outbox: where to.
-        provider: whose they are.
+        source: whose they are.
         segment: for which they are meant.
         exceeded: why nothing more is to be stored now, if so.
         clock: tells when they are received.
@@ -60,43 +60,43 @@ class Backfill:
     def __init__(
         self,
         outbox: Outbox,
-        provider: Provider,
+        source: Source,
         segment: Segment,
         *,
         exceeded: Callable[[], str | None] = lambda: None,
         clock: Clock = utc_now,
     ) -> None:
         self._outbox = outbox
-        self._provider = provider
+        self._source = source
         self._segment = segment
         self._exceeded = exceeded
         self._clock = clock
         self._copies: Counter[bytes] = Counter()
 
-    def run(self, lines: Iterable[bytes]) -> Iterator[Tally]:
+    def run(self, lines: Iterable[bytes]) -> Iterator[ImportCounts]:
         """Store all of them; after each step, what became of those of the step.
 
         Raises:
             OutboxError: those of this step are not stored; those before are.
         """
-        tally, step = Tally(), list[tuple[int, Arrival]]()
+        counts, step = ImportCounts(), list[tuple[int, Arrival]]()
         for number, line in enumerate(lines, 1):
-            tally.bytes += len(line)
+            counts.bytes += len(line)
             body = line.strip()
             if len(body) > MAX_LINE_BYTES:
                 error = f"longer than {MAX_LINE_BYTES} bytes"
-                tally.bad.append(BadLine(number, error, kept=False))
-                tally.outcomes["refused"] += 1
+                counts.bad.append(BadLine(number, error, kept=False))
+                counts.outcomes["refused"] += 1
             elif body:
                 arrival = self._arrival(body)
                 if isinstance(arrival, Ignored):
-                    tally.outcomes["ignored"] += 1
+                    counts.outcomes["ignored"] += 1
                 else:
                     step.append((number, arrival))
             if number % STEP == 0:
-                yield self._store(step, tally)
-                tally, step = Tally(), []
-        yield self._store(step, tally)
+                yield self._store(step, counts)
+                counts, step = ImportCounts(), []
+        yield self._store(step, counts)
 
     def _arrival(self, body: bytes) -> Arrival | Ignored:
         def nth_copy() -> tuple[str, ...]:
@@ -104,23 +104,25 @@ class Backfill:
             self._copies[digest] += 1
             return ("copy", digest.hex(), str(self._copies[digest]))
 
-        return arrival_of(self._provider, self._segment, body, self._clock(), otherwise=nth_copy)
+        return arrival_of(self._source, self._segment, body, self._clock(), otherwise=nth_copy)
 
-    def _store(self, step: list[tuple[int, Arrival]], tally: Tally) -> Tally:
+    def _store(self, step: list[tuple[int, Arrival]], counts: ImportCounts) -> ImportCounts:
         if step and (exceeded := self._exceeded()):
             raise OutboxError(exceeded)
         started = time.monotonic()
         new = self._outbox.add([arrival for _, arrival in step])
         for (number, arrival), is_new in zip(step, new, strict=True):
             if arrival.fault:
-                tally.outcomes["dead"] += 1
-                tally.bad.append(BadLine(number, f"{arrival.fault.reason}: {arrival.fault.detail}"))
+                counts.outcomes["dead"] += 1
+                counts.bad.append(
+                    BadLine(number, f"{arrival.fault.reason}: {arrival.fault.detail}")
+                )
             else:
-                tally.outcomes["accepted" if is_new else "duplicate"] += 1
-        tally.bad.sort(key=attrgetter("number"))  # those too long were told at once
+                counts.outcomes["accepted" if is_new else "duplicate"] += 1
+        counts.bad.sort(key=attrgetter("number"))  # those too long were told at once
         # Webhooks that come in meanwhile have their turn at the disk.
         time.sleep(min(time.monotonic() - started, 1))
-        return tally
+        return counts
 
 
 def lines(file: BinaryIO) -> Iterator[bytes]:

@@ -80,7 +80,7 @@ def links(
         if isinstance(other, Mapped) and other.event.collection == mapped.event.collection:
             after = dict(leaves(other.message))
             targets = [p for p in before | after if before.get(p) != after.get(p)]
-            if other.event.identity != mapped.event.identity:
+            if other.event.dedupe_key != mapped.event.dedupe_key:
                 targets.append(("messageId",))
         found += [Link(name(path), name(target)) for target in targets]
     return found

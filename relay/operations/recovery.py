@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from relay.errors import OutboxError
-from relay.outbox.entries import Counts, Query, Record
+from relay.outbox.entries import Counts, Query, StoredEntry, total
 from relay.outbox.sqlite.recover import DamagedOutbox
 from relay.outbox.sqlite.store import SqliteOutbox
 
@@ -45,26 +45,26 @@ def salvage(damaged: Path, new: Path, progress: Callable[[float], object]) -> Sa
     if new.exists():
         raise OutboxError(f"{new} exists already; name a new file")
     with DamagedOutbox(damaged) as source:
-        batches = _batches(source.records())
+        batches = _batches(source.entries())
         first = next(batches, None)
         if first is None:
             raise OutboxError(f"nothing can be read out of {damaged}")
         with closing(SqliteOutbox(new)) as outbox:
             for batch in chain([first], batches):
-                outbox.records.restore(batch)
+                outbox.entries.restore(batch)
                 progress(source.seen / source.pages)
             broken = [
-                id_ for id_ in source.broken if not outbox.records.count(Query(message_id=id_))
+                id_ for id_ in source.broken if not outbox.entries.count(Query(message_id=id_))
             ]
-            return Salvaged(outbox.counts(), len(broken), source.torn)
+            return Salvaged(total(outbox.counts()), len(broken), source.torn)
 
 
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    batch: list[Record] = []
+def _batches(entries: Iterable[StoredEntry]) -> Iterator[list[StoredEntry]]:
+    batch: list[StoredEntry] = []
     size = 0
-    for record in records:
-        batch.append(record)
-        size += len(record.body)
+    for entry in entries:
+        batch.append(entry)
+        size += len(entry.body)
         if len(batch) == _BATCH_RECORDS or size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0

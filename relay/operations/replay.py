@@ -8,8 +8,8 @@ from typing import Final
 from msgspec import Struct, field
 
 from relay.events import Unusable
-from relay.outbox.entries import Operation, Record, Revival, State, keys_of
-from relay.outbox.protocol import Records
+from relay.outbox.entries import Operation, Requeue, State, StoredEntry, keys_of
+from relay.outbox.protocol import EntryStore
 from relay.routes import Mapped, Mapping
 
 DEDUPLICATION: Final = timedelta(hours=24)
@@ -39,7 +39,7 @@ class Plan(Struct):
     pending: int = 0
     done: int = 0
     unusable: Counter[str] = field(default_factory=Counter)
-    examples: list[tuple[Record, Mapped]] = []
+    examples: list[tuple[StoredEntry, Mapped]] = []
 
     @property
     def found(self) -> int:
@@ -48,7 +48,7 @@ class Plan(Struct):
 
 
 def plan(
-    records: Iterable[Record],
+    entries: Iterable[StoredEntry],
     mapping: Mapping,
     *,
     now: datetime,
@@ -60,36 +60,36 @@ def plan(
     The records come with their histories.
     """
     planned = Plan()
-    for record in records:
-        if record.state is State.PENDING:
+    for entry in entries:
+        if entry.state is State.PENDING:
             planned.pending += 1
             continue
-        if _is_done(record, began_at):
+        if _is_done(entry, began_at):
             planned.done += 1
             continue
-        mapped = mapping.map(record)
+        mapped = mapping.map(entry)
         if isinstance(mapped, Unusable):
             planned.unusable[mapped.reason] += 1
             continue
         planned.to_send += 1
-        if sent_at := _last_delivered_at(record):
+        if sent_at := _last_delivered_at(entry):
             planned.again += 1
             planned.too_late += now - sent_at > DEDUPLICATION
         if len(planned.examples) < examples:
-            planned.examples.append((record, mapped))
+            planned.examples.append((entry, mapped))
     return planned
 
 
-def _last_delivered_at(record: Record) -> datetime | None:
-    if record.delivered_at is not None:
-        return record.delivered_at
-    earlier = [happening.at for happening in record.history if happening.what == "delivered"]
+def _last_delivered_at(entry: StoredEntry) -> datetime | None:
+    if entry.delivered_at is not None:
+        return entry.delivered_at
+    earlier = [event.at for event in entry.history if event.what == "delivered"]
     return earlier[-1] if earlier else None
 
 
 def replay(
-    outbox: Records,
-    records: Iterable[Record],
+    outbox: EntryStore,
+    entries: Iterable[StoredEntry],
     mapping: Mapping,
     operation: Operation,
     *,
@@ -105,22 +105,22 @@ def replay(
         After each step: how many records were looked at, and how many of them made pending.
     """
     looked_at = 0
-    step: list[Revival] = []
-    for record in records:
+    step: list[Requeue] = []
+    for entry in entries:
         looked_at += 1
-        to_do = record.state is not State.PENDING and not _is_done(record, began_at)
-        mapped = mapping.map(record) if to_do else None
+        to_do = entry.state is not State.PENDING and not _is_done(entry, began_at)
+        mapped = mapping.map(entry) if to_do else None
         if isinstance(mapped, Mapped):
             event = mapped.event
-            step.append(Revival(record.id, event.collection, keys_of(event)))
+            step.append(Requeue(entry.id, event.collection, keys_of(event)))
         if looked_at == STEP:
-            yield looked_at, outbox.revive(step, operation)
+            yield looked_at, outbox.requeue(step, operation)
             looked_at, step = 0, []
-    yield looked_at, outbox.revive(step, operation) if step else 0
+    yield looked_at, outbox.requeue(step, operation) if step else 0
 
 
-def _is_done(record: Record, began_at: datetime) -> bool:
-    settled = [happening.at for happening in record.history if happening.what in _SETTLED]
-    settled += [record.received_at, *([record.delivered_at] if record.delivered_at else [])]
+def _is_done(entry: StoredEntry, began_at: datetime) -> bool:
+    settled = [event.at for event in entry.history if event.what in _SETTLED]
+    settled += [entry.received_at, *([entry.delivered_at] if entry.delivered_at else [])]
     # Stores keep milliseconds.
     return max(settled) >= began_at.replace(microsecond=began_at.microsecond // 1000 * 1000)

@@ -11,11 +11,11 @@ from typing import Any, Final, Literal
 from msgspec import Struct, structs
 
 from relay.errors import UnreadableError
-from relay.events import EmailEvent, Reading
+from relay.events import EmailEvent, ParseResult
 from relay.outbox.counters import population
-from relay.outbox.entries import Query, Record, State, digest
-from relay.outbox.protocol import Outbox, Records
-from relay.sources import Provider
+from relay.outbox.entries import Query, State, StoredEntry, digest
+from relay.outbox.protocol import EntryStore, Outbox
+from relay.sources import Source
 from relay.sources.fields import read_object, text
 
 PAGE: Final = 500
@@ -45,7 +45,7 @@ class Criteria(Struct, frozen=True, omit_defaults=True):
 
     ids: tuple[int, ...] = ()
     states: tuple[State, ...] = ()
-    provider: str | None = None
+    source: str | None = None
     collection: str | None = None
     reason: str | None = None
     since: datetime | None = None
@@ -61,28 +61,28 @@ class Reason(Struct, frozen=True):
 
     reason: str
     count: int
-    example: Record
+    example: StoredEntry
 
 
 def reasons(outbox: Outbox) -> list[Reason]:
     """Why there are dead letters, the commonest reason first."""
     counted: Counter[str] = Counter()
-    for kind, count in population(outbox.tallies()).items():
+    for kind, count in population(outbox.counters()).items():
         if kind.state is State.DEAD:
             counted[kind.reason or ""] += count
     return [
         Reason(reason, count, example)
         for reason, count in sorted(counted.items(), key=lambda one: (-one[1], one[0]))
-        for example in outbox.records.find(Query(reason=reason), 1)
+        for example in outbox.entries.find(Query(reason=reason), 1)
     ]
 
 
-class Lookup:
+class Search:
     """Finds entries in an outbox, which is searched by digests and by the bodies themselves."""
 
-    def __init__(self, records: Records, providers: Iterable[Provider]) -> None:
-        self._records = records
-        self._providers = {provider.name: provider for provider in providers}
+    def __init__(self, entries: EntryStore, sources: Iterable[Source]) -> None:
+        self._entries = entries
+        self._sources = {source.name: source for source in sources}
 
     def find(
         self,
@@ -93,7 +93,7 @@ class Lookup:
         newest_first: bool = True,
         with_history: bool = False,
         looked_at: Callable[[int], None] = lambda _count: None,
-    ) -> Iterator[Record]:
+    ) -> Iterator[StoredEntry]:
         """All that meet the criteria, read little by little while they are taken.
 
         Args:
@@ -110,15 +110,15 @@ class Lookup:
         if queries[0].key and (not criteria.states or State.DEAD in criteria.states):
             queries.append(_unread(criteria))
         found = [self._pages(query, start, looked_at, **options) for query in queries]
-        records = merge(*found, key=lambda record: record.id, reverse=newest_first)
-        return (record for record in records if self._is_meant(record, criteria))
+        entries = merge(*found, key=lambda entry: entry.id, reverse=newest_first)
+        return (entry for entry in entries if self._is_meant(entry, criteria))
 
     def find_read(
         self, criteria: Criteria, *, start: int | None, end: int | None
-    ) -> Iterator[Record]:
+    ) -> Iterator[StoredEntry]:
         """The same, newest first, but for what could not be read when it came: by an index."""
         found = self._pages(_query(criteria), start, lambda _count: None, end=end)
-        return (record for record in found if self._is_meant(record, criteria))
+        return (entry for entry in found if self._is_meant(entry, criteria))
 
     def find_unread(
         self,
@@ -127,18 +127,18 @@ class Lookup:
         start: int | None,
         end: int | None,
         looked_at: Callable[[int], None],
-    ) -> Iterator[Record]:
+    ) -> Iterator[StoredEntry]:
         """What could not be read when it came and meets one of the criteria: each is looked at.
 
         They differ only in whom or which email they are about.
         """
-        for record in self._pages(_unread(either[0]), start, looked_at, end=end):
-            if any(self._is_meant(record, criteria) for criteria in either):
-                yield record
+        for entry in self._pages(_unread(either[0]), start, looked_at, end=end):
+            if any(self._is_meant(entry, criteria) for criteria in either):
+                yield entry
 
     def newest(self) -> int:
         """The highest id; 0 when there are no entries."""
-        newest = self._records.find(Query(), 1)
+        newest = self._entries.find(Query(), 1)
         return newest[0].id if newest else 0
 
     def stored_before(self, moment: datetime) -> int:
@@ -149,7 +149,7 @@ class Lookup:
         below, above = 0, self.newest() + 1
         while above - below > 1:
             middle = (below + above) // 2
-            found = self._records.find(Query(), 1, start=middle - 1, newest_first=False)
+            found = self._entries.find(Query(), 1, start=middle - 1, newest_first=False)
             if found and found[0].received_at < moment:
                 below = found[0].id
             else:
@@ -162,23 +162,23 @@ class Lookup:
         start: int | None,
         looked_at: Callable[[int], None],
         **options: Any,  # noqa: ANN401 (passed on)
-    ) -> Iterator[Record]:
-        while page := self._records.find(query, PAGE, start=start, **options):
+    ) -> Iterator[StoredEntry]:
+        while page := self._entries.find(query, PAGE, start=start, **options):
             yield from page
             looked_at(len(page))
             start = page[-1].id
 
-    def _is_meant(self, record: Record, criteria: Criteria) -> bool:
+    def _is_meant(self, entry: StoredEntry, criteria: Criteria) -> bool:
         if _key(criteria) is None:
             return True
-        reading = self._reading(record)
+        reading = self._reading(entry)
         if isinstance(reading, EmailEvent):
             return _is_about(reading, criteria)
-        return mentions(record.body, criteria)
+        return mentions(entry.body, criteria)
 
-    def _reading(self, record: Record) -> Reading | None:
+    def _reading(self, entry: StoredEntry) -> ParseResult | None:
         try:
-            return self._providers[record.provider].parse(record.body, record.received_at)
+            return self._sources[entry.source].parse(entry.body, entry.received_at)
         except Exception:  # noqa: BLE001 (what makes relay itself fail can be looked for, too)
             return None
 
@@ -188,7 +188,7 @@ def _query(criteria: Criteria) -> Query:
     return Query(
         ids=criteria.ids,
         states=criteria.states,
-        provider=criteria.provider,
+        source=criteria.source,
         collection=criteria.collection,
         reason=criteria.reason,
         since=criteria.since,

@@ -4,40 +4,40 @@ from datetime import datetime
 from typing import Any
 
 from relay.events import Unusable
-from relay.outbox.entries import Record
+from relay.outbox.entries import StoredEntry
 from relay.routes import Mapped
 
 
-def summary(record: Record, mapped: Mapped | Unusable) -> dict[str, Any]:
+def summary(entry: StoredEntry, mapped: Mapped | Unusable) -> dict[str, Any]:
     """What an entry is, but for its body."""
     event = mapped.event if isinstance(mapped, Mapped) else None
     return {
-        "id": record.id,
-        "message_id": record.message_id,
-        "provider": record.provider,
-        "state": record.state,
-        "collection": record.collection,
-        "reason": record.reason,
-        "detail": record.detail,
-        "received_at": moment(record.received_at),
-        "delivered_at": moment(record.delivered_at),
-        "attempts": record.attempts,
+        "id": entry.id,
+        "message_id": entry.message_id,
+        "source": entry.source,
+        "state": entry.state,
+        "collection": entry.collection,
+        "reason": entry.reason,
+        "detail": entry.detail,
+        "received_at": moment(entry.received_at),
+        "delivered_at": moment(entry.delivered_at),
+        "attempts": entry.attempts,
         "user_id": event.user_id if event else None,
         "address": event.email if event else None,
         "email_id": event.properties.get("email_id") if event else None,
     }
 
 
-def full(record: Record, mapped: Mapped | Unusable) -> dict[str, Any]:
+def full(entry: StoredEntry, mapped: Mapped | Unusable) -> dict[str, Any]:
     """All that is known of an entry: its raw webhook, its history, its track call as of today."""
     none = f"{mapped.reason}: {mapped.detail}" if isinstance(mapped, Unusable) else None
     return {
-        **summary(record, mapped),
+        **summary(entry, mapped),
         "history": [
-            {"at": moment(happening.at), "what": happening.what, "said": happening.said}
-            for happening in record.history
+            {"at": moment(event.at), "what": event.what, "said": event.said}
+            for event in entry.history
         ],
-        "body": record.body.decode(errors="replace"),
+        "body": entry.body.decode(errors="replace"),
         "track": mapped.message if isinstance(mapped, Mapped) else None,
         "no_track_because": none,
     }

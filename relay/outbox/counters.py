@@ -22,8 +22,8 @@ class Change(StrEnum):
 
     RECEIVED = "received"
     DELIVERED = "delivered"
-    DIED = "died"
-    REVIVED = "revived"
+    DEAD_LETTERED = "dead_lettered"
+    REQUEUED = "requeued"
     """Replayed: pending again. What it was before, it has left."""
     LEFT_PENDING = "left_pending"
     LEFT_DELIVERED = "left_delivered"
@@ -31,7 +31,7 @@ class Change(StrEnum):
     """This and the other two: replayed, or forgotten."""
 
 
-class Tally(Struct, frozen=True):
+class CounterRow(Struct, frozen=True):
     """How many entries did the same.
 
     Attributes:
@@ -42,7 +42,8 @@ class Tally(Struct, frozen=True):
     """
 
     since: datetime | None
-    provider: str
+    source: str
+    destination: str
     collection: str | None
     change: Change
     reason: str | None
@@ -53,7 +54,8 @@ class Tally(Struct, frozen=True):
 class Kind(Struct, frozen=True):
     """What entries may have in common."""
 
-    provider: str
+    source: str
+    destination: str
     collection: str | None
     state: State
     reason: str | None
@@ -61,9 +63,9 @@ class Kind(Struct, frozen=True):
 
 _EFFECTS: Final[Mapping[Change, Mapping[State, int]]] = {
     Change.RECEIVED: {State.PENDING: 1},
-    Change.REVIVED: {State.PENDING: 1},
+    Change.REQUEUED: {State.PENDING: 1},
     Change.DELIVERED: {State.PENDING: -1, State.DELIVERED: 1},
-    Change.DIED: {State.PENDING: -1, State.DEAD: 1},
+    Change.DEAD_LETTERED: {State.PENDING: -1, State.DEAD: 1},
     Change.LEFT_PENDING: {State.PENDING: -1},
     Change.LEFT_DELIVERED: {State.DELIVERED: -1},
     Change.LEFT_DEAD: {State.DEAD: -1},
@@ -79,20 +81,22 @@ def in_states(changes: Mapping[Change, int]) -> dict[State, int]:
     return counted
 
 
-def population(tallies: Iterable[Tally]) -> dict[Kind, int]:
+def population(counters: Iterable[CounterRow]) -> dict[Kind, int]:
     """How many entries there are of each kind."""
     counted: Counter[Kind] = Counter()
-    for tally in tallies:
-        for state, effect in _EFFECTS[tally.change].items():
-            reason = tally.reason if state is State.DEAD else None
-            counted[Kind(tally.provider, tally.collection, state, reason)] += effect * tally.entries
+    for row in counters:
+        for state, effect in _EFFECTS[row.change].items():
+            reason = row.reason if state is State.DEAD else None
+            counted[Kind(row.source, row.destination, row.collection, state, reason)] += (
+                effect * row.entries
+            )
     return {kind: entries for kind, entries in counted.items() if entries}
 
 
-def forgotten(tallies: Iterable[Tally]) -> int:
+def forgotten(counters: Iterable[CounterRow]) -> int:
     """How many entries have been erased, or were delivered long ago."""
     changes = Counter[Change]()
-    for tally in tallies:
-        changes[tally.change] += tally.entries
+    for row in counters:
+        changes[row.change] += row.entries
     left = changes[Change.LEFT_PENDING] + changes[Change.LEFT_DELIVERED] + changes[Change.LEFT_DEAD]
-    return left - changes[Change.REVIVED]
+    return left - changes[Change.REQUEUED]

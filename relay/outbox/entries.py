@@ -1,21 +1,20 @@
 """The values that an outbox takes and gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 from msgspec import Struct
 
 from relay.events import EmailEvent, Unusable
 
 Clock = Callable[[], datetime]
-T = TypeVar("T")
 
 
 def utc_now() -> datetime:
-    """The time of day, aware UTC."""
+    """Return the time of day, aware UTC."""
     return datetime.now(UTC)
 
 
@@ -33,7 +32,7 @@ class State(StrEnum):
 class Keys(Struct, frozen=True):
     """What an entry can be found by, each as a short digest: indexes hold no address.
 
-    Two texts may share a digest, so what is found by one is still to be looked at.
+    Two texts may share a digest, so what is found by one must still be compared.
 
     Attributes:
         user: of the user id.
@@ -50,7 +49,7 @@ NO_KEYS: Final = Keys()
 
 
 def keys_of(event: EmailEvent) -> Keys:
-    """What the event's entry is to be found by."""
+    """Return the keys that find the event's entry."""
     user, address, email = event.user_id, event.email, event.properties.get("email_id")
     return Keys(
         digest(user) if user else None,
@@ -60,21 +59,24 @@ def keys_of(event: EmailEvent) -> Keys:
 
 
 def digest(text: str) -> int:
-    """The text as a key: the first 32 bits of its SHA-256."""
+    """Return the text as a key: the first 32 bits of its SHA-256."""
     return int.from_bytes(sha256(text.encode()).digest()[:4], "big")
 
 
 class Arrival(Struct, frozen=True):
-    """A webhook event to be stored.
+    """An event to be stored.
 
     Attributes:
-        message_id: what makes it unique, and its `messageId` at Segment.
-        fault: why it is a dead letter from the start; None for what is to be forwarded.
-        collection: the one it belongs to; None for what has a fault.
+        source: name of the source that sent it.
+        destination: name of the destination it goes to.
+        message_id: makes it unique; the destination deduplicates by it.
+        fault: why it is a dead letter from the start; None if it is to be forwarded.
+        collection: the collection it belongs to; None if it has a fault.
         keys: what it can be found by.
     """
 
-    provider: str
+    source: str
+    destination: str
     message_id: str
     received_at: datetime
     body: bytes
@@ -84,35 +86,52 @@ class Arrival(Struct, frozen=True):
 
 
 class Entry(Struct, frozen=True):
-    """A claimed entry: one webhook event on its way.
+    """A claimed entry: one event on its way.
 
     Attributes:
         attempts: how often it has been claimed, this time included.
-        claim: the fence: whoever holds an older claim settles nothing.
-        deaths: how often in a row a process ended over it: see `Outbox.begin_post`.
+        claim: the fence: a holder of an older claim settles nothing.
+        crashes: how often in a row a process ended while it held the entry: see
+            `Outbox.begin_post`.
     """
 
     id: int
-    provider: str
+    source: str
+    destination: str
     message_id: str
     received_at: datetime
     attempts: int
     claim: int
     body: bytes
-    deaths: int = 0
+    crashes: int = 0
 
 
-DEATHS_IN_COMPANY: Final = 2
-"""From so many deaths on an entry is a suspect, and is only claimed alone."""
+CRASHES_BEFORE_ISOLATION: Final = 2
+"""An entry with this many crashes is a suspect, and is only claimed alone."""
 
 
 class Counts(Struct, frozen=True):
-    """How many entries there are in each state, and since when a pending one waits the longest."""
+    """How many entries are in each state.
 
-    pending: int
-    delivered: int
-    dead: int
-    waiting_since: datetime | None
+    Attributes:
+        waiting_since: since when the oldest pending entry waits; None if none is pending.
+    """
+
+    pending: int = 0
+    delivered: int = 0
+    dead: int = 0
+    waiting_since: datetime | None = None
+
+
+def total(counts: Mapping[str, Counts]) -> Counts:
+    """Add up the counts of all destinations."""
+    waiting = [each.waiting_since for each in counts.values() if each.waiting_since]
+    return Counts(
+        pending=sum(each.pending for each in counts.values()),
+        delivered=sum(each.delivered for each in counts.values()),
+        dead=sum(each.dead for each in counts.values()),
+        waiting_since=min(waiting, default=None),
+    )
 
 
 class LogState(Struct, frozen=True):
@@ -120,7 +139,7 @@ class LogState(Struct, frozen=True):
 
     Attributes:
         size_bytes: on its disk.
-        is_held: somebody who reads from it has kept it from being emptied for a while; it grows.
+        is_held: a reader has kept it from being emptied for a while; it grows.
     """
 
     size_bytes: int
@@ -134,31 +153,34 @@ class Role(StrEnum):
     FORWARDER = "forwarder"
 
 
-class Happening(Struct, frozen=True):
-    """One line of an entry's history. That it was received, and delivered last, is in the record.
+class HistoryEvent(Struct, frozen=True):
+    """One line of an entry's history.
+
+    That it was received, and its last delivery, are in the entry itself.
 
     Attributes:
         what: `posted` and not accepted, `delivered` before a replay, `dead`, or `replayed`.
-        said: Segment's answer, or the reason; empty where there is none.
+        detail: the destination's answer, or the reason; empty if there is none.
     """
 
     at: datetime
     what: str
-    said: str
+    detail: str
 
 
-class Record(Struct, frozen=True):
+class StoredEntry(Struct, frozen=True):
     """An entry with all that is known of it.
 
     Attributes:
         attempts: how often it has been claimed.
-        delivered_at: when Segment's answer to it was noted; None unless it is delivered.
-        reason: why it is a dead letter, and in `detail` a sentence about that.
+        delivered_at: when the destination's answer was noted; None unless it is delivered.
+        reason: why it is a dead letter; `detail` is a sentence about that.
         history: what happened to it, oldest first; empty unless it was asked for.
     """
 
     id: int
-    provider: str
+    source: str
+    destination: str
     message_id: str
     state: State
     collection: str | None
@@ -169,21 +191,23 @@ class Record(Struct, frozen=True):
     detail: str | None
     keys: Keys
     body: bytes
-    history: tuple[Happening, ...] = ()
+    history: tuple[HistoryEvent, ...] = ()
 
 
 class Query(Struct, frozen=True, omit_defaults=True):
-    """Which entries; what is None or empty does not matter.
+    """Which entries to find; a field that is None or empty matches all.
 
     Attributes:
-        since: received then or later; `until`: before then.
-        key: which of the keys, and its digest.
-        keyless: those that can be found by no key.
+        since: received then or later.
+        until: received before then.
+        key: the name of a key, and its digest.
+        keyless: entries that no key finds.
     """
 
     ids: tuple[int, ...] = ()
     states: tuple[State, ...] = ()
-    provider: str | None = None
+    source: str | None = None
+    destination: str | None = None
     collection: str | None = None
     reason: str | None = None
     since: datetime | None = None
@@ -193,7 +217,7 @@ class Query(Struct, frozen=True, omit_defaults=True):
     keyless: bool = False
 
 
-class Revival(Struct, frozen=True):
+class Requeue(Struct, frozen=True):
     """An entry to be forwarded once more, and what it is by today's mapping."""
 
     id: int
@@ -202,11 +226,11 @@ class Revival(Struct, frozen=True):
 
 
 class Operation(Struct, frozen=True):
-    """Something an operator did to many entries, noted so that it can be taken up again.
+    """Something an operator did to many entries, noted so that it can be resumed.
 
     Attributes:
         kind: `replay` or `erase`.
-        what: on which entries, without anything that tells who they are about.
+        what: on which entries, without anything that tells whom they are about.
         entries: how many it has changed so far.
     """
 

@@ -63,7 +63,8 @@ class AwaitedOutbox:
     """An outbox that a thread opens; until it is open, every use raises OutboxNotOpenError.
 
     It has what `relay.outbox.protocol.Outbox` has, by way of the outbox it waits for. A use during
-    the first try waits for that, so that a start refuses nothing that it could have stored a moment later.
+    the first try waits for that, so that a start refuses nothing that it could have stored a moment
+    later.
 
     Args:
         open_outbox: tries once.
@@ -87,7 +88,7 @@ class AwaitedOutbox:
         self._give_up_at = -inf
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._open, name="opening", daemon=True)
-        self.records: Any = _Records(self)
+        self.entries: Any = _Records(self)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the outbox has)
         return getattr(self.get(), name)
@@ -165,4 +166,4 @@ class _Records:
         self._awaited = outbox
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the records have)
-        return getattr(self._awaited.get().records, name)
+        return getattr(self._awaited.get().entries, name)

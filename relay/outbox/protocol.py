@@ -1,11 +1,14 @@
-"""What every store of the outbox is held to."""
+"""What every store of the outbox is held to; `tests/contracts/` checks each store against it.
 
-from collections.abc import Callable, Sequence
+Every method raises OutboxError when the store cannot do it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from relay.events import Unusable
-from relay.outbox.counters import Tally
+from relay.outbox.counters import CounterRow
 from relay.outbox.entries import (
     Arrival,
     Counts,
@@ -13,12 +16,13 @@ from relay.outbox.entries import (
     LogState,
     Operation,
     Query,
-    Record,
-    Revival,
+    Requeue,
     Role,
-    T,
+    StoredEntry,
 )
-from relay.throttle import Pace, Standing
+from relay.throttle import DestinationStatus, Throttle
+
+T = TypeVar("T")
 
 RARE: Final = (
     "Email Link Clicked",
@@ -32,11 +36,10 @@ SOME: Final = 10_000
 """So many entries of a state are quicker sorted than found among the others."""
 
 
-class Records(Protocol):
-    """Safe to use while receivers and forwarders are at work on the same outbox.
+class EntryStore(Protocol):
+    """The entries as an operator sees them: found, counted, replayed, erased, copied.
 
-    `tests/contracts/` holds every store to these words. Every
-    method raises OutboxError when the store cannot do it.
+    Safe to use while receivers and forwarders are at work on the same outbox.
     """
 
     def find(
@@ -48,12 +51,12 @@ class Records(Protocol):
         end: int | None = None,
         newest_first: bool = True,
         with_history: bool = False,
-    ) -> list[Record]:
-        """Up to so many of the entries, in the order of their ids; fewer if their bodies are large.
+    ) -> list[StoredEntry]:
+        """Return entries in the order of their ids; fewer than the limit if bodies are large.
 
         Args:
             query: which.
-            limit: how many at the most; none are returned only when there are none.
+            limit: how many at most; an empty list means that there are none.
             start: the id behind which they begin, in the direction asked for.
             end: the last id that is looked at.
             newest_first: the direction.
@@ -62,37 +65,37 @@ class Records(Protocol):
         ...
 
     def count(self, query: Query) -> int:
-        """How many there are; looks at each."""
+        """Count the entries; looks at each of them."""
         ...
 
     def begin(self, kind: str, what: str) -> Operation:
-        """The same operation begun earlier and not finished, or a new one."""
+        """Return the same operation begun earlier and not finished, or a new one."""
         ...
 
-    def revive(self, revivals: Sequence[Revival], operation: Operation) -> int:
-        """Make those pending again that are delivered or dead; how many.
+    def requeue(self, requeues: Sequence[Requeue], operation: Operation) -> int:
+        """Make delivered and dead entries pending again; return how many.
 
         They are counted with the operation, in one transaction.
         """
         ...
 
     def erase(self, ids: Sequence[int], operation: Operation) -> int:
-        """Forget entries whatever their state, their histories too; how many.
+        """Delete entries whatever their state, and their histories; return how many.
 
-        As far as the store can, nothing of them is left on disk. Counted as by `revive`.
+        As far as the store can, nothing of them is left on disk. Counted as by `requeue`.
         """
         ...
 
     def finish(self, operation: Operation) -> None:
-        """Note that the operation has come to its end."""
+        """Note that the operation is complete."""
         ...
 
     def operations(self, limit: int) -> list[Operation]:
-        """The latest operations, newest first."""
+        """Return the latest operations, newest first."""
         ...
 
-    def restore(self, records: Sequence[Record]) -> int:
-        """Put records back, with their states and histories; how many were not there.
+    def restore(self, entries: Sequence[StoredEntry]) -> int:
+        """Put entries back, with their states and histories; return how many were not there.
 
         When this returns, they are on disk.
         """
@@ -100,40 +103,37 @@ class Records(Protocol):
 
 
 class Outbox(Protocol):
-    """A durable queue; safe to use from several threads, and by several processes.
-
-    `tests/contracts/` holds every store to these words. Every method raises OutboxError when the
-    store cannot do it.
-    """
+    """A durable queue; safe to use from several threads, and by several processes."""
 
     def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
-        """Store what is new; tell for each whether it was.
+        """Store what is new; return for each arrival whether it was.
 
         When this returns, it is on disk.
         """
         ...
 
-    def changed(self) -> bool:
-        """Whether anything may have been added since this was last asked; cheap."""
+    def changed(self, destination: str) -> bool:
+        """Return whether anything may have been added since the last call for it; cheap."""
         ...
 
-    def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:
-        """The entries longest due, none of which anyone else is given until the lease ends.
+    def claim(self, destination: str, limit: int, *, lease: timedelta) -> list[Entry]:
+        """Lease up to `limit` of the destination's oldest due entries.
 
-        They are due again when it ends, or earlier if the claiming process is known to be gone.
-        Suspects are not among them.
+        No other worker gets them until the lease expires, or the claiming process is known to be
+        gone. Suspects are not among them.
         """
         ...
 
-    def claim_suspect(self, *, lease: timedelta) -> list[Entry]:
-        """One of the suspects that are due, if there are any; as `claim` otherwise."""
+    def claim_suspect(self, destination: str, *, lease: timedelta) -> list[Entry]:
+        """Lease one of the destination's due suspects, if there is any; otherwise as `claim`."""
         ...
 
     def begin_post(self, suspect: Entry, lineage: int) -> Entry:
-        """Tell that a claimed suspect has been mapped and encoded; it is claimed as what returns.
+        """Note that a claimed suspect has been rendered; return it with its new claim.
 
-        A process that ended over it before now counts against it. From now on it waits for
-        Segment, and an end proves nothing, unless `count_crash` is told otherwise.
+        If the process ended before this call, that counts against the suspect. From now on the
+        suspect waits for its destination, and an end of the process proves nothing, unless
+        `count_crash` is called.
 
         Args:
             suspect: claimed alone.
@@ -142,59 +142,60 @@ class Outbox(Protocol):
         ...
 
     def count_crash(self, lineage: int) -> None:
-        """Count against the suspect what the last process of the lineage did not survive posting.
+        """Count a crash against the suspect that the last process of the lineage was sending.
 
-        To be called before anything is claimed, where that process ended by itself and what had
-        started it lived on.
+        Call it before anything is claimed, if that process ended by itself while its supervisor
+        lived on.
         """
         ...
 
-    def has_suspects(self) -> bool:
-        """Whether any suspect is due."""
+    def has_suspects(self, destination: str) -> bool:
+        """Return whether any suspect of the destination is due."""
         ...
 
-    def deliver(self, entries: Sequence[Entry]) -> None:
-        """Segment has them. Entries claimed by someone else since are left alone."""
+    def ack(self, entries: Sequence[Entry]) -> None:
+        """Settle entries as delivered. Entries that another worker has claimed since stay."""
         ...
 
-    def bury(self, entry: Entry, fault: Unusable) -> None:
-        """Make it a dead letter, unless someone else has claimed it since."""
+    def dead_letter(self, entry: Entry, fault: Unusable) -> None:
+        """Make the entry a dead letter, unless another worker has claimed it since."""
         ...
 
     def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
-        """Make them due at once, unless someone else has claimed them since.
+        """Make entries due at once, unless another worker has claimed them since.
 
         Args:
-            entries: claimed once.
-            answer: what came of posting them, for their histories; None when they were not posted.
+            entries: of one claim.
+            answer: the result of sending them, for their histories; None if they were not sent.
         """
         ...
 
-    def pace(self, change: Callable[[Pace, float], T]) -> T:
-        """What `change` returns for the pace that all forwarders share, and the time in seconds.
+    def throttle(self, destination: str, change: Callable[[Throttle, float], T]) -> T:
+        """Return what `change` returns for the destination's throttle and the time in seconds.
 
-        It may change the pace; no other change comes in between.
+        All forwarders to the destination share its throttle. `change` may alter it; no other
+        change happens in between.
         """
         ...
 
-    def standing(self) -> Standing:
-        """How forwarding stands with Segment, as far as the forwarders have told by now."""
+    def destination_status(self, destination: str) -> DestinationStatus:
+        """Return how forwarding to the destination stands, as far as forwarders have noted it."""
         ...
 
-    def counts(self) -> Counts:
-        """How many entries are in each state; costs the same however many there are."""
+    def counts(self) -> Mapping[str, Counts]:
+        """Count the entries of each destination by state; the cost does not grow with them."""
         ...
 
-    def tallies(self) -> list[Tally]:
-        """What entries did, latest slots first; a few thousand at the most."""
+    def counters(self) -> list[CounterRow]:
+        """Return what entries did, latest slots first; a few thousand rows at most."""
         ...
 
-    def fold_tallies(self, before: datetime) -> None:
+    def aggregate_counters(self, before: datetime) -> None:
         """Count as a whole what happened in slots that began before then."""
         ...
 
     def purge(self, before: datetime, limit: int) -> int:
-        """Forget entries delivered before then, so many at the most; how many they were.
+        """Delete up to `limit` entries delivered before then; return how many.
 
         From then on a copy of such an event is new.
         """
@@ -205,27 +206,27 @@ class Outbox(Protocol):
         ...
 
     def pending_exceed(self, limit: int) -> bool:
-        """Whether more entries than that are pending; costs no more than to count so many."""
+        """Return whether more entries than that are pending, for all destinations together."""
         ...
 
     def free_bytes(self) -> int | None:
-        """How much room its disk has; None where that cannot be known."""
+        """Return how much room its disk has; None if that cannot be known."""
         ...
 
     def warnings(self) -> list[str]:
-        """What an operator had better change although all works, a sentence each."""
+        """Return what an operator should change although all works, a sentence each."""
         ...
 
     def log_state(self) -> LogState | None:
-        """The store's log of writes; None where it is no business of relay's."""
+        """Return the state of the store's log of writes; None if the store has no such log."""
         ...
 
-    def become_sole(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
-        """Keep other processes out of the role from now on, where the store has room for one only.
+    def lock_role(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
+        """Keep other processes out of the role from now on, if the store has room for one only.
 
         Args:
             role: what this process does with the store.
-            patience: for how long another one is waited for that is about to end.
+            patience: how long to wait for another process that is about to end.
 
         Raises:
             OutboxUnusableError: another process has it.
@@ -233,10 +234,10 @@ class Outbox(Protocol):
         ...
 
     @property
-    def records(self) -> Records:
+    def entries(self) -> EntryStore:
         """The same entries, as an operator sees them."""
         ...
 
     def close(self) -> None:
-        """Let go of the store; nothing else may be called afterwards."""
+        """Close the store; nothing else may be called afterwards."""
         ...

@@ -8,8 +8,8 @@ from msgspec import Struct, json
 from relay.errors import OutboxError
 from relay.events import DeadReason, Ignored
 from relay.outbox.entries import Arrival
-from relay.receiver.committer import Fate
-from relay.sources import Provider
+from relay.receiver.committer import StoreResult
+from relay.sources import Source
 
 RETRY_AFTER_SECONDS: Final = 5
 
@@ -32,11 +32,11 @@ class Answer(Struct, frozen=True):
         return self.status, headers, body
 
 
-def answer_to(provider: Provider, arrival: Arrival | Ignored, fate: Fate) -> Answer:
+def answer_to(source: Source, arrival: Arrival | Ignored, fate: StoreResult) -> Answer:
     """What the sender is told of a webhook, once it is known what has become of it.
 
     Args:
-        provider: whose it is.
+        source: whose it is.
         arrival: what it was to be stored as, if at all.
         fate: what came of storing it; of no account where it was ignored.
     """
@@ -46,7 +46,7 @@ def answer_to(provider: Provider, arrival: Arrival | Ignored, fate: Fate) -> Ans
         content = {"status": "unavailable", "error": "not stored; send it again"}
         return Answer(503, content, ((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),))
     if fault := arrival.fault:
-        is_error = fault.reason is DeadReason.UNREADABLE and not provider.holds_back
+        is_error = fault.reason is DeadReason.UNREADABLE and not source.blocks_on_error
         status = 400 if is_error else 200
         return Answer(status, {"status": "dead", "reason": fault.reason, "error": fault.detail})
     outcome = "accepted" if fate else "duplicate"

@@ -12,7 +12,7 @@ from starlette.types import Receive
 from relay.receiver.answers import RETRY_AFTER_SECONDS, Answer
 from relay.receiver.budget import Budget
 from relay.receiver.protocol import Headers
-from relay.sources import Provider, Verifier
+from relay.sources import Source, Verifier
 from relay.truncation import KEPT_BYTES
 
 MAX_BODY_BYTES: Final = 2**20
@@ -211,7 +211,7 @@ class Bodies:
         self._readings: set[_Reading] = set()
         self._unverified = Budget(MAX_UNVERIFIED_BYTES)
 
-    async def give_up_on_the_slow(self) -> None:
+    async def cancel_slow_reads(self) -> None:
         """End the reading of every body that takes too long; runs until it is cancelled.
 
         It looks at all of them once a second: a timer for each would cost more than its reading.
@@ -225,7 +225,7 @@ class Bodies:
                     reading.give_up(RefusedError(408, slow, drain=False))
 
     async def read(
-        self, provider: Provider, headers: Headers, receive: Receive, verifier: Verifier
+        self, source: Source, headers: Headers, receive: Receive, verifier: Verifier
     ) -> Body:
         """The body, whose pieces the verifier has been given.
 
@@ -234,7 +234,7 @@ class Bodies:
                 way that relay does not know; or there are too many.
             SenderGoneError: it will never be complete.
         """
-        body = _Pieces(is_packed=_is_packed(headers, provider), may_be_cut=provider.holds_back)
+        body = _Pieces(is_packed=_is_packed(headers, source), may_be_cut=source.blocks_on_error)
         body.expect(_length(headers))
         task = cast("asyncio.Task[object]", asyncio.current_task())
         reading = _Reading(task, asyncio.get_running_loop().time())
@@ -252,7 +252,7 @@ class Bodies:
                     body.end()
                     is_whole = True
                     return body
-                if provider.signs:
+                if source.signs_body:
                     self._unverified.hold(reading, body.held)
         except asyncio.CancelledError:
             if reading.refusal is None:
@@ -274,7 +274,7 @@ def is_encoded(headers: Headers) -> bool:
     return False
 
 
-def _is_packed(headers: Headers, provider: Provider) -> bool:
+def _is_packed(headers: Headers, source: Source) -> bool:
     """Whether the body is said to be gzip.
 
     Raises:
@@ -287,7 +287,7 @@ def _is_packed(headers: Headers, provider: Provider) -> bool:
         return False
     if len(codings) == 1 and codings[0] in _GZIPPED:
         return True
-    if provider.holds_back:
+    if source.blocks_on_error:
         return False
     raise RefusedError(415, "only gzip is unpacked", (b"accept-encoding", b"gzip"))
 

@@ -34,22 +34,22 @@ STUCK_SECONDS: Final = 60
 CLOSE_SECONDS: Final = 5
 """How long the outbox has for what waits at the end; it has not been answered 200."""
 
-Fate = bool | OutboxError
+StoreResult = bool | OutboxError
 """An arrival is on disk, and was new or not; or why it is not stored."""
-Told = Callable[[Fate], None]
+OnStored = Callable[[StoreResult], None]
 
 _LOOK_SECONDS: Final = 0.5
 _FAILURE_SECONDS: Final = 10
 
 
-class _Waiting(Struct):
+class _Pending(Struct):
     """An arrival, and whom to tell: nobody any more once that is done."""
 
     arrival: Arrival
-    told: Told
+    told: OnStored
 
 
-class _Handed(Struct):
+class _Group(Struct):
     """What was handed over together.
 
     Attributes:
@@ -62,14 +62,14 @@ class _Handed(Struct):
     since: float
     at: float
     count: int
-    waiting: list[_Waiting]
+    waiting: list[_Pending]
     late: bool = False
 
 
 _log = structlog.get_logger()
 
 
-class Intake:
+class Committer:
     """Stores arrivals in the outbox, from one event loop, through one committing thread.
 
     Args:
@@ -82,11 +82,11 @@ class Intake:
     ) -> None:
         self._outbox = outbox
         self._broken = broken
-        self._gathered: list[_Waiting] = []
+        self._gathered: list[_Pending] = []
         self._gathered_since = 0.0
-        self._waiting: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[list[_Pending] | None] = SimpleQueue()
         self._waiting_bytes = 0
-        self._handed: deque[_Handed] = deque()
+        self._handed: deque[_Group] = deque()
         self._handed_count = 0
         self._told_count = 0
         self._closed: str | None = None
@@ -97,7 +97,7 @@ class Intake:
     def start(self) -> None:
         """Begin to store what the running event loop brings."""
         self._loop = asyncio.get_running_loop()
-        self._give_up_on_the_slow()
+        self._expire_waiters()
         self._thread.start()
 
     def refuse(self, reason: str | None) -> None:
@@ -108,7 +108,7 @@ class Intake:
         """Tell that the outbox will do nothing more in this process."""
         self._broken(error)
 
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """Why the latest webhooks were not stored; None if they were, or came long ago.
 
         A passing trouble must not keep senders away for ever who alone would show that it passed.
@@ -125,7 +125,7 @@ class Intake:
             return f"a commit has been under way for more than {STUCK_SECONDS} s"
         return None
 
-    def store(self, arrival: Arrival, told: Told) -> None:
+    def store(self, arrival: Arrival, told: OnStored) -> None:
         """Store one arrival; `told` is called in the event loop when that is done, or has failed.
 
         A callback and no future: it is called for every webhook, and costs a fifth.
@@ -142,22 +142,22 @@ class Intake:
             # is woken once, and not for the first of them alone.
             self._loop.call_soon(self._hand_over)
             self._gathered_since = time.perf_counter()
-        self._gathered.append(_Waiting(arrival, told))
+        self._gathered.append(_Pending(arrival, told))
 
     def _hand_over(self) -> None:
         self._handed_count += len(self._gathered)
         self._handed.append(
-            _Handed(self._gathered_since, self._loop.time(), self._handed_count, self._gathered)
+            _Group(self._gathered_since, self._loop.time(), self._handed_count, self._gathered)
         )
         self._waiting.put(self._gathered)
         self._gathered = []
 
-    def _give_up_on_the_slow(self) -> None:
+    def _expire_waiters(self) -> None:
         """Tell what has waited too long that it may not be stored: the outbox does not answer.
 
         Should it be stored after all, the sender's next try is answered as a duplicate.
         """
-        self._loop.call_later(_LOOK_SECONDS, self._give_up_on_the_slow)
+        self._loop.call_later(_LOOK_SECONDS, self._expire_waiters)
         late = OutboxError("the outbox does not answer in time")
         for handed in self._handed:
             if handed.at > self._loop.time() - WAIT_SECONDS:
@@ -175,7 +175,7 @@ class Intake:
     def _commit_groups(self) -> None:
         ended = False
         while not ended:
-            waiting: list[_Waiting] = []
+            waiting: list[_Pending] = []
             # Blocks for the first only.
             while not ended and not (waiting and self._waiting.empty()):
                 gathered = self._waiting.get()
@@ -186,7 +186,7 @@ class Intake:
                 self._commit(waiting[start : start + LARGEST_GROUP])
             self._pulse.rest(self._thread)
 
-    def _commit(self, group: Sequence[_Waiting]) -> None:
+    def _commit(self, group: Sequence[_Pending]) -> None:
         arrivals = [waiting.arrival for waiting in group]
         started = time.perf_counter()
         try:
@@ -203,7 +203,7 @@ class Intake:
         # One call wakes every request of the group.
         self._loop.call_soon_threadsafe(self._tell, group, new)
 
-    def _tell(self, group: Sequence[_Waiting], new: Sequence[bool] | OutboxError) -> None:
+    def _tell(self, group: Sequence[_Pending], new: Sequence[bool] | OutboxError) -> None:
         self._failure = (self._loop.time(), new) if isinstance(new, OutboxError) else None
         for place, waiting in enumerate(group):
             self._waiting_bytes -= len(waiting.arrival.body)
@@ -218,7 +218,7 @@ class Intake:
                 for _ in handed.waiting:
                     ANSWERS.observe(seconds)
 
-    def _tell_one(self, waiting: _Waiting, fate: Fate) -> None:
+    def _tell_one(self, waiting: _Pending, fate: StoreResult) -> None:
         """Tell it, unless it has been told already."""
         told, waiting.told = waiting.told, _nobody
         try:
@@ -227,5 +227,5 @@ class Intake:
             _log.exception("intake.not_told", message_id=waiting.arrival.message_id)
 
 
-def _nobody(_fate: Fate) -> None:
+def _nobody(_fate: StoreResult) -> None:
     """Who waited has been told already."""

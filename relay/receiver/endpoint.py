@@ -34,11 +34,11 @@ from relay.receiver.bodies import (
     SenderGoneError,
     is_encoded,
 )
-from relay.receiver.committer import WAIT_SECONDS, Fate, Intake
+from relay.receiver.committer import WAIT_SECONDS, Committer, StoreResult
 from relay.receiver.limits import CHECKED_EVERY, Limits
 from relay.receiver.protocol import Headers, Reply
 from relay.routes import arrival_of, cut_arrival
-from relay.sources import Provider, Verifier, Webhook
+from relay.sources import Source, Verifier, Webhook
 
 _READINESS_SECONDS: Final = 1.0
 _FIRST_LOOK_SECONDS: Final = 1.0
@@ -57,44 +57,44 @@ _counter: Final = cache(WEBHOOKS.labels)
 
 
 class Webhooks:
-    """The ASGI endpoint of `/webhooks/<provider>` and `/webhooks/<provider>/<secret>`."""
+    """The ASGI endpoint of `/webhooks/<source>` and `/webhooks/<source>/<secret>`."""
 
     def __init__(
         self,
-        providers: Iterable[Provider],
+        sources: Iterable[Source],
         segment: Segment,
-        intake: Intake,
+        committer: Committer,
         *,
         clock: Clock = utc_now,
     ) -> None:
-        self._providers = {provider.name: provider for provider in providers if provider.configured}
+        self._sources = {source.name: source for source in sources if source.configured}
         self._segment = segment
-        self._intake = intake
+        self._committer = committer
         self._clock = clock
         self._bodies = Bodies()
         self._seldom = Seldom()
-        self.give_up_on_the_slow = self._bodies.give_up_on_the_slow
+        self.cancel_slow_reads = self._bodies.cancel_slow_reads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        provider = None
+        source = None
         try:
-            provider = self._provider(scope["path"])
+            source = self._source(scope["path"])
             self._check_method(scope["method"])
-            verifier = self._verifier(provider, scope["path"], scope["headers"])
-            body = await self._bodies.read(provider, scope["headers"], receive, verifier)
+            verifier = self._verifier(source, scope["path"], scope["headers"])
+            body = await self._bodies.read(source, scope["headers"], receive, verifier)
             if not verifier.accepts():
-                raise _unauthorized(provider, _WRONG_SIGNATURE, is_read=True)
+                raise _unauthorized(source, _WRONG_SIGNATURE, is_read=True)
             answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._take(provider, self._arrival(provider, body), partial(_resolve, answer))
+            self._take(source, self._arrival(source, body), partial(_resolve, answer))
             await _send(send, await answer)
         except RefusedError as refusal:
-            self._tell(provider, refusal)
+            self._tell(source, refusal)
             await _send(send, refusal.answer, drain=receive if refusal.drain else None)
         except SenderGoneError:
-            _count(provider, "refused", "sender_gone")
+            _count(source, "refused", "sender_gone")
 
-    def take_whole(self, path: str, headers: Headers, body: bytes, reply: Reply) -> bool:
+    def handle_buffered(self, path: str, headers: Headers, body: bytes, reply: Reply) -> bool:
         """Take a webhook that has come whole, by POST, without the tasks and messages of ASGI.
 
         False when it must be refused, which is left to the ASGI endpoint; otherwise it is or will
@@ -103,111 +103,111 @@ class Webhooks:
         if len(body) > MAX_BODY_BYTES or is_encoded(headers):
             return False
         try:
-            provider = self._provider(path)
+            source = self._source(path)
         except RefusedError:
             return False
-        webhook = Webhook(_path_secret(provider, path), headers, body, self._clock())
-        if not provider.authenticate(webhook):
+        webhook = Webhook(_path_secret(source, path), headers, body, self._clock())
+        if not source.authenticate(webhook):
             return False
-        arrival = arrival_of(provider, self._segment, body, self._clock())
-        self._take(provider, arrival, lambda answer: reply(*answer.encoded()))
+        arrival = arrival_of(source, self._segment, body, self._clock())
+        self._take(source, arrival, lambda answer: reply(*answer.encoded()))
         return True
 
-    def _provider(self, path: str) -> Provider:
+    def _source(self, path: str) -> Source:
         # Slashes too many and blanks come in with a URL that is pasted.
         first, name, *_ = [*filter(None, (part.strip() for part in path.split("/"))), "", ""]
         if first != "webhooks":
-            raise RefusedError(404, "webhooks are posted to /webhooks/ and a provider's name")
-        provider = self._providers.get(name)
-        if provider is None:
-            raise RefusedError(404, "no such provider, or no secret is configured for it")
-        return provider
+            raise RefusedError(404, "webhooks are posted to /webhooks/ and a source's name")
+        source = self._sources.get(name)
+        if source is None:
+            raise RefusedError(404, "no such source, or no secret is configured for it")
+        return source
 
     def _check_method(self, method: str) -> None:
         if method != "POST":
             raise RefusedError(405, "webhooks are posted", (b"allow", b"POST"))
 
-    def _verifier(self, provider: Provider, path: str, headers: Headers) -> Verifier:
-        webhook = Webhook(_path_secret(provider, path), headers, b"", self._clock())
-        verifier = provider.verifier(webhook)
+    def _verifier(self, source: Source, path: str, headers: Headers) -> Verifier:
+        webhook = Webhook(_path_secret(source, path), headers, b"", self._clock())
+        verifier = source.verifier(webhook)
         if verifier is None:
-            raise _unauthorized(provider, _door(provider, webhook))
+            raise _unauthorized(source, _door(source, webhook))
         return verifier
 
-    def _arrival(self, provider: Provider, body: Body) -> Arrival | Ignored:
+    def _arrival(self, source: Source, body: Body) -> Arrival | Ignored:
         now = self._clock()
         if not body.is_cut:
-            return arrival_of(provider, self._segment, bytes(body.content), now)
-        more = self._seldom.due((provider.name, "cut"))
+            return arrival_of(source, self._segment, bytes(body.content), now)
+        more = self._seldom.due((source.name, "cut"))
         if more is not None:
-            _log.warning("webhook.cut_off", provider=provider.name, size=body.size, more=more)
+            _log.warning("webhook.cut_off", source=source.name, size=body.size, more=more)
         return cut_arrival(
-            *(provider, self._segment, body.content, now), size=body.size, digest=body.digest()
+            *(source, self._segment, body.content, now), size=body.size, digest=body.digest()
         )
 
     def _take(
-        self, provider: Provider, arrival: Arrival | Ignored, reply: Callable[[Answer], None]
+        self, source: Source, arrival: Arrival | Ignored, reply: Callable[[Answer], None]
     ) -> None:
         """Store it, and only then say so."""
         if isinstance(arrival, Ignored):
-            reply(_told(provider, arrival, True))  # noqa: FBT003 (as a Fate)
+            reply(_told(source, arrival, True))  # noqa: FBT003 (as a Fate)
             return
 
-        def told(new: Fate) -> None:
-            reply(_told(provider, arrival, new))
+        def told(new: StoreResult) -> None:
+            reply(_told(source, arrival, new))
 
-        self._intake.store(arrival, told)
+        self._committer.store(arrival, told)
 
-    def _tell(self, provider: Provider | None, refusal: RefusedError) -> None:
+    def _tell(self, source: Source | None, refusal: RefusedError) -> None:
         """Count the refusal, and tell the log, but not of each."""
         status = refusal.answer.status
-        _count(provider, "refused", str(status))
-        name = provider.name if provider else "unknown"
+        _count(source, "refused", str(status))
+        name = source.name if source else "unknown"
         more = self._seldom.due((name, status, refusal.why))
         if more is not None:
-            _log.info("webhook.refused", provider=name, status=status, why=refusal.why, more=more)
+            _log.info("webhook.refused", source=name, status=status, why=refusal.why, more=more)
 
 
-def _path_secret(provider: Provider, path: str) -> str | None:
-    """What follows the provider's name, other than slashes and blanks alone."""
-    _, _, secret = path.partition(f"/{provider.name}/")
+def _path_secret(source: Source, path: str) -> str | None:
+    """What follows the source's name, other than slashes and blanks alone."""
+    _, _, secret = path.partition(f"/{source.name}/")
     return secret if secret.strip(_PASTED) else None
 
 
-def _unauthorized(provider: Provider, why: str, *, is_read: bool = False) -> RefusedError:
+def _unauthorized(source: Source, why: str, *, is_read: bool = False) -> RefusedError:
     challenge = (b"www-authenticate", b'Basic realm="relay"')
-    credential = "signature" if provider.signs else "secret"
+    credential = "signature" if source.signs_body else "secret"
     refusal = RefusedError(401, f"wrong or missing {credential}", challenge, drain=not is_read)
     refusal.why = why
     return refusal
 
 
-def _door(provider: Provider, webhook: Webhook) -> str:
+def _door(source: Source, webhook: Webhook) -> str:
     """Which way in was tried, and why it is closed: for the log, with nothing of what was tried."""
-    if provider.signs:
+    if source.signs_body:
         return "there is no signature of the right form in the headers"
     if webhook.path_secret is None:
         by_header = any(name == b"authorization" for name, _ in webhook.headers)
         door = "in the Authorization header" if by_header else "anywhere"
         return f"there is no right secret {door}"
     pasted = Webhook(webhook.path_secret.strip(_PASTED), (), b"", webhook.received_at)
-    if provider.authenticate(pasted):
+    if source.authenticate(pasted):
         return "the secret in the path has a slash or blank too many around it"
     return "the secret in the path is wrong"
 
 
-def _told(provider: Provider, arrival: Arrival | Ignored, new: Fate) -> Answer:
+def _told(source: Source, arrival: Arrival | Ignored, new: StoreResult) -> Answer:
     """The answer, which is counted, and told to the log."""
-    answer = answer_to(provider, arrival, new)
+    answer = answer_to(source, arrival, new)
     outcome = answer.content["status"]
     if isinstance(new, OutboxError):
-        _log.error("webhook.not_stored", provider=provider.name, error=str(new))
-        _count(provider, outcome, "outbox")
+        _log.error("webhook.not_stored", source=source.name, error=str(new))
+        _count(source, outcome, "outbox")
         return answer
     what = answer.content.get("reason") or getattr(arrival, "collection", None) or ""
-    _count(provider, outcome, what)
+    _count(source, outcome, what)
     told = {name: value for name, value in answer.content.items() if name != "status"}
-    _log.debug("webhook." + outcome, provider=provider.name, what=what, **told)
+    _log.debug("webhook." + outcome, source=source.name, what=what, **told)
     return answer
 
 
@@ -233,17 +233,17 @@ async def _send(send: Send, answer: Answer, *, drain: Receive | None = None) -> 
     await send({"type": "http.response.body", "body": body})
 
 
-def _count(provider: Provider | None, outcome: str, what: str) -> None:
-    _counter(provider.name if provider else "unknown", outcome, what).inc()
+def _count(source: Source | None, outcome: str, what: str) -> None:
+    _counter(source.name if source else "unknown", outcome, what).inc()
 
 
 def create_app(  # noqa: PLR0913 (what it is built of)
     webhooks: Webhooks,
     *,
-    intake: Intake,
+    committer: Committer,
     outbox: Outbox,
     limits: Limits,
-    troubles: Callable[[], Iterable[str]] = tuple,
+    problems: Callable[[], Iterable[str]] = tuple,
     pages: Sequence[BaseRoute] = (),
     started: Callable[[], object] = lambda: None,
     healthy: Callable[[], object] = lambda: None,
@@ -251,33 +251,33 @@ def create_app(  # noqa: PLR0913 (what it is built of)
     """The HTTP application: webhooks, health, and whatever else is served.
 
     Args:
-        webhooks: the endpoint of all providers.
-        intake: started and closed with the application.
+        webhooks: the endpoint of all sources.
+        committer: started and closed with the application.
         outbox: asked whether it takes writes.
         limits: beyond which nothing is taken.
-        troubles: what else keeps relay from being ready, a sentence each.
+        problems: what else keeps relay from being ready, a sentence each.
         pages: what else is served.
         started: called at the start, once signals are handled.
         healthy: called once a second while this process can do its job.
     """
-    gate = _Gate(intake, limits)
-    liveness = _Liveness(intake, healthy)
-    readiness = _Readiness(outbox, lambda: [*gate.troubles(), *troubles()])
+    gate = _Backpressure(committer, limits)
+    liveness = _Liveness(committer, healthy)
+    readiness = _Readiness(outbox, lambda: [*gate.problems(), *problems()])
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         started()
-        intake.start()
+        committer.start()
         # An outbox that takes longer than this to open, or to answer, is told of meanwhile.
         await asyncio.wait([asyncio.create_task(gate.look())], timeout=_FIRST_LOOK_SECONDS)
         watches = [
             asyncio.create_task(_kept_up(watch))
-            for watch in (webhooks.give_up_on_the_slow, gate.watch, liveness.watch)
+            for watch in (webhooks.cancel_slow_reads, gate.watch, liveness.watch)
         ]
         yield
         for watch in watches:
             watch.cancel()
-        await intake.close()
+        await committer.close()
 
     app = Starlette(
         routes=[
@@ -307,11 +307,11 @@ def create_app(  # noqa: PLR0913 (what it is built of)
     return routed
 
 
-class _Gate:
+class _Backpressure:
     """Lets nothing in while a limit is exceeded."""
 
-    def __init__(self, intake: Intake, limits: Limits) -> None:
-        self._intake = intake
+    def __init__(self, committer: Committer, limits: Limits) -> None:
+        self._committer = committer
         self._limits = limits
         self._exceeded: str | None = None
 
@@ -321,8 +321,8 @@ class _Gate:
             exceeded = await run_in_threadpool(self._limits.exceeded)
         except OutboxBrokenError as error:
             exceeded = str(error)
-            self._intake.give_up(error)
-        self._intake.refuse(exceeded)
+            self._committer.give_up(error)
+        self._committer.refuse(exceeded)
         if exceeded and not self._exceeded:
             _log.error("intake.closed", reason=exceeded)
         if self._exceeded and not exceeded:
@@ -335,9 +335,9 @@ class _Gate:
             await asyncio.sleep(CHECKED_EVERY.total_seconds())
             await self.look()
 
-    def troubles(self) -> list[str]:
+    def problems(self) -> list[str]:
         """The limit that is exceeded, and why the latest webhooks were not stored."""
-        return [reason for reason in (self._exceeded, self._intake.trouble()) if reason]
+        return [reason for reason in (self._exceeded, self._committer.problem()) if reason]
 
 
 async def _kept_up(watch: Callable[[], Awaitable[None]]) -> None:
@@ -353,25 +353,25 @@ async def _kept_up(watch: Callable[[], Awaitable[None]]) -> None:
 class _Liveness:
     """Whether this process can do its job: its event loop turns, and its webhooks are committed."""
 
-    def __init__(self, intake: Intake, healthy: Callable[[], object]) -> None:
-        self._intake = intake
+    def __init__(self, committer: Committer, healthy: Callable[[], object]) -> None:
+        self._committer = committer
         self._healthy = healthy
-        self._trouble: str | None = None
+        self._problem: str | None = None
 
     async def watch(self) -> None:
         """Look once a second, until it is cancelled."""
         while True:
-            trouble = self._intake.look()
-            if trouble and not self._trouble:
-                _log.critical("receiver.unhealthy", reason=trouble)
-            self._trouble = trouble
-            if not trouble:
+            problem = self._committer.look()
+            if problem and not self._problem:
+                _log.critical("receiver.unhealthy", reason=problem)
+            self._problem = problem
+            if not problem:
                 self._healthy()
             await asyncio.sleep(1)
 
     async def answer(self, _request: Request) -> JSONResponse:
-        if self._trouble:
-            content = {"status": "unhealthy", "reasons": [self._trouble]}
+        if self._problem:
+            content = {"status": "unhealthy", "reasons": [self._problem]}
             return JSONResponse(content, status_code=503)
         return JSONResponse({"status": "alive"})
 
@@ -379,16 +379,16 @@ class _Liveness:
 class _Health(Struct, frozen=True):
     """What keeps relay from being ready, and what does not, but should be looked at."""
 
-    troubles: Sequence[str]
+    problems: Sequence[str]
     warnings: Sequence[str] = ()
 
 
 class _Readiness:
     """Whether webhooks can be stored and events forwarded, checked once a second at the most."""
 
-    def __init__(self, outbox: Outbox, troubles: Callable[[], Iterable[str]]) -> None:
+    def __init__(self, outbox: Outbox, problems: Callable[[], Iterable[str]]) -> None:
         self._outbox = outbox
-        self._troubles = troubles
+        self._problems = problems
         self._checked_at = -_READINESS_SECONDS
         self._checking: asyncio.Task[_Health] | None = None
 
@@ -401,7 +401,7 @@ class _Readiness:
             self._checking = asyncio.create_task(run_in_threadpool(self._check_outbox))
         await asyncio.wait([self._checking], timeout=WAIT_SECONDS)
         health = self._checking.result() if self._checking.done() else _Health([_NO_ANSWER])
-        reasons = [*health.troubles, *self._troubles()]
+        reasons = [*health.problems, *self._problems()]
         told = {"warnings": health.warnings} if health.warnings else {}
         if reasons:
             return JSONResponse({"status": "unready", "reasons": reasons, **told}, status_code=503)
@@ -410,7 +410,7 @@ class _Readiness:
     def _check_outbox(self) -> _Health:
         try:
             self._outbox.check()
-            hold = self._outbox.standing().hold
+            hold = self._outbox.destination_status("segment").hold
             log = self._outbox.log_state()
         except OutboxError as error:
             return _Health([f"the outbox takes no writes: {error}"])

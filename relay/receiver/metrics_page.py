@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from relay.auth import SecretCheck
-from relay.metrics.exporter import Gauges
+from relay.metrics.exporter import OutboxExporter
 from relay.receiver import server
 from relay.receiver.attempts import LATE, Attempts
 
@@ -24,12 +24,12 @@ _READ_EVERY_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 3.0
 
 
-class Scraping:
+class MetricsPage:
     """The page `/metrics`.
 
     Args:
         registries: told beside what prometheus_client tells of this process.
-        gauges: of the outbox, if it is told here.
+        exporter: of the outbox, if it is told here.
         token: that a reader must bring; None lets anyone read.
         more: what else is told.
     """
@@ -37,14 +37,14 @@ class Scraping:
     def __init__(
         self,
         registries: Sequence[CollectorRegistry],
-        gauges: Gauges | None = None,
+        exporter: OutboxExporter | None = None,
         *,
         token: SecretStr | None,
         more: Callable[[], bytes] = bytes,
     ) -> None:
         self._registries = (REGISTRY, *registries)
         self._more = more
-        self._gauges = gauges
+        self._exporter = exporter
         self._check = SecretCheck([token]) if token else None
         self._attempts = Attempts("metrics", ["token"] if token else [])
         self._read_at = 0.0
@@ -59,23 +59,23 @@ class Scraping:
                 headers |= LATE
             return JSONResponse(content, 401, headers)
         page = await run_in_threadpool(self._counted) + self._more()
-        if self._gauges:
-            page += await self._read(self._gauges)
+        if self._exporter:
+            page += await self._read(self._exporter)
         return Response(page, media_type=CONTENT_TYPE_LATEST)
 
     def _counted(self) -> bytes:
         return b"".join(map(generate_latest, self._registries))
 
-    async def _read(self, gauges: Gauges) -> bytes:
+    async def _read(self, exporter: OutboxExporter) -> bytes:
         # However many ask, an outbox that hangs holds one thread, and one that does not is read
         # once a second.
         if self._reading is None or (
             self._reading.done() and time.monotonic() - self._read_at >= _READ_EVERY_SECONDS
         ):
             self._read_at = time.monotonic()
-            self._reading = asyncio.create_task(run_in_threadpool(gauges.read))
+            self._reading = asyncio.create_task(run_in_threadpool(exporter.read))
         await asyncio.wait([self._reading], timeout=_WAIT_SECONDS)
-        return self._reading.result() if self._reading.done() else gauges.unread()
+        return self._reading.result() if self._reading.done() else exporter.unread()
 
 
 def _token(request: Request) -> bytes:
@@ -84,9 +84,9 @@ def _token(request: Request) -> bytes:
 
 
 @contextmanager
-def serving_aside(scraping: Scraping, listener: socket.socket) -> Iterator[None]:
+def serving_aside(metrics_page: MetricsPage, listener: socket.socket) -> Iterator[None]:
     """Serve the page, and `/healthz`, in a thread."""
-    app = Starlette(routes=[Route("/healthz", _alive), Route("/metrics", scraping.answer)])
+    app = Starlette(routes=[Route("/healthz", _alive), Route("/metrics", metrics_page.answer)])
     with server.serving_aside(app, listener):
         yield
 

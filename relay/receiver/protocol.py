@@ -40,14 +40,14 @@ TakeWhole = Callable[[str, Headers, bytes, Reply], bool]
 """Takes a whole POST to `/webhooks/…` (path, headers, body) and will reply to it; or False."""
 
 
-def protocols(take_whole: TakeWhole, crowd: Crowd) -> type[HttpToolsProtocol]:
+def protocols(handle_buffered: TakeWhole, crowd: Crowd) -> type[HttpToolsProtocol]:
     """What uvicorn is to make for each connection.
 
     Args:
-        take_whole: the application's short way for webhooks.
+        handle_buffered: the application's short way for webhooks.
         crowd: where connections are counted.
     """
-    made = partial(_Protocol, take_whole=take_whole, crowd=crowd)
+    made = partial(_Protocol, handle_buffered=handle_buffered, crowd=crowd)
     return cast("type[HttpToolsProtocol]", made)
 
 
@@ -66,9 +66,9 @@ class _Protocol(HttpToolsProtocol):
     parser would take the body for another protocol.
     """
 
-    def __init__(self, *args: Any, take_whole: TakeWhole, crowd: Crowd, **kwargs: Any) -> None:  # noqa: ANN401 (uvicorn's own)
+    def __init__(self, *args: Any, handle_buffered: TakeWhole, crowd: Crowd, **kwargs: Any) -> None:  # noqa: ANN401 (uvicorn's own)
         super().__init__(*args, **kwargs)
-        self._take_whole = take_whole
+        self._take_whole = handle_buffered
         self._crowd = crowd
         self._heard_at = 0.0
         self._said_farewell = False

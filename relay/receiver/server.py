@@ -67,7 +67,7 @@ def base_url(listener: socket.socket) -> str:
 
 def serve_http(
     app: ASGIApp,
-    take_whole: TakeWhole,
+    handle_buffered: TakeWhole,
     listener: socket.socket,
     *,
     grace_seconds: int,
@@ -77,12 +77,12 @@ def serve_http(
 
     Args:
         app: the application.
-        take_whole: its short way for webhooks.
+        handle_buffered: its short way for webhooks.
         listener: where it listens.
         grace_seconds: how long requests under way have at the end.
         leaving: called when the end begins.
     """
-    _Server(app, take_whole, listener, most_connections(), grace_seconds, leaving).run()
+    _Server(app, handle_buffered, listener, most_connections(), grace_seconds, leaving).run()
 
 
 @contextmanager
@@ -117,7 +117,7 @@ class _Server(uvicorn.Server):
     def __init__(
         self,
         app: ASGIApp,
-        take_whole: TakeWhole,
+        handle_buffered: TakeWhole,
         listener: socket.socket,
         most_connections: int,
         grace_seconds: float = 0,
@@ -127,7 +127,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocols(take_whole, self._crowd),
+                http=protocols(handle_buffered, self._crowd),
                 lifespan="on",
                 log_config=None,
                 access_log=False,  # it would print the secret in the path

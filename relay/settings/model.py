@@ -143,7 +143,7 @@ class Settings(BaseModel):
         description="`json` or `console`; unset: `console` on a terminal, `json` elsewhere.",
     )
 
-    _providers: Mapping[str, BaseModel] = PrivateAttr(default_factory=dict)
+    _sources: Mapping[str, BaseModel] = PrivateAttr(default_factory=dict)
 
     @field_validator("console_password")
     @classmethod
@@ -179,9 +179,9 @@ class Settings(BaseModel):
 
     @classmethod
     def from_env(
-        cls, environ: Mapping[str, str], provider_models: Mapping[str, type[BaseModel]]
+        cls, environ: Mapping[str, str], source_models: Mapping[str, type[BaseModel]]
     ) -> "Settings":
-        """The settings in the environment, each provider's own among them.
+        """The settings in the environment, each source's own among them.
 
         A variable set to nothing counts as not set. Variables without relay's prefixes are left
         alone; one with a prefix that names no setting is a fault, as it is most likely mistyped.
@@ -193,13 +193,13 @@ class Settings(BaseModel):
         if "RELAY_OUTBOX_URL" in given:  # then DATABASE_URL may be another program's
             given.pop("DATABASE_URL", None)
         settings, faults = read_model(cls, _CORE, given)
-        providers: dict[str, BaseModel] = {}
-        for provider, model in provider_models.items():
-            own, more = read_model(model, _prefix(provider), given)
+        sources: dict[str, BaseModel] = {}
+        for source, model in source_models.items():
+            own, more = read_model(model, _prefix(source), given)
             faults += more
             if own is not None:
-                providers[provider] = own
-        known = [variable.name for variable in variables(provider_models)]
+                sources[source] = own
+        known = [variable.name for variable in variables(source_models)]
         for name in sorted(given.keys() - set(known)):
             # In lower case a setting's own name is a slip; any other is somebody else's.
             is_ours = name.startswith(_PREFIXES) or (
@@ -212,16 +212,16 @@ class Settings(BaseModel):
             faults += settings.outbox_faults() + settings.address_faults()
         if settings is None or faults:
             raise SettingsError(faults)
-        settings._providers = providers  # noqa: SLF001 (its own class)
+        settings._sources = sources  # noqa: SLF001 (its own class)
         return settings
 
-    def provider(self, name: str) -> BaseModel:
-        """The settings of one provider, an instance of its model."""
-        return self._providers[name]
+    def source(self, name: str) -> BaseModel:
+        """The settings of one source, an instance of its model."""
+        return self._sources[name]
 
     def webhook_secret(self, name: str) -> str:
-        """The first secret of the provider, or nothing if it has none."""
-        secrets = getattr(self.provider(name), "secret", ())
+        """The first secret of the source, or nothing if it has none."""
+        secrets = getattr(self.source(name), "secret", ())
         return secrets[0].get_secret_value() if secrets else ""
 
     def outbox_faults(self) -> list[str]:
@@ -294,7 +294,7 @@ class Settings(BaseModel):
             "metrics_token",
         }
         shown = self.model_dump(mode="json", exclude=hidden) | {"outbox": self.outbox_shown}
-        for name, model in self._providers.items():
+        for name, model in self._sources.items():
             hidden = {field for field, value in model if _is_secret(value)}
             shown[name] = model.model_dump(mode="json", exclude=hidden)
         return shown
@@ -307,7 +307,7 @@ class Settings(BaseModel):
         passwords.append(url.password or "")
         own = [
             secret.get_secret_value()
-            for model in (self, *self._providers.values())
+            for model in (self, *self._sources.values())
             for _, value in model
             for secret in (value if isinstance(value, tuple) else (value,))
             if isinstance(secret, SecretStr)
@@ -336,10 +336,10 @@ class Variable(Struct, frozen=True):
     description: str
 
 
-def variables(provider_models: Mapping[str, type[BaseModel]]) -> list[Variable]:
+def variables(source_models: Mapping[str, type[BaseModel]]) -> list[Variable]:
     """Every variable there is, in the order of the documentation."""
     models: list[tuple[type[BaseModel], str]] = [(Settings, _CORE)]
-    models += [(model, _prefix(provider)) for provider, model in provider_models.items()]
+    models += [(model, _prefix(source)) for source, model in source_models.items()]
     return [
         Variable(name, _default(field), field.description or "")
         for model, prefix in models
@@ -347,8 +347,8 @@ def variables(provider_models: Mapping[str, type[BaseModel]]) -> list[Variable]:
     ]
 
 
-def _prefix(provider: str) -> str:
-    return f"{_CORE}{provider.upper()}_"
+def _prefix(source: str) -> str:
+    return f"{_CORE}{source.upper()}_"
 
 
 def _default(field: FieldInfo) -> str:

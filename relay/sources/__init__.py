@@ -12,17 +12,17 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 from pydantic import BaseModel
 
-from relay.events import Reading
+from relay.events import ParseResult
 
 
 class Webhook(msgspec.Struct, frozen=True):
     """One HTTP request, not believed until authenticated.
 
     Attributes:
-        path_secret: what follows the provider's name in the path, percent-decoded; None where
+        path_secret: what follows the source's name in the path, percent-decoded; None where
             nothing does.
         headers: names, in lower case, and values, as they came.
-        body: as it came; empty for a provider that does not sign it, as it is not read yet.
+        body: as it came; empty for a source that does not sign it, as it is not read yet.
         received_at: when it came.
     """
 
@@ -59,20 +59,20 @@ class Verified:
         return True
 
 
-class Provider(Protocol):
-    """Turns one provider's webhooks into email events. Pure: no I/O.
+class Source(Protocol):
+    """Turns one source's webhooks into email events. Pure: no I/O.
 
-    tests/contracts/outbox.py holds every provider to these words.
+    tests/contracts/outbox.py holds every source to these words.
     """
 
     name: ClassVar[str]
     """As in `/webhooks/<name>`."""
     settings_model: ClassVar[type[BaseModel]]
     """Its settings; the field `secret` is read from `RELAY_<NAME>_SECRET`, and so on."""
-    signs: ClassVar[bool]
+    signs_body: ClassVar[bool]
     """Whether its credentials cover the body, which then is read before they are looked at, and
     not, as a secret would, the path."""
-    holds_back: ClassVar[bool]
+    blocks_on_error: ClassVar[bool]
     """Whether an error keeps it from sending what is behind the webhook; then what is stored is
     answered 200, whatever it is."""
     curl: ClassVar[str]
@@ -103,12 +103,12 @@ class Provider(Protocol):
         """
         ...
 
-    def parse(self, body: bytes, received_at: datetime) -> Reading:
+    def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """What the body says; the same body gives the same reading, for ever."""
         ...
 
 
-def provider_classes() -> dict[str, type[Provider]]:
-    """Every provider in this folder, by name."""
+def source_classes() -> dict[str, type[Source]]:
+    """Every source in this folder, by name."""
     modules = (import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
     return {module.SOURCE.name: module.SOURCE for module in modules if hasattr(module, "SOURCE")}

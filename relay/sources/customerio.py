@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from relay.auth import Secrets
 from relay.errors import UnreadableError
-from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, Unusable
+from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.sources import Verifier, Webhook
 from relay.sources.fields import (
     REPEATABLE,
@@ -135,12 +135,12 @@ class CustomerioSettings(BaseModel):
 
 
 class Customerio:
-    """See `relay.sources.Provider`."""
+    """See `relay.sources.Source`."""
 
     name: ClassVar[str] = "customerio"
     settings_model: ClassVar[type[BaseModel]] = CustomerioSettings
-    signs: ClassVar[bool] = True
-    holds_back: ClassVar[bool] = True
+    signs_body: ClassVar[bool] = True
+    blocks_on_error: ClassVar[bool] = True
     curl: ClassVar[str] = _CURL
     example: ClassVar[str] = _EXAMPLE
 
@@ -153,7 +153,7 @@ class Customerio:
         self.integrations: Mapping[str, bool] = {"Customer.io": False}
 
     def authenticate(self, webhook: Webhook) -> bool:
-        """See `Provider.authenticate`. The time is signed with the body."""
+        """See `Source.authenticate`. The time is signed with the body."""
         verifier = self.verifier(webhook)
         if verifier is None:
             return False
@@ -161,7 +161,7 @@ class Customerio:
         return verifier.accepts()
 
     def verifier(self, webhook: Webhook) -> Verifier | None:
-        """See `Provider.verifier`."""
+        """See `Source.verifier`."""
         sent_at = webhook.header(b"x-cio-timestamp")
         signature = webhook.header(b"x-cio-signature")
         if (
@@ -179,8 +179,8 @@ class Customerio:
         moment = instant(sent_at.decode())
         return moment is not None and abs(received_at - moment) <= self._tolerance
 
-    def parse(self, body: bytes, received_at: datetime) -> Reading:
-        """See `Provider.parse`."""
+    def parse(self, body: bytes, received_at: datetime) -> ParseResult:
+        """See `Source.parse`."""
         try:
             document = read_object(body)
         except UnreadableError as error:
@@ -197,12 +197,12 @@ class Customerio:
         user_id, email = _recipient(data)
         if not (user_id or email):
             return Unusable(DeadReason.NO_RECIPIENT, "neither a user id nor an address")
-        said_at = instant(document.get("timestamp"))
+        reported_at = instant(document.get("timestamp"))
         return EmailEvent(
             collection=collection,
-            occurred_at=occurred(said_at, received_at),
-            said_at=said_at,
-            identity=_identity(document, data, metric, user_id or email),
+            occurred_at=occurred(reported_at, received_at),
+            reported_at=reported_at,
+            dedupe_key=_identity(document, data, metric, user_id or email),
             user_id=user_id,
             email=email,
             user_agent=None,

@@ -115,7 +115,7 @@ def text(value: object) -> str | None:
 
 
 def unknown_type(kind: str | None) -> Unusable:
-    """A dead letter of a type that its provider does not know."""
+    """A dead letter of a type that its source does not know."""
     if kind is None:
         return Unusable(DeadReason.UNKNOWN_TYPE, "no type")
     # Only what looks like a type is repeated: the value may be anything, an address too.
@@ -176,8 +176,8 @@ def said_time(value: object) -> str | None:
     return text(value)
 
 
-def occurred(said_at: datetime | None, received_at: datetime) -> datetime:
-    """When it happened: when the provider says, unless that cannot be."""
-    if said_at and _EARLIEST <= said_at <= received_at + _FURTHEST_AHEAD:
-        return said_at
+def occurred(reported_at: datetime | None, received_at: datetime) -> datetime:
+    """When it happened: when the source says, unless that cannot be."""
+    if reported_at and _EARLIEST <= reported_at <= received_at + _FURTHEST_AHEAD:
+        return reported_at
     return received_at

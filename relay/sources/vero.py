@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from relay.auth import SecretCheck, Secrets
 from relay.errors import UnreadableError
-from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, Unusable
+from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.sources import Verified, Verifier, Webhook
 from relay.sources.fields import (
     REPEATABLE,
@@ -115,12 +115,12 @@ _EXAMPLE: Final = """{
 
 
 class Vero:
-    """See `relay.sources.Provider`."""
+    """See `relay.sources.Source`."""
 
     name: ClassVar[str] = "vero"
     settings_model: ClassVar[type[BaseModel]] = VeroSettings
-    signs: ClassVar[bool] = False
-    holds_back: ClassVar[bool] = False
+    signs_body: ClassVar[bool] = False
+    blocks_on_error: ClassVar[bool] = False
     curl: ClassVar[str] = 'curl "$URL/webhooks/vero/$RELAY_VERO_SECRET" --data-raw "$body"'
     example: ClassVar[str] = _EXAMPLE
 
@@ -131,17 +131,17 @@ class Vero:
         self.integrations: Mapping[str, bool] = {} if settings.loop == "allow" else {"Vero": False}
 
     def authenticate(self, webhook: Webhook) -> bool:
-        """See `Provider.authenticate`. Vero itself can only carry a secret in the URL."""
+        """See `Source.authenticate`. Vero itself can only carry a secret in the URL."""
         if webhook.path_secret is not None:
             return self._secrets.accepts(webhook.path_secret.encode())
         return self._secrets.accepts(_credentials(webhook.header(b"authorization")))
 
     def verifier(self, webhook: Webhook) -> Verifier | None:
-        """See `Provider.verifier`."""
+        """See `Source.verifier`."""
         return Verified() if self.authenticate(webhook) else None
 
-    def parse(self, body: bytes, received_at: datetime) -> Reading:
-        """See `Provider.parse`."""
+    def parse(self, body: bytes, received_at: datetime) -> ParseResult:
+        """See `Source.parse`."""
         try:
             document = read_object(body)
         except UnreadableError as error:
@@ -166,13 +166,13 @@ class Vero:
         properties = _properties(document, campaign)
         user_agent = text(document.get("user_agent"))
         time = document.get(f"{kind}_at")
-        said_at = instant(time)
+        reported_at = instant(time)
         return EmailEvent(
             collection=collection,
-            occurred_at=occurred(said_at, received_at),
-            said_at=said_at,
-            identity=_identity(
-                kind, _when(time, said_at), user_id or email, user_agent, properties
+            occurred_at=occurred(reported_at, received_at),
+            reported_at=reported_at,
+            dedupe_key=_identity(
+                kind, _when(time, reported_at), user_id or email, user_agent, properties
             ),
             user_id=user_id,
             email=email,
@@ -210,10 +210,10 @@ def _properties(document: dict[str, Any], campaign: dict[str, Any]) -> dict[str,
     return properties
 
 
-def _when(time: object, said_at: datetime | None) -> str | None:
+def _when(time: object, reported_at: datetime | None) -> str | None:
     """What tells the time of one event from another's; None where the webhook says no time."""
-    if said_at is not None:
-        return str(round(said_at.timestamp() * 1000))
+    if reported_at is not None:
+        return str(round(reported_at.timestamp() * 1000))
     said = said_time(time)
     return said and _UNREAD + said
 

@@ -124,7 +124,7 @@ def test_check_tells_of_files_that_others_can_open(tmp_path: Path) -> None:
         ({"SEGMENT_HOST": "http://127.0.0.1:1"}, "segment: http://127.0.0.1:1: "),
         ({"RELAY_OUTBOX_URL": "sqlite:////nowhere/relay.db"}, "outbox: /nowhere/relay.db cannot"),
         ({"RELAY_OUTBOX_URL": "sqlite:////dev/null/relay.db"}, "outbox: /dev/null/relay.db cannot"),
-        ({"RELAY_VERO_SECRET": ""}, "no provider has a secret"),
+        ({"RELAY_VERO_SECRET": ""}, "no source has a secret"),
     ],
 )
 def test_check_tells_what_is_wrong(tmp_path: Path, changed: dict[str, str], told: str) -> None:

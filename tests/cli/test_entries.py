@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.events import DeadReason, Reading, Unusable
-from relay.operations.search import Criteria, Lookup
-from relay.outbox.entries import Arrival, Record, State
+from relay.events import DeadReason, ParseResult, Unusable
+from relay.operations.search import Criteria, Search
+from relay.outbox.entries import Arrival, State, StoredEntry
 from relay.sources.vero import Vero, VeroSettings
 from tests.cli.desk import CANARY, Desk, address, hashed, webhook
 from tests.harness.fakes import Answer
@@ -19,11 +19,11 @@ NOW = datetime.now(UTC)
 HOSTILE = "\x1b[31mred\x1b]0;owned\x07\r\n\u202e<b>" + "x" * 3_000
 
 
-def found(desk: Desk, criteria: Criteria) -> list[Record]:
+def found(desk: Desk, criteria: Criteria) -> list[StoredEntry]:
     """What is found in the outbox of a running relay, oldest first."""
-    providers = [Vero(VeroSettings())]
+    sources = [Vero(VeroSettings())]
     with closing(desk.outbox()) as outbox:
-        return [*Lookup(outbox.records, providers).find(criteria, newest_first=False)]
+        return [*Search(outbox.entries, sources).find(criteria, newest_first=False)]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def found(desk: Desk, criteria: Criteria) -> list[Record]:
         (Criteria(user_id="user-finder", collection="Email Opened"), [0]),
         (Criteria(user_id="user-finder", since=NOW - timedelta(hours=1)), [0, 1]),
         (Criteria(user_id="user-finder", until=NOW - timedelta(hours=1)), []),
-        (Criteria(user_id="user-finder", provider="another"), []),
+        (Criteria(user_id="user-finder", source="another"), []),
         (Criteria(user_id="user-finder", reason="rejected"), []),
         (Criteria(user_id="USER-finder"), []),
         (Criteria(address=address("finder")), [0, 1]),
@@ -56,15 +56,15 @@ def test_entries_are_found_by(desk: Desk, criteria: Criteria, numbers: list[int]
         desk.relay.post(body)
     desk.settle()
 
-    assert [record.body for record in found(desk, criteria)] == [bodies[n] for n in numbers]
+    assert [entry.body for entry in found(desk, criteria)] == [bodies[n] for n in numbers]
 
 
 def test_an_entry_is_found_by_its_message_id_and_its_own(desk: Desk) -> None:
     (message_id,) = desk.delivered(webhook("by-id"))
-    (record,) = found(desk, Criteria(message_id=message_id))
+    (entry,) = found(desk, Criteria(message_id=message_id))
 
-    assert found(desk, Criteria(ids=(record.id,))) == [record]
-    assert found(desk, Criteria(ids=(record.id,), states=(State.DEAD,))) == []
+    assert found(desk, Criteria(ids=(entry.id,))) == [entry]
+    assert found(desk, Criteria(ids=(entry.id,), states=(State.DEAD,))) == []
 
 
 _CUT_OFF = webhook("mentioned")[:-1]
@@ -94,7 +94,7 @@ def test_a_dead_letter_that_was_never_read_is_found_by_whom_it_mentions(
     body = body.replace(b'"type"', b'"campaign": {"id": 7}, "type"')
     sqlite_desk.relay.post(body)
 
-    assert (body in [record.body for record in found(sqlite_desk, criteria)]) == is_found
+    assert (body in [entry.body for entry in found(sqlite_desk, criteria)]) == is_found
 
 
 def test_an_address_is_found_however_a_dead_letter_holds_it(sqlite_desk: Desk) -> None:
@@ -110,13 +110,13 @@ def test_an_address_is_found_however_a_dead_letter_holds_it(sqlite_desk: Desk) -
     for body in bodies:
         sqlite_desk.relay.post(body)
 
-    assert [record.body for record in found(sqlite_desk, Criteria(address=address("forms")))] == (
+    assert [entry.body for entry in found(sqlite_desk, Criteria(address=address("forms")))] == (
         bodies
     )
 
 
 class _Failing(Vero):
-    def parse(self, body: bytes, received_at: datetime) -> Reading:
+    def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """Fail at everything."""
         raise KeyError(body, received_at)
 
@@ -124,11 +124,11 @@ class _Failing(Vero):
 def test_what_makes_the_mapping_fail_is_found_all_the_same(sqlite_desk: Desk) -> None:
     fault = Unusable(DeadReason.POISON, "the mapping failed: KeyError")
     with closing(sqlite_desk.outbox()) as outbox:
-        outbox.add([Arrival("vero", "vero-poison", NOW, webhook("poison"), fault)])
-        lookup = Lookup(outbox.records, [_Failing(VeroSettings())])
-        records = [*lookup.find(Criteria(address=address("poison")))]
+        outbox.add([Arrival("vero", "segment", "vero-poison", NOW, webhook("poison"), fault)])
+        search = Search(outbox.entries, [_Failing(VeroSettings())])
+        entries = [*search.find(Criteria(address=address("poison")))]
 
-    assert [record.message_id for record in records] == ["vero-poison"]
+    assert [entry.message_id for entry in entries] == ["vero-poison"]
 
 
 def test_events_lists_the_newest_masked_unless_they_are_to_be_revealed(desk: Desk) -> None:
@@ -199,8 +199,8 @@ def test_show_tells_the_whole_story(desk: Desk) -> None:
 def test_show_tells_a_dead_letter_that_no_json_parser_would_take(sqlite_desk: Desk) -> None:
     body = b'{"user": "' + address("deep").encode() + b'", "x": ' + b"[" * 100_000
     sqlite_desk.relay.post(body)
-    (record,) = found(sqlite_desk, Criteria(address=address("deep")))
-    shown = sqlite_desk.run("show", str(record.id))
+    (entry,) = found(sqlite_desk, Criteria(address=address("deep")))
+    shown = sqlite_desk.run("show", str(entry.id))
 
     assert '"***"' in shown
     assert shown.endswith("none: unreadable: nested deeper than 50 levels\n")

@@ -10,8 +10,8 @@ import pytest
 
 from relay.destinations.segment import Segment
 from relay.errors import OutboxError
-from relay.operations.importing import MAX_LINE_BYTES, STEP, Backfill, BadLine, lines
-from relay.outbox.entries import Arrival
+from relay.operations.importing import MAX_LINE_BYTES, STEP, BadLine, Importer, lines
+from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
 from relay.sources.vero import Vero, VeroSettings
 from tests.cli.desk import Desk, kill_once, webhook
@@ -23,10 +23,10 @@ UNIDENTIFIED = b'{"type": "opened", "user": {"id": "user-unidentified"}}'
 
 def backfilled(outbox: SqliteOutbox, *given: bytes) -> tuple[Counter[str], list[BadLine]]:
     """What became of the lines, as a new command sees it."""
-    backfill = Backfill(outbox, Vero(VeroSettings()), Segment("write-key", "https://example.com"))
-    tallies = [*backfill.run(given)]
-    outcomes = sum((tally.outcomes for tally in tallies), Counter[str]())
-    return outcomes, [line for tally in tallies for line in tally.bad]
+    backfill = Importer(outbox, Vero(VeroSettings()), Segment("write-key", "https://example.com"))
+    counters = [*backfill.run(given)]
+    outcomes = sum((row.outcomes for row in counters), Counter[str]())
+    return outcomes, [line for row in counters for line in row.bad]
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_lines_that_nothing_tells_apart_are_each_an_event_of_their_own(
 
 def test_what_is_none_of_the_seven_is_ignored(outbox: SqliteOutbox) -> None:
     assert backfilled(outbox, webhook("other", kind="converted")) == ({"ignored": 1}, [])
-    assert outbox.counts().pending == 0
+    assert total(outbox.counts()).pending == 0
 
 
 def test_the_step_that_cannot_be_stored_is_told_and_those_before_are_kept(
@@ -150,7 +150,7 @@ def test_the_step_that_cannot_be_stored_is_told_and_those_before_are_kept(
 
         def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
             """See `Outbox.add`."""
-            if self.counts().pending:
+            if total(self.counts()).pending:
                 raise OutboxError("database or disk is full")
             return super().add(arrivals)
 
@@ -159,7 +159,7 @@ def test_the_step_that_cannot_be_stored_is_told_and_those_before_are_kept(
         with pytest.raises(OutboxError, match="full"):
             backfilled(outbox, *given)
 
-        assert outbox.counts().pending == STEP
+        assert total(outbox.counts()).pending == STEP
 
 
 def test_a_line_as_long_as_a_webhook_may_be_is_taken_and_a_longer_one_costs_no_memory(
@@ -179,6 +179,6 @@ def test_a_line_as_long_as_a_webhook_may_be_is_taken_and_a_longer_one_costs_no_m
 def test_imported_events_are_received_now(outbox: SqliteOutbox) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     backfilled(outbox, UNIDENTIFIED)
-    (entry,) = outbox.claim(1, lease=before.utcoffset() or datetime.now(UTC) - before)
+    (entry,) = outbox.claim("segment", 1, lease=before.utcoffset() or datetime.now(UTC) - before)
 
     assert entry.received_at >= before

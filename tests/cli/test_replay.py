@@ -16,6 +16,7 @@ def dead_letter(name: str, number: int = 0, reason: DeadReason = DeadReason.UNRE
     """A webhook that could not be read when it came, and can be today."""
     return Arrival(
         "vero",
+        "segment",
         f"vero-{name}-{number}",
         datetime.now(UTC),
         webhook(name, number),
@@ -31,7 +32,7 @@ def everything(desk: Desk) -> list[object]:
 
 def test_what_a_corrected_mapping_can_read_arrives_under_the_message_id_it_had(desk: Desk) -> None:
     still_bad = Arrival(
-        *("vero", "vero-still-bad", datetime.now(UTC), webhook("mended", kind="snoozed")),
+        *("vero", "segment", "vero-still-bad", datetime.now(UTC), webhook("mended", kind="snoozed")),
         Unusable(DeadReason.UNKNOWN_TYPE, "a type relay does not know"),
     )
     with closing(desk.outbox()) as outbox:
@@ -55,7 +56,7 @@ def test_a_setting_that_changes_the_mapping_is_heeded(sqlite_desk: Desk) -> None
     sample = b'{"type":"sent","sent_at":1435016238,"user":{"id":123,"email":"steve@getvero.com"}}'
     fault = Unusable(DeadReason.IGNORED, "test_sample: set by RELAY_VERO_TESTS")
     with closing(sqlite_desk.outbox()) as outbox:
-        outbox.add([Arrival("vero", "vero-sample", datetime.now(UTC), sample, fault)])
+        outbox.add([Arrival("vero", "segment", "vero-sample", datetime.now(UTC), sample, fault)])
     command = ("replay", "--message-id", "vero-sample", "--dry-run", "--json")
     (as_it_is,) = sqlite_desk.told(*command)
     (forwarded,) = sqlite_desk.told(*command, RELAY_VERO_TESTS="forward")

@@ -23,7 +23,7 @@ from relay.destinations.segment import Segment
 from relay.outbox import open_outbox
 from relay.outbox.entries import Arrival
 from relay.routes import arrival_of
-from relay.sources import provider_classes
+from relay.sources import source_classes
 from tests.console.browsing import Scheme, chromium, window
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import WRITE_KEY, RelayProcess, SqliteStore
@@ -44,14 +44,14 @@ def made_up_day(now: datetime) -> Iterator[Arrival]:
     def clock() -> float:
         return (now - timedelta(days=1)).timestamp() + latest[0]
 
-    vero = provider_classes()["vero"]
-    provider = vero(vero.settings_model())
+    vero = source_classes()["vero"]
+    source = vero(vero.settings_model())
     segment = Segment(WRITE_KEY, "https://example.com")
     webhooks = journeys(rng, clock=clock)
     for moment in at:
         latest[0] = moment
         body = next(webhooks).body
-        arrival = arrival_of(provider, segment, body, datetime.fromtimestamp(clock(), UTC))
+        arrival = arrival_of(source, segment, body, datetime.fromtimestamp(clock(), UTC))
         if isinstance(arrival, Arrival):
             yield arrival
 

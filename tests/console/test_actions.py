@@ -165,7 +165,7 @@ def test_the_playground_answers_as_the_receiver_and_stores_nothing(
     sqlite_desk: Desk, body: bytes
 ) -> None:
     before = sqlite_desk.store.run_sql("SELECT count(*), max(id) FROM entries")
-    play = {"body": body.decode(), "provider": "vero"}
+    play = {"body": body.decode(), "source": "vero"}
     page = act(sqlite_desk.relay, "/console/playground", **play)
     after = sqlite_desk.store.run_sql("SELECT count(*), max(id) FROM entries")
     reply = sqlite_desk.relay.post(body)
@@ -185,7 +185,7 @@ def told(said: str) -> tuple[int, dict[str, str]]:
 
 
 def test_a_provider_that_there_is_not_cannot_be_played(desk: Desk) -> None:
-    assert act(desk.relay, "/console/playground", body="{}", provider="nobody").status == 400
+    assert act(desk.relay, "/console/playground", body="{}", source="nobody").status == 400
 
 
 def test_what_is_ignored_and_refused_is_counted(store: Store) -> None:
@@ -210,7 +210,7 @@ def test_what_is_ignored_and_refused_is_counted(store: Store) -> None:
 
     assert "vero 401 wrong or missing secret 1" in said
     assert "customerio 401 wrong or missing signature 1" in said
-    assert "unknown 404 no such provider 1" in said
+    assert "unknown 404 no such source 1" in said
 
 
 def test_the_first_page_says_where_webhooks_go(tmp_path: Path) -> None:

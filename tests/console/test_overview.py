@@ -8,7 +8,7 @@ from relay.console.overview import DESCRIPTIONS, Overview, Row, Watch
 from relay.console.pages import bars, number, rate, span
 from relay.events import Collection, DeadReason, Unusable
 from relay.metrics.definitions import WEBHOOKS
-from relay.outbox.entries import Arrival
+from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import MINUTE
 from tests.harness.fakes import Clock
@@ -38,17 +38,17 @@ def watch(outbox: SqliteOutbox, clock: Clock) -> Watch:
 def add(
     outbox: SqliteOutbox, at: datetime, collection: Collection = OPENED, count: int = 1
 ) -> None:
-    first = outbox.counts().pending + outbox.counts().delivered
+    first = total(outbox.counts()).pending + total(outbox.counts()).delivered
     outbox.add(
         [
-            Arrival("vero", f"event-{first + each}", at, b"{}", collection=collection)
+            Arrival("vero", "segment", f"event-{first + each}", at, b"{}", collection=collection)
             for each in range(count)
         ]
     )
 
 
-def deliver(outbox: SqliteOutbox, count: int) -> None:
-    outbox.deliver(outbox.claim(count, lease=MINUTE))
+def ack(outbox: SqliteOutbox, count: int) -> None:
+    outbox.ack(outbox.claim("segment", count, lease=MINUTE))
 
 
 def row(overview: Overview, collection: Collection = OPENED) -> Row:
@@ -60,8 +60,8 @@ def test_what_is_ignored_by_now_is_not_among_the_dead_letters_that_need_a_look(
 ) -> None:
     add(outbox, clock.now(), count=3)
     reasons = (DeadReason.IGNORED, DeadReason.REJECTED, DeadReason.IGNORED)
-    for entry, reason in zip(outbox.claim(3, lease=MINUTE), reasons, strict=True):
-        outbox.bury(entry, Unusable(reason, "why"))
+    for entry, reason in zip(outbox.claim("segment", 3, lease=MINUTE), reasons, strict=True):
+        outbox.dead_letter(entry, Unusable(reason, "why"))
     overview = watch.look()
 
     assert (overview.dead, overview.counts.dead) == (1, 3)
@@ -88,7 +88,7 @@ def test_each_is_counted_for_the_hour_the_day_and_in_all(
     add(outbox, now - 24.5 * HOUR, count=16)
     add(outbox, now - 100 * HOUR, count=32)
     add(outbox, now - MINUTE, SENT)
-    outbox.fold_tallies(now - 25 * HOUR)
+    outbox.aggregate_counters(now - 25 * HOUR)
     overview = watch.look()
     opened = row(overview)
 
@@ -108,7 +108,7 @@ def test_bars_stand_for_the_half_hours_of_a_day(
     add(outbox, now - 40 * MINUTE, SENT, count=4)
     add(outbox, now - 23.7 * HOUR, count=8)
     add(outbox, now - 24.2 * HOUR, count=16)
-    deliver(outbox, 31)
+    ack(outbox, 31)
     overview = watch.look()
 
     assert len(overview.bars_in) == 48
@@ -136,7 +136,7 @@ def test_rates_are_those_of_the_last_seconds(
 
     add(outbox, clock.now(), count=30)
     clock.sleep(10)
-    deliver(outbox, 20)
+    ack(outbox, 20)
     overview = watch.look()
 
     assert (overview.rate_in, overview.rate_out) == (3, 2)
@@ -169,15 +169,15 @@ def test_the_outbox_is_looked_at_once_a_second_at_the_most(
 
 
 def test_what_was_answered_alike_is_counted_together(watch: Watch, clock: Clock) -> None:
-    before = {(each.provider, each.what): each.count for each in watch.look().ignored}
+    before = {(each.source, each.what): each.count for each in watch.look().ignored}
     WEBHOOKS.labels("for-the-overview", "ignored", "a_reason").inc(3)
     WEBHOOKS.labels("for-the-overview", "refused", "401").inc(2)
     WEBHOOKS.labels("for-the-overview", "accepted", "Email Sent").inc(9)
     clock.sleep(1)
     overview = watch.look()
-    refused = {(each.provider, each.what): each.count for each in overview.refused}
+    refused = {(each.source, each.what): each.count for each in overview.refused}
 
-    assert {(each.provider, each.what): each.count for each in overview.ignored} == {
+    assert {(each.source, each.what): each.count for each in overview.ignored} == {
         **before,
         ("for-the-overview", "a_reason"): 3,
     }

@@ -182,9 +182,9 @@ def test_an_event_is_found_by_whatever_is_known_of_it(desk: Desk) -> None:
     assert found(desk.relay, q="found") == found(desk.relay, q="user-foun") == []
     assert found(desk.relay, q="user-found", state="dead") == [dead]
     assert found(desk.relay, q="user-found", reason="unknown_type") == [dead]
-    assert found(desk.relay, q="user-found", collection="Email Opened", provider="vero") == ids
+    assert found(desk.relay, q="user-found", collection="Email Opened", source="vero") == ids
     assert found(desk.relay, q="user-found", collection="Email Sent") == []
-    assert found(desk.relay, q="user-found", provider="nobody") == []
+    assert found(desk.relay, q="user-found", source="nobody") == []
     assert found(desk.relay, q="user-found", since="2000-01-01") == [dead, *ids]
     assert found(desk.relay, q="user-found", until="2000-01-01T00:00") == []
     assert found(desk.relay, q="user-found", since="9999-12-31T23:59") == []
@@ -233,7 +233,7 @@ def test_nonsense_is_no_condition(desk: Desk, query: str) -> None:
 
 
 def test_no_filter_takes_the_page_down(desk: Desk) -> None:
-    for name in ("provider", "q", "state", "collection", "reason", "since", "before"):
+    for name in ("source", "q", "state", "collection", "reason", "since", "before"):
         for value in HOSTILE[:-1]:
             page = look(desk.relay, f"/console/events?{name}={quote(value)}")
 

@@ -11,7 +11,7 @@ from msgspec import structs
 from relay.console.search import PAGE, PATIENCE_SECONDS, Page, find
 from relay.destinations.segment import Segment
 from relay.events import DeadReason, Unusable
-from relay.operations.search import Criteria, Lookup
+from relay.operations.search import Criteria, Search
 from relay.outbox.entries import Arrival, State
 from relay.outbox.sqlite.store import SqliteOutbox
 from relay.routes import arrival_of
@@ -30,21 +30,21 @@ Time = Callable[[], float]
 
 
 @pytest.fixture(scope="module")
-def lookup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lookup]:
+def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
     """One event a second; each seventh is dead, and each fourteenth cannot be read either."""
     yield from _filled(tmp_path_factory.mktemp("few") / "relay.db", FEW)
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lookup]:
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
     """More events than one stretch holds."""
     yield from _filled(tmp_path_factory.mktemp("many") / "relay.db", MANY)
 
 
-def _filled(path: Path, count: int) -> Iterator[Lookup]:
+def _filled(path: Path, count: int) -> Iterator[Search]:
     outbox = SqliteOutbox(path)
     outbox.add([_event(number) for number in range(1, count + 1)])
-    yield Lookup(outbox.records, [VERO])
+    yield Search(outbox.entries, [VERO])
     outbox.close()
 
 
@@ -58,7 +58,7 @@ def _event(number: int) -> Arrival:
 
 
 def ids(page: Page) -> list[int]:
-    return [record.id for record in page.records]
+    return [entry.id for entry in page.entries]
 
 
 def patiently() -> float:
@@ -78,7 +78,7 @@ def impatiently() -> Time:
 
 
 def through(
-    lookup: Lookup,
+    search: Search,
     criteria: Criteria,
     text: str = "",
     clock: Callable[[], Time] = lambda: patiently,
@@ -87,7 +87,7 @@ def through(
     found: list[int] = []
     start = None
     while True:
-        page = find(lookup, criteria, text, start=start, clock=clock())
+        page = find(search, criteria, text, start=start, clock=clock())
         found += ids(page)
         assert page.older is None or start is None or page.older < start
         if page.older is None:
@@ -95,35 +95,35 @@ def through(
         start = page.older
 
 
-def test_a_page_holds_the_newest(lookup: Lookup) -> None:
-    page = find(lookup, ANY, "", clock=patiently)
+def test_a_page_holds_the_newest(search: Search) -> None:
+    page = find(search, ANY, "", clock=patiently)
 
     assert ids(page) == [*range(FEW, FEW - PAGE, -1)]
     assert (page.older, page.looked_to, page.given_up) == (FEW - PAGE + 1, None, False)
 
 
-def test_the_last_page_says_that_it_is_the_last(lookup: Lookup) -> None:
-    page = find(lookup, ANY, "", start=PAGE + 1, clock=patiently)
+def test_the_last_page_says_that_it_is_the_last(search: Search) -> None:
+    page = find(search, ANY, "", start=PAGE + 1, clock=patiently)
 
     assert ids(page) == [*range(PAGE, 0, -1)]
     assert (page.older, page.looked_to) == (None, None)
 
 
 @pytest.mark.parametrize("start", [FEW + 1, FEW * 1_000, 2**63 - 1])
-def test_what_begins_behind_all_begins_at_the_newest(lookup: Lookup, start: int) -> None:
-    assert find(lookup, ANY, "", start=start, clock=impatiently()) == find(
-        lookup, ANY, "", clock=patiently
+def test_what_begins_behind_all_begins_at_the_newest(search: Search, start: int) -> None:
+    assert find(search, ANY, "", start=start, clock=impatiently()) == find(
+        search, ANY, "", clock=patiently
     )
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_before_the_first_there_is_none(lookup: Lookup, start: int) -> None:
+def test_before_the_first_there_is_none(search: Search, start: int) -> None:
     for text in ("", "user-ana"):
-        assert find(lookup, ANY, text, start=start, clock=impatiently()) == Page([], None)
+        assert find(search, ANY, text, start=start, clock=impatiently()) == Page([], None)
 
 
-def test_it_looks_for_as_long_as_a_page_may_take(large: Lookup) -> None:
-    nobody = Criteria(provider="nobody")
+def test_it_looks_for_as_long_as_a_page_may_take(large: Search) -> None:
+    nobody = Criteria(source="nobody")
     first = find(large, nobody, "", clock=impatiently())
     second = find(large, nobody, "", start=first.older, clock=impatiently())
 
@@ -131,7 +131,7 @@ def test_it_looks_for_as_long_as_a_page_may_take(large: Lookup) -> None:
     assert second == Page([], None)  # all has been looked at, however long it took
 
 
-def test_patience_loses_nothing_and_tells_nothing_twice(large: Lookup) -> None:
+def test_patience_loses_nothing_and_tells_nothing_twice(large: Search) -> None:
     dead = Criteria(states=(State.DEAD,))
 
     assert through(large, dead, clock=impatiently) == through(large, dead)
@@ -144,7 +144,7 @@ def test_patience_loses_nothing_and_tells_nothing_twice(large: Lookup) -> None:
 
 
 @pytest.mark.parametrize("clock", [lambda: patiently, impatiently])
-def test_times_bound_what_is_looked_at(large: Lookup, clock: Callable[[], Time]) -> None:
+def test_times_bound_what_is_looked_at(large: Search, clock: Callable[[], Time]) -> None:
     criteria = Criteria(since=NOON + 10 * SECOND, until=NOON + 20 * SECOND)
     page = find(large, criteria, "", clock=clock())
 
@@ -158,11 +158,11 @@ def test_an_event_is_told_once_whatever_it_was_found_by(tmp_path: Path) -> None:
     body = webhook("ana", message_id=same, user={"id": same, "email": same})
     arrivals = [arrival_of(VERO, SEGMENT, each, NOON) for each in (body, body[:-1])]
     outbox.add([arrival for arrival in arrivals if isinstance(arrival, Arrival)])
-    lookup = Lookup(outbox.records, [VERO])
+    search = Search(outbox.entries, [VERO])
 
-    assert ids(find(lookup, ANY, same)) == [2, 1]
-    assert ids(find(lookup, ANY, sha256(same.encode()).hexdigest())) == [2, 1]
-    assert ids(find(lookup, ANY, "ana")) == []
+    assert ids(find(search, ANY, same)) == [2, 1]
+    assert ids(find(search, ANY, sha256(same.encode()).hexdigest())) == [2, 1]
+    assert ids(find(search, ANY, "ana")) == []
 
     outbox.close()
 
@@ -171,30 +171,30 @@ def test_giving_up_on_what_must_be_read_one_by_one_hides_nothing_else(tmp_path: 
     outbox = SqliteOutbox(tmp_path / "relay.db")
     mine = [_event(1), _event(4), _event(7)]  # the last one is of an unknown type
     outbox.add(mine[:2])
-    (entry, _) = outbox.claim(2, lease=SECOND)
-    outbox.bury(entry, Unusable(DeadReason.REJECTED, "refused"))
+    (entry, _) = outbox.claim("segment", 2, lease=SECOND)
+    outbox.dead_letter(entry, Unusable(DeadReason.REJECTED, "refused"))
     outbox.add([*mine[2:], *(_unreadable(number) for number in range(1_200))])
-    lookup = Lookup(outbox.records, [VERO])
-    in_haste = find(lookup, ANY, "user-ben", clock=impatiently())
-    at_leisure = find(lookup, ANY, "user-ben", clock=patiently)
+    search = Search(outbox.entries, [VERO])
+    in_haste = find(search, ANY, "user-ben", clock=impatiently())
+    at_leisure = find(search, ANY, "user-ben", clock=patiently)
 
     assert (ids(at_leisure), at_leisure.given_up) == ([3, 2, 1], False)
     assert (ids(in_haste), in_haste.given_up) == ([2, 1], True)
-    assert find(lookup, ANY, "user-x", clock=impatiently()) == Page([], None, given_up=True)
+    assert find(search, ANY, "user-x", clock=impatiently()) == Page([], None, given_up=True)
     for criteria, expected in (
         (Criteria(states=(State.DEAD,)), [1]),
         (Criteria(states=(State.PENDING,)), [2]),
         (Criteria(reason="unknown_type"), [3]),
         (Criteria(reason="rejected"), [1]),
     ):
-        assert ids(find(lookup, criteria, "user-ben", clock=impatiently())) == expected
+        assert ids(find(search, criteria, "user-ben", clock=impatiently())) == expected
 
     outbox.close()
 
 
 def _unreadable(number: int) -> Arrival:
     fault = Unusable(DeadReason.UNREADABLE, "not JSON")
-    return Arrival("vero", f"vero-{number:08}", NOON, b"user-nobody", fault)
+    return Arrival("vero", "segment", f"vero-{number:08}", NOON, b"user-nobody", fault)
 
 
 def moments() -> st.SearchStrategy[datetime | None]:
@@ -205,7 +205,7 @@ def moments() -> st.SearchStrategy[datetime | None]:
     criteria=st.builds(
         Criteria,
         states=st.lists(st.sampled_from(State), unique=True, max_size=2).map(tuple),
-        provider=st.sampled_from([None, None, "vero", "nobody"]),
+        source=st.sampled_from([None, None, "vero", "nobody"]),
         collection=st.sampled_from([None, None, "Email Opened"]),
         reason=st.sampled_from([None, None, "unreadable", "unknown_type"]),
         since=moments(),
@@ -215,7 +215,7 @@ def moments() -> st.SearchStrategy[datetime | None]:
     hasty=st.booleans(),
 )
 def test_all_pages_together_are_what_is_found_without_pages(
-    lookup: Lookup,
+    search: Search,
     criteria: Criteria,
     user: str | None,
     hasty: bool,  # noqa: FBT001 (hypothesis gives it)
@@ -223,4 +223,4 @@ def test_all_pages_together_are_what_is_found_without_pages(
     whole = structs.replace(criteria, user_id=user)
     clock = impatiently if hasty and not user else lambda: patiently
 
-    assert through(lookup, criteria, user or "", clock) == [r.id for r in lookup.find(whole)]
+    assert through(search, criteria, user or "", clock) == [r.id for r in search.find(whole)]

@@ -10,66 +10,75 @@ import pytest
 from msgspec import structs
 
 from relay.errors import OutboxError
-from relay.outbox.entries import Arrival, Happening, Keys, Operation, Query, Record, Revival, State
-from relay.outbox.protocol import Outbox, Records
+from relay.outbox.entries import (
+    Arrival,
+    HistoryEvent,
+    Keys,
+    Operation,
+    Query,
+    Requeue,
+    State,
+    StoredEntry,
+)
+from relay.outbox.protocol import EntryStore, Outbox
 from tests.contracts.outbox import FAULT, MINUTE, NOON, OpenStore, arrival, settle, states
-from tests.harness.fakes import Clock
-from tests.harness.processes import within
-from tests.harness.records import (
+from tests.harness.entries import (
     DOWN,
     MANY,
+    as_requeue,
     by_name,
     claim_one,
     erase,
     everything,
     filled,
-    revival,
-    revive,
+    requeue,
     without_ids,
 )
+from tests.harness.fakes import Clock
+from tests.harness.processes import within
 
 RunSql = Callable[[str], list[Any]]
 """Runs a statement on the tables of the store of the name `relay`, behind its back."""
 
-CHANGES: dict[str, Callable[[Records, Record, Operation], int]] = {
-    "revive": lambda records, record, operation: records.revive([revival(record)], operation),
-    "erase": lambda records, record, operation: records.erase([record.id], operation),
+CHANGES: dict[str, Callable[[EntryStore, StoredEntry, Operation], int]] = {
+    "revive": lambda entries, entry, operation: entries.requeue([as_requeue(entry)], operation),
+    "erase": lambda entries, entry, operation: entries.erase([entry.id], operation),
 }
 
 _every_change = pytest.mark.parametrize("change", CHANGES)
 
 
 class ChangesContract:
-    """What operators do to entries: see `relay.outbox.protocol.Records`.
+    """What operators do to entries: see `relay.outbox.protocol.EntryStore`.
 
     A store's test class has the fixture `run_sql`.
     """
 
     def test_what_is_replayed_is_forwarded_once_more(self, outbox: Outbox, clock: Clock) -> None:
         outbox.add([arrival("a", body=b"1"), arrival("b", body=b"2", fault=FAULT)])
-        outbox.deliver(outbox.claim(1, lease=MINUTE))
+        outbox.ack(outbox.claim("segment", 1, lease=MINUTE))
         delivered_at = clock.now()
-        before = by_name(outbox.records)
+        before = by_name(outbox.entries)
         clock.sleep(60)
-        count = revive(outbox.records, *before.values())
-        after = by_name(outbox.records)
-        due = {entry.message_id: entry for entry in outbox.claim(9, lease=MINUTE)}
-        replayed = Happening(clock.now(), "replayed", "")
+        count = requeue(outbox.entries, *before.values())
+        after = by_name(outbox.entries)
+        due = {entry.message_id: entry for entry in outbox.claim("segment", 9, lease=MINUTE)}
+        replayed = HistoryEvent(clock.now(), "replayed", "")
 
         assert count == 2
-        assert after["a"].history == (Happening(delivered_at, "delivered", ""), replayed)
-        assert after["b"].history == (Happening(NOON, "dead", "no_recipient"), replayed)
-        for name, record in after.items():
-            assert record == structs.replace(
+        assert after["a"].history == (HistoryEvent(delivered_at, "delivered", ""), replayed)
+        assert after["b"].history == (HistoryEvent(NOON, "dead", "no_recipient"), replayed)
+        for name, entry in after.items():
+            assert entry == structs.replace(
                 before[name],
                 state=State.PENDING,
                 collection="Email Sent",
                 delivered_at=None,
                 reason=None,
                 detail=None,
-                history=record.history,
+                history=entry.history,
             )
-        assert {name: (entry.body, entry.deaths) for name, entry in due.items()} == {
+        assert {name: (entry.body, entry.crashes) for name, entry in due.items()} == {
             "a": (b"1", 0),
             "b": (b"2", 0),
         }
@@ -79,48 +88,48 @@ class ChangesContract:
     ) -> None:
         outbox.add([arrival("a")])
         for _ in range(3):
-            outbox.deliver([claim_one(outbox)])
+            outbox.ack([claim_one(outbox)])
             clock.sleep(1)
-            revive(outbox.records, by_name(outbox.records)["a"])
-        told = [each.what for each in by_name(outbox.records)["a"].history]
+            requeue(outbox.entries, by_name(outbox.entries)["a"])
+        told = [each.what for each in by_name(outbox.entries)["a"].history]
 
         assert told == ["delivered", "replayed"] * 3
 
     def test_only_what_is_delivered_or_dead_is_replayed(self, outbox: Outbox, clock: Clock) -> None:
         model = filled(outbox, clock)
-        operation = outbox.records.begin("replay", "all")
-        revivals = [Revival(record.id, "Email Sent", Keys(77)) for record in model]
-        absent = Revival(model[-1].id + 1, "Email Sent", Keys(77))
-        count = outbox.records.revive([*revivals, absent], operation)
-        changed = everything(outbox.records, Query(key=("user", 77)))
-        pending = [record for record in model if record.state is State.PENDING]
+        operation = outbox.entries.begin("replay", "all")
+        requeues = [Requeue(entry.id, "Email Sent", Keys(77)) for entry in model]
+        absent = Requeue(model[-1].id + 1, "Email Sent", Keys(77))
+        count = outbox.entries.requeue([*requeues, absent], operation)
+        changed = everything(outbox.entries, Query(key=("user", 77)))
+        pending = [entry for entry in model if entry.state is State.PENDING]
 
         assert count == MANY - len(pending)
         assert [r.id for r in changed] == [r.id for r in model if r not in pending]
-        assert [r for r in everything(outbox.records) if r not in changed] == pending
+        assert [r for r in everything(outbox.entries) if r not in changed] == pending
 
     def test_a_replayed_entry_is_found_by_what_it_is_today(self, outbox: Outbox) -> None:
-        keyed = Arrival("vero", "a", NOON, b"{}", FAULT, "Email Sent", Keys(1, 2, 3))
+        keyed = Arrival("vero", "segment", "a", NOON, b"{}", FAULT, "Email Sent", Keys(1, 2, 3))
         outbox.add([keyed, arrival("keyless", fault=FAULT)])
-        before = by_name(outbox.records)
-        operation = outbox.records.begin("replay", "both")
-        revivals = [
-            Revival(before["a"].id, "Email Opened", Keys(None, 22, 33)),
-            Revival(before["keyless"].id, "Email Opened", Keys(1, 22)),
+        before = by_name(outbox.entries)
+        operation = outbox.entries.begin("replay", "both")
+        requeues = [
+            Requeue(before["a"].id, "Email Opened", Keys(None, 22, 33)),
+            Requeue(before["keyless"].id, "Email Opened", Keys(1, 22)),
         ]
-        outbox.records.revive(revivals, operation)
-        records = outbox.records
+        outbox.entries.requeue(requeues, operation)
+        entries = outbox.entries
         wanted = [
             Query(key=("user", 1)),
             Query(key=("address", 2)),
             Query(key=("address", 22)),
             Query(key=("email", 33)),
         ]
-        names = [{record.message_id for record in everything(records, q)} for q in wanted]
+        names = [{entry.message_id for entry in everything(entries, q)} for q in wanted]
 
         assert names == [{"keyless"}, set(), {"a", "keyless"}, {"a"}]
-        assert records.count(Query(collection="Email Opened")) == 2
-        assert records.count(Query(keyless=True)) == 0
+        assert entries.count(Query(collection="Email Opened")) == 2
+        assert entries.count(Query(keyless=True)) == 0
 
     @pytest.mark.parametrize("outcome", State)
     def test_who_held_it_before_the_replay_settles_nothing_any_more(
@@ -130,11 +139,11 @@ class ChangesContract:
         late = claim_one(outbox)
         clock.sleep(60)
         holder = claim_one(outbox)
-        outbox.deliver([holder])
-        revive(outbox.records, by_name(outbox.records)["a"])
+        outbox.ack([holder])
+        requeue(outbox.entries, by_name(outbox.entries)["a"])
         for entry in (late, holder):
             settle(outbox, entry, outcome)
-        history = by_name(outbox.records)["a"].history
+        history = by_name(outbox.entries)["a"].history
 
         assert states(outbox) == Counter(pending=1)
         assert [each.what for each in history] == ["delivered", "replayed"]
@@ -150,17 +159,17 @@ class ChangesContract:
         ):
 
             def quiet() -> bool:
-                return within(10, lambda: not forwarding.changed())
+                return within(10, lambda: not forwarding.changed("segment"))
 
-            listens = forwarding.changed() and quiet()
+            listens = forwarding.changed("segment") and quiet()
             operators.add([arrival("a", fault=FAULT)])
             hears = within(10, forwarding.changed) and quiet()
-            (record,) = everything(operators.records)
+            (entry,) = everything(operators.entries)
             if how == "replayed":
-                revive(operators.records, record)
+                requeue(operators.entries, entry)
             else:
-                copy = structs.replace(record, message_id="b", state=State.PENDING)
-                operators.records.restore([copy])
+                copy = structs.replace(entry, message_id="b", state=State.PENDING)
+                operators.entries.restore([copy])
 
             assert listens
             assert hears
@@ -169,31 +178,31 @@ class ChangesContract:
     def test_an_operation_can_be_taken_up_until_it_is_finished(
         self, outbox: Outbox, clock: Clock
     ) -> None:
-        records = outbox.records
-        first = records.begin("replay", "dead letters")
+        entries = outbox.entries
+        first = entries.begin("replay", "dead letters")
         clock.sleep(1)
-        again = records.begin("replay", "dead letters")
-        others = [records.begin("erase", "dead letters"), records.begin("replay", "everything")]
-        records.finish(first)
+        again = entries.begin("replay", "dead letters")
+        others = [entries.begin("erase", "dead letters"), entries.begin("replay", "everything")]
+        entries.finish(first)
         ended = clock.now()
-        new = records.begin("replay", "dead letters")
-        latest = records.operations(9)
+        new = entries.begin("replay", "dead letters")
+        latest = entries.operations(9)
 
         assert first == again
         assert (first.started_at, first.finished_at, first.entries) == (NOON, None, 0)
         assert latest == [new, *others[::-1], structs.replace(first, finished_at=ended)]
-        assert records.operations(2) == latest[:2]
+        assert entries.operations(2) == latest[:2]
 
     def test_an_operation_counts_what_it_has_changed(self, outbox: Outbox, clock: Clock) -> None:
         model = filled(outbox, clock)
-        operation = outbox.records.begin("replay", "all")
+        operation = outbox.entries.begin("replay", "all")
         for step in (model[:20], model[20:50]):
-            outbox.records.revive([revival(r) for r in step], operation)
-        replayed = outbox.records.operations(1)[0]
-        pending = outbox.records.count(Query(states=(State.PENDING,)))
-        erasure = outbox.records.begin("erase", "all")
-        outbox.records.erase([record.id for record in model[:7]], erasure)
-        erased = outbox.records.operations(1)[0]
+            outbox.entries.requeue([as_requeue(r) for r in step], operation)
+        replayed = outbox.entries.operations(1)[0]
+        pending = outbox.entries.count(Query(states=(State.PENDING,)))
+        erasure = outbox.entries.begin("erase", "all")
+        outbox.entries.erase([entry.id for entry in model[:7]], erasure)
+        erased = outbox.entries.operations(1)[0]
 
         assert replayed.entries == pending - sum(r.state is State.PENDING for r in model)
         assert erased.entries == 7
@@ -203,33 +212,33 @@ class ChangesContract:
         self, outbox: Outbox, run_sql: RunSql, change: str
     ) -> None:
         outbox.add([arrival("a", fault=FAULT)])
-        before = everything(outbox.records)
-        operation = outbox.records.begin(change, "it")
+        before = everything(outbox.entries)
+        operation = outbox.entries.begin(change, "it")
         run_sql("ALTER TABLE operations RENAME TO away")
         with pytest.raises(OutboxError):
-            CHANGES[change](outbox.records, before[0], operation)
+            CHANGES[change](outbox.entries, before[0], operation)
         run_sql("ALTER TABLE away RENAME TO operations")
 
-        assert everything(outbox.records) == before
-        assert outbox.records.operations(9) == [operation]
-        assert CHANGES[change](outbox.records, before[0], operation) == 1
+        assert everything(outbox.entries) == before
+        assert outbox.entries.operations(9) == [operation]
+        assert CHANGES[change](outbox.entries, before[0], operation) == 1
 
     def test_what_is_erased_leaves_nothing_behind(
         self, outbox: Outbox, clock: Clock, run_sql: RunSql
     ) -> None:
         model = filled(outbox, clock)
-        held = outbox.claim(5, lease=MINUTE)
+        held = outbox.claim("segment", 5, lease=MINUTE)
         erased, left = model[:30], model[30:]
-        count = erase(outbox.records, *erased)
-        again = erase(outbox.records, *erased)
-        outbox.deliver(held)
-        remaining = [r.message_id for r in everything(outbox.records)]
-        erase(outbox.records, *left)
+        count = erase(outbox.entries, *erased)
+        again = erase(outbox.entries, *erased)
+        outbox.ack(held)
+        remaining = [r.message_id for r in everything(outbox.entries)]
+        erase(outbox.entries, *left)
         rows = [run_sql(f"SELECT count(*) FROM {table}") for table in ("entries", "history")]  # noqa: S608 (two names)
 
-        assert {record.state for record in erased} == {*State}
+        assert {entry.state for entry in erased} == {*State}
         assert (count, again) == (len(erased), 0)
-        assert remaining == [record.message_id for record in left]
+        assert remaining == [entry.message_id for entry in left]
         assert rows == [[(0,)]] * 2
         assert outbox.add([arrival(erased[0].message_id)]) == [True]
 
@@ -237,21 +246,24 @@ class ChangesContract:
         self, outbox: Outbox
     ) -> None:
         outbox.add([arrival("a"), arrival("b")])
-        held = outbox.claim(9, lease=MINUTE)
-        erase(outbox.records, *everything(outbox.records))
+        held = outbox.claim("segment", 9, lease=MINUTE)
+        erase(outbox.entries, *everything(outbox.entries))
         outbox.add([arrival("c"), arrival("d")])
         outbox.release(held, DOWN)
-        outbox.deliver(held)
+        outbox.ack(held)
 
         assert states(outbox) == Counter(pending=2)
-        assert [record.history for record in everything(outbox.records)] == [(), ()]
-        assert {entry.message_id for entry in outbox.claim(9, lease=MINUTE)} == {"c", "d"}
+        assert [entry.history for entry in everything(outbox.entries)] == [(), ()]
+        assert {entry.message_id for entry in outbox.claim("segment", 9, lease=MINUTE)} == {
+            "c",
+            "d",
+        }
 
     def test_what_is_forgotten_leaves_nothing_behind(
         self, outbox: Outbox, clock: Clock, run_sql: RunSql
     ) -> None:
         filled(outbox, clock)
-        outbox.deliver(outbox.claim(MANY, lease=MINUTE))
+        outbox.ack(outbox.claim("segment", MANY, lease=MINUTE))
         clock.sleep(1)
         delivered = states(outbox)["delivered"]
         forgotten = outbox.purge(clock.now(), MANY)
@@ -265,42 +277,44 @@ class ChangesContract:
     ) -> None:
         model = filled(outbox, clock)
         with closing(open_store("copy", clock)) as copy:
-            counts = [copy.records.restore(model[:40]), copy.records.restore(model)]
+            counts = [copy.entries.restore(model[:40]), copy.entries.restore(model)]
 
             assert counts == [40, MANY - 40]
-            assert without_ids(everything(copy.records)) == without_ids(model)
-            assert copy.records.restore([]) == 0
+            assert without_ids(everything(copy.entries)) == without_ids(model)
+            assert copy.entries.restore([]) == 0
 
     def test_what_is_there_is_left_alone_when_records_are_put_back(
         self, outbox: Outbox, clock: Clock
     ) -> None:
         model = filled(outbox, clock)
-        held = {entry.message_id for entry in outbox.claim(MANY, lease=MINUTE)}
+        held = {entry.message_id for entry in outbox.claim("segment", MANY, lease=MINUTE)}
         altered = [
-            structs.replace(record, body=b"another", state=State.DELIVERED, keys=Keys(99))
-            for record in model
+            structs.replace(entry, body=b"another", state=State.DELIVERED, keys=Keys(99))
+            for entry in model
         ]
         new = structs.replace(model[0], message_id="new")
-        count = outbox.records.restore([*altered, new, new])
-        found = everything(outbox.records)
+        count = outbox.entries.restore([*altered, new, new])
+        found = everything(outbox.entries)
 
         assert held == {r.message_id for r in model if r.state is State.PENDING}
         assert count == 1
         assert [(r.body, r.state, r.history) for r in found[:-1]] == [
             (r.body, r.state, r.history) for r in model
         ]
-        assert [entry.message_id for entry in outbox.claim(MANY, lease=MINUTE)] == ["new"]
+        assert [entry.message_id for entry in outbox.claim("segment", MANY, lease=MINUTE)] == [
+            "new"
+        ]
 
     @pytest.mark.parametrize("age", [timedelta(days=400), timedelta(days=-1)])
     def test_what_is_put_back_pending_is_due(self, outbox: Outbox, age: timedelta) -> None:
         """Also what was received by a clock that is ahead."""
         outbox.add([arrival("a"), arrival("b", fault=FAULT)])
-        records = [
-            structs.replace(record, received_at=NOON - age) for record in everything(outbox.records)
+        entries = [
+            structs.replace(entry, received_at=NOON - age) for entry in everything(outbox.entries)
         ]
-        erase(outbox.records, *records)
-        outbox.records.restore(records)
-        (entry,) = outbox.claim(9, lease=MINUTE)
+        erase(outbox.entries, *entries)
+        outbox.entries.restore(entries)
+        (entry,) = outbox.claim("segment", 9, lease=MINUTE)
 
         assert (entry.message_id, entry.received_at) == ("a", NOON - age)
-        assert (entry.attempts, entry.deaths) == (1, 0)
+        assert (entry.attempts, entry.crashes) == (1, 0)

@@ -25,9 +25,9 @@ from hypothesis.stateful import (
 
 from relay.events import DeadReason, Unusable
 from relay.outbox.counters import population
-from relay.outbox.entries import Arrival, Entry, State
+from relay.outbox.entries import Arrival, Entry, State, total
 from relay.outbox.protocol import Outbox
-from relay.throttle import Pace, Standing, Turn
+from relay.throttle import DestinationStatus, Permit, Throttle
 from tests.harness.fakes import Clock
 from tests.harness.processes import within
 
@@ -50,7 +50,7 @@ def arrival(
     fault: Unusable | None = None,
 ) -> Arrival:
     """A webhook event to be stored."""
-    return Arrival("vero", message_id, received_at, body, fault)
+    return Arrival("vero", "segment", message_id, received_at, body, fault)
 
 
 def ids(entries: Sequence[Entry]) -> set[str]:
@@ -62,24 +62,24 @@ def settle(outbox: Outbox, entry: Entry, outcome: State) -> None:
     """Bring the entry into the state."""
     match outcome:
         case State.DELIVERED:
-            outbox.deliver([entry])
+            outbox.ack([entry])
         case State.DEAD:
-            outbox.bury(entry, FAULT)
+            outbox.dead_letter(entry, FAULT)
         case State.PENDING:
             outbox.release([entry])
 
 
 def claim_all(outbox: Outbox, limit: int, *, lease: timedelta = MINUTE) -> list[Entry]:
     """Up to so many of the entries that are due, suspects too."""
-    entries = outbox.claim(limit, lease=lease)
-    while len(entries) < limit and (suspects := outbox.claim_suspect(lease=lease)):
+    entries = outbox.claim("segment", limit, lease=lease)
+    while len(entries) < limit and (suspects := outbox.claim_suspect("segment", lease=lease)):
         entries += suspects
     return entries
 
 
 def states(outbox: Outbox) -> Counter[str]:
     """How many entries are in each state that any is in."""
-    counts = outbox.counts()
+    counts = total(outbox.counts())
     return +Counter(pending=counts.pending, delivered=counts.delivered, dead=counts.dead)
 
 
@@ -120,12 +120,12 @@ class OutboxContract:
         copies = [arrival("a", body=b"1"), arrival("b"), arrival("a", body=b"2"), arrival("a")]
 
         assert outbox.add(copies) == [True, True, False, False]
-        assert {entry.body for entry in outbox.claim(9, lease=MINUTE)} == {b"1", b"{}"}
+        assert {entry.body for entry in outbox.claim("segment", 9, lease=MINUTE)} == {b"1", b"{}"}
 
     @_every_outcome
     def test_what_was_settled_is_never_new_again(self, outbox: Outbox, outcome: State) -> None:
         outbox.add([arrival("a")])
-        settle(outbox, outbox.claim(1, lease=MINUTE)[0], outcome)
+        settle(outbox, outbox.claim("segment", 1, lease=MINUTE)[0], outcome)
 
         assert outbox.add([arrival("a")]) == [False]
 
@@ -139,21 +139,21 @@ class OutboxContract:
     def test_a_body_comes_back_byte_for_byte(self, outbox: Outbox, body: bytes) -> None:
         outbox.add([arrival("a", body=body)])
 
-        assert outbox.claim(1, lease=MINUTE)[0].body == body
+        assert outbox.claim("segment", 1, lease=MINUTE)[0].body == body
 
     @pytest.mark.parametrize("milliseconds", [0, 1, 7, 123, 250, 999])
     def test_an_entry_is_what_was_stored(self, outbox: Outbox, milliseconds: int) -> None:
         received_at = NOON - timedelta(milliseconds=milliseconds)
         outbox.add([arrival("a", received_at=received_at)])
-        entry = outbox.claim(1, lease=MINUTE)[0]
+        entry = outbox.claim("segment", 1, lease=MINUTE)[0]
 
-        assert (entry.provider, entry.message_id, entry.attempts) == ("vero", "a", 1)
+        assert (entry.source, entry.message_id, entry.attempts) == ("vero", "a", 1)
         assert (entry.received_at, entry.received_at.tzinfo) == (received_at, UTC)
 
     def test_the_longest_due_are_claimed_first(self, outbox: Outbox) -> None:
         ages = {"b": 2, "d": 4, "a": 1, "c": 3}
         outbox.add([arrival(i, received_at=NOON - age * MINUTE) for i, age in ages.items()])
-        claims = [outbox.claim(limit, lease=MINUTE) for limit in (1, 2, 5, 5)]
+        claims = [outbox.claim("segment", limit, lease=MINUTE) for limit in (1, 2, 5, 5)]
 
         assert [ids(claim) for claim in claims] == [{"d"}, {"b", "c"}, {"a"}, set()]
 
@@ -161,7 +161,7 @@ class OutboxContract:
         """It is all in memory at once."""
         outbox.add([arrival(name, body=bytes(2**20)) for name in "abcdefgh"])
         claims = []
-        while claim := outbox.claim(100, lease=MINUTE):
+        while claim := outbox.claim("segment", 100, lease=MINUTE):
             claims.append(sum(len(entry.body) for entry in claim))
 
         assert sum(claims) == 8 * 2**20
@@ -171,11 +171,11 @@ class OutboxContract:
         self, outbox: Outbox, clock: Clock
     ) -> None:
         outbox.add([arrival("a")])
-        first = outbox.claim(1, lease=MINUTE)
+        first = outbox.claim("segment", 1, lease=MINUTE)
         clock.sleep(59.999)
-        hidden = outbox.claim(1, lease=MINUTE)
+        hidden = outbox.claim("segment", 1, lease=MINUTE)
         clock.sleep(0.001)
-        again = outbox.claim(1, lease=MINUTE)
+        again = outbox.claim("segment", 1, lease=MINUTE)
 
         assert (ids(first), hidden, ids(again)) == ({"a"}, [], {"a"})
         assert [entry.attempts for entry in first + again] == [1, 2]
@@ -185,14 +185,14 @@ class OutboxContract:
         self, outbox: Outbox, clock: Clock, outcome: State
     ) -> None:
         outbox.add([arrival("a")])
-        late = outbox.claim(1, lease=MINUTE)[0]
+        late = outbox.claim("segment", 1, lease=MINUTE)[0]
         clock.sleep(60)
-        holder = outbox.claim(1, lease=MINUTE)[0]
+        holder = outbox.claim("segment", 1, lease=MINUTE)[0]
         settle(outbox, late, outcome)
 
         assert states(outbox) == Counter(pending=1)
-        assert outbox.claim(1, lease=MINUTE) == []
-        outbox.deliver([holder])
+        assert outbox.claim("segment", 1, lease=MINUTE) == []
+        outbox.ack([holder])
         assert states(outbox) == Counter(delivered=1)
 
     @_every_outcome
@@ -200,7 +200,7 @@ class OutboxContract:
         self, outbox: Outbox, clock: Clock, outcome: State
     ) -> None:
         outbox.add([arrival("a")])
-        entry = outbox.claim(1, lease=MINUTE)[0]
+        entry = outbox.claim("segment", 1, lease=MINUTE)[0]
         clock.sleep(3600)
         settle(outbox, entry, outcome)
 
@@ -212,56 +212,56 @@ class OutboxContract:
         self, outbox: Outbox, clock: Clock, final: State, outcome: State
     ) -> None:
         outbox.add([arrival("a")])
-        entry = outbox.claim(1, lease=MINUTE)[0]
+        entry = outbox.claim("segment", 1, lease=MINUTE)[0]
         settle(outbox, entry, final)
         settle(outbox, entry, outcome)
         clock.sleep(3600)
 
         assert states(outbox) == Counter([final])
-        assert outbox.claim(1, lease=MINUTE) == []
+        assert outbox.claim("segment", 1, lease=MINUTE) == []
 
     def test_only_what_is_named_is_settled(self, outbox: Outbox) -> None:
         outbox.add([arrival(name) for name in "abcde"])
-        held = {entry.message_id: entry for entry in outbox.claim(5, lease=MINUTE)}
-        outbox.deliver([held["a"], held["b"]])
-        outbox.bury(held["c"], FAULT)
+        held = {entry.message_id: entry for entry in outbox.claim("segment", 5, lease=MINUTE)}
+        outbox.ack([held["a"], held["b"]])
+        outbox.dead_letter(held["c"], FAULT)
         outbox.release([held["d"]])
-        outbox.deliver([])
+        outbox.ack([])
 
         assert states(outbox) == Counter(delivered=2, dead=1, pending=2)
-        assert ids(outbox.claim(5, lease=MINUTE)) == {"d"}
+        assert ids(outbox.claim("segment", 5, lease=MINUTE)) == {"d"}
 
     def test_a_dead_arrival_is_never_claimed(self, outbox: Outbox, clock: Clock) -> None:
         new = outbox.add([arrival("a", fault=FAULT), arrival("a", fault=FAULT)])
         clock.sleep(3600)
 
         assert new == [True, False]
-        assert outbox.claim(1, lease=MINUTE) == []
+        assert outbox.claim("segment", 1, lease=MINUTE) == []
         assert states(outbox) == Counter(dead=1)
 
     def test_the_oldest_pending_entry_is_known_claimed_or_not(self, outbox: Outbox) -> None:
-        nothing = outbox.counts()
+        nothing = total(outbox.counts())
         outbox.add([arrival("a", received_at=NOON - MINUTE), arrival("b")])
         outbox.add([arrival("c", received_at=NOON - 2 * MINUTE, fault=FAULT)])
-        oldest = outbox.claim(1, lease=MINUTE)[0]
-        claimed = outbox.counts()
-        outbox.deliver([oldest])
+        oldest = outbox.claim("segment", 1, lease=MINUTE)[0]
+        claimed = total(outbox.counts())
+        outbox.ack([oldest])
 
         assert nothing.waiting_since is None
         assert claimed.waiting_since == NOON - MINUTE
-        assert outbox.counts().waiting_since == NOON
+        assert total(outbox.counts()).waiting_since == NOON
 
     def test_it_tells_of_change_once_something_was_added(
         self, open_store: OpenStore, clock: Clock
     ) -> None:
         receiving, forwarding = (open_store("relay", clock) for _ in range(2))
-        forwarding.changed()
-        before = forwarding.changed()
+        forwarding.changed("segment")
+        before = forwarding.changed("segment")
         receiving.add([arrival("a")])
         told: list[bool] = []
 
         def changed() -> bool:
-            told.append(forwarding.changed())
+            told.append(forwarding.changed("segment"))
             return any(told)
 
         assert not before
@@ -273,16 +273,18 @@ class OutboxContract:
         self, open_store: OpenStore, clock: Clock
     ) -> None:
         receiving, forwarding = (open_store("relay", clock) for _ in range(2))
-        turn = forwarding.pace(Pace.take)
-        assert isinstance(turn, Turn)
-        forwarding.pace(lambda pace, now: pace.refused(turn, now, "401 Unauthorized"))
-        held = receiving.standing().hold
+        permit = forwarding.throttle("segment", Throttle.take)
+        assert isinstance(permit, Permit)
+        forwarding.throttle(
+            "segment", lambda throttle, now: throttle.refused(permit, now, "401 Unauthorized")
+        )
+        held = receiving.destination_status("segment").hold
         clock.sleep(60)
-        probe = forwarding.pace(Pace.take)
-        assert isinstance(probe, Turn)
-        forwarding.pace(lambda pace, _: pace.succeeded(probe))
+        probe = forwarding.throttle("segment", Throttle.take)
+        assert isinstance(probe, Permit)
+        forwarding.throttle("segment", lambda throttle, _: throttle.succeeded(probe))
 
-        assert (held, receiving.standing().hold) == ("401 Unauthorized", None)
+        assert (held, receiving.destination_status("segment").hold) == ("401 Unauthorized", None)
         receiving.close()
         forwarding.close()
 
@@ -290,28 +292,30 @@ class OutboxContract:
         self, open_store: OpenStore, clock: Clock
     ) -> None:
         receiving, forwarding = (open_store("relay", clock) for _ in range(2))
-        at_first = receiving.standing()
-        turn = forwarding.pace(Pace.take)
-        assert isinstance(turn, Turn)
+        at_first = receiving.destination_status("segment")
+        permit = forwarding.throttle("segment", Throttle.take)
+        assert isinstance(permit, Permit)
         down, asked = "503 Service Unavailable", timedelta(minutes=2)
-        forwarding.pace(lambda pace, now: pace.failed(turn, now, down, asked, lambda _: 1))
-        in_trouble = receiving.standing()
+        forwarding.throttle(
+            "segment", lambda throttle, now: throttle.failed(permit, now, down, asked, lambda _: 1)
+        )
+        in_trouble = receiving.destination_status("segment")
         clock.sleep(120)
-        probe = forwarding.pace(Pace.take)
-        assert isinstance(probe, Turn)
-        forwarding.pace(lambda pace, now: pace.heard("accepted", now))
-        forwarding.pace(lambda pace, _: pace.succeeded(probe))
+        probe = forwarding.throttle("segment", Throttle.take)
+        assert isinstance(probe, Permit)
+        forwarding.throttle("segment", lambda throttle, now: throttle.heard("accepted", now))
+        forwarding.throttle("segment", lambda throttle, _: throttle.succeeded(probe))
         clock.sleep(60)
-        well = receiving.standing()
+        well = receiving.destination_status("segment")
 
-        assert at_first == Standing()
-        assert in_trouble == Standing(
+        assert at_first == DestinationStatus()
+        assert in_trouble == DestinationStatus(
             failures=1,
             next_at=NOON + 2 * MINUTE,
             answer=down,
             answered_at=NOON,
         )
-        assert well == Standing(answer="accepted", answered_at=NOON + 2 * MINUTE)
+        assert well == DestinationStatus(answer="accepted", answered_at=NOON + 2 * MINUTE)
         receiving.close()
         forwarding.close()
 
@@ -319,13 +323,13 @@ class OutboxContract:
         self, outbox: Outbox, clock: Clock
     ) -> None:
         outbox.add([arrival(name) for name in "abcd"] + [arrival("dead", fault=FAULT)])
-        outbox.deliver(
-            [entry for entry in outbox.claim(4, lease=MINUTE) if entry.message_id != "d"]
+        outbox.ack(
+            [entry for entry in outbox.claim("segment", 4, lease=MINUTE) if entry.message_id != "d"]
         )
         clock.sleep(60)
         outbox.add([arrival("new")])
-        outbox.deliver(
-            [entry for entry in outbox.claim(9, lease=MINUTE) if entry.message_id != "d"]
+        outbox.ack(
+            [entry for entry in outbox.claim("segment", 9, lease=MINUTE) if entry.message_id != "d"]
         )
         before = clock.now() - timedelta(seconds=30)
         forgotten = [outbox.purge(before, 2) for _ in range(3)]
@@ -343,12 +347,12 @@ class OutboxContract:
     def test_what_is_stored_outlives_the_process(self, open_store: OpenStore, clock: Clock) -> None:
         outbox = open_store("relay", clock)
         outbox.add([arrival("a"), arrival("b", fault=FAULT), arrival("c", body=b"\0")])
-        claimed = {entry.message_id: entry for entry in outbox.claim(9, lease=MINUTE)}
-        outbox.deliver([claimed["a"]])
+        claimed = {entry.message_id: entry for entry in outbox.claim("segment", 9, lease=MINUTE)}
+        outbox.ack([claimed["a"]])
         outbox.close()
         reopened = open_store("relay", clock)
         clock.sleep(60)
-        due = reopened.claim(9, lease=MINUTE)
+        due = reopened.claim("segment", 9, lease=MINUTE)
 
         assert states(reopened) == Counter(pending=1, delivered=1, dead=1)
         assert reopened.add([arrival(name) for name in "abc"]) == [False] * 3
@@ -376,11 +380,11 @@ class OutboxContract:
 
         def claim(outbox: Outbox) -> list[Entry]:
             start.wait()
-            return [entry for _ in range(15) for entry in outbox.claim(4, lease=MINUTE)]
+            return [entry for _ in range(15) for entry in outbox.claim("segment", 4, lease=MINUTE)]
 
         with closing(one), closing(other), ThreadPoolExecutor(8) as threads:
             claims = list(threads.map(claim, [one, other][: self.claimers] * 4))
-            left = one.claim(400, lease=MINUTE)
+            left = one.claim("segment", 400, lease=MINUTE)
         held = [entry.message_id for claim in [*claims, left] for entry in claim]
 
         assert sorted(held, key=int) == [str(number) for number in range(400)]
@@ -472,8 +476,8 @@ class _Life(RuleBasedStateMachine):
         waiting = [fate.received_at for fate in self.pending()]
 
         assert states(self.outbox) == Counter(fate.state for fate in self.fates.values())
-        assert sum(population(self.outbox.tallies()).values()) == len(self.fates)
-        assert self.outbox.counts().waiting_since == min(waiting, default=None)
+        assert sum(population(self.outbox.counters()).values()) == len(self.fates)
+        assert total(self.outbox.counts()).waiting_since == min(waiting, default=None)
 
     def teardown(self) -> None:
         self.clock.sleep(3600)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.destinations.segment import Segment
-from relay.events import EmailEvent, Reading
-from relay.sources import Provider, Webhook, provider_classes
+from relay.events import EmailEvent, ParseResult
+from relay.sources import Source, Webhook, source_classes
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -32,16 +32,16 @@ _SEGMENT = Segment("write-key", "https://example.com")
 _law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-class ProviderContract:
-    """See `relay.sources.Provider`.
+class SourceContract:
+    """See `relay.sources.Source`.
 
     Attributes:
         provider_class: who is tested.
         documents: webhooks that become email events, each another one.
-        shaped: objects with the provider's own fields and anything at all in them.
+        shaped: objects with the source's own fields and anything at all in them.
     """
 
-    provider_class: ClassVar[type[Provider]]
+    provider_class: ClassVar[type[Source]]
     documents: ClassVar[Sequence[Mapping[str, Any]]]
     shaped: ClassVar[st.SearchStrategy[dict[str, Any]]]
 
@@ -50,7 +50,7 @@ class ProviderContract:
     first = "first-secret-0123456789"
     second = "second-secret-0123456789"
 
-    def provider(self, *secrets: str) -> Provider:
+    def source(self, *secrets: str) -> Source:
         """One that is configured with the secrets."""
         given = {self.credential: ",".join(secrets)} if secrets else {}
         return self.provider_class(self.provider_class.settings_model(**given))
@@ -59,48 +59,48 @@ class ProviderContract:
         """One that carries the secret."""
         return Webhook(secret, [], b"", NOON)
 
-    def read(self, body: bytes) -> Reading:
-        """What the provider makes of a body received at noon."""
-        return self.provider(self.first).parse(body, NOON)
+    def read(self, body: bytes) -> ParseResult:
+        """What the source makes of a body received at noon."""
+        return self.source(self.first).parse(body, NOON)
 
-    def identity(self, document: object) -> tuple[str | None, ...] | None:
+    def dedupe_key(self, document: object) -> tuple[str | None, ...] | None:
         """Of the event that the document is; None where it is none."""
         reading = self.read(json.dumps(document).encode())
-        return reading.identity if isinstance(reading, EmailEvent) else None
+        return reading.dedupe_key if isinstance(reading, EmailEvent) else None
 
     def test_it_is_found_by_its_name(self) -> None:
         name = self.provider_class.name
 
-        assert provider_classes()[name] is self.provider_class
+        assert source_classes()[name] is self.provider_class
         assert name.isidentifier()
         assert name.islower()
 
     def test_its_secret_is_accepted(self) -> None:
-        provider = self.provider(self.first)
+        source = self.source(self.first)
 
-        assert provider.configured
-        assert provider.authenticate(self.webhook(self.first))
+        assert source.configured
+        assert source.authenticate(self.webhook(self.first))
 
     @pytest.mark.parametrize("secret", ["", first[:-1], first + "0", first.upper(), "é" * 20, "\0"])
     def test_another_secret_is_refused(self, secret: str) -> None:
-        assert not self.provider(self.first).authenticate(self.webhook(secret))
+        assert not self.source(self.first).authenticate(self.webhook(secret))
 
     def test_a_webhook_without_credentials_is_refused(self) -> None:
-        assert not self.provider(self.first).authenticate(Webhook(None, [], b"{}", NOON))
+        assert not self.source(self.first).authenticate(Webhook(None, [], b"{}", NOON))
 
     def test_while_secrets_rotate_each_of_them_is_accepted(self) -> None:
-        provider = self.provider(self.first, self.second)
+        source = self.source(self.first, self.second)
 
-        assert provider.authenticate(self.webhook(self.first))
-        assert provider.authenticate(self.webhook(self.second))
-        assert not provider.authenticate(self.webhook(f"{self.first},{self.second}"))
+        assert source.authenticate(self.webhook(self.first))
+        assert source.authenticate(self.webhook(self.second))
+        assert not source.authenticate(self.webhook(f"{self.first},{self.second}"))
 
     @pytest.mark.parametrize("secret", ["", first])
     def test_without_a_secret_it_is_not_configured_and_accepts_nothing(self, secret: str) -> None:
-        provider = self.provider()
+        source = self.source()
 
-        assert not provider.configured
-        assert not provider.authenticate(self.webhook(secret))
+        assert not source.configured
+        assert not source.authenticate(self.webhook(secret))
 
     def test_any_bytes_give_a_lawful_reading(self) -> None:
         @_law
@@ -132,12 +132,12 @@ class ProviderContract:
         @_law
         @given(self.shaped, st.randoms(use_true_random=False))
         def check(document: dict[str, Any], random: Random) -> None:
-            assert self.identity(_shuffled(document, random)) == self.identity(document)
+            assert self.dedupe_key(_shuffled(document, random)) == self.dedupe_key(document)
 
         check()
 
     def test_what_is_another_event_has_another_identity(self) -> None:
-        identities = [self.identity(document) for document in self.documents]
+        identities = [self.dedupe_key(document) for document in self.documents]
 
         assert all(identities)
         assert len(set(identities)) == len(identities)
@@ -154,7 +154,7 @@ class ProviderContract:
         assert all(private not in repr(reading) for reading in others)
 
 
-def _assert_lawful(reading: Reading) -> None:
+def _assert_lawful(reading: ParseResult) -> None:
     """It can be stored, logged and sent."""
     json.dumps(msgspec.to_builtins(reading), ensure_ascii=False).encode()
     if isinstance(reading, EmailEvent):
@@ -164,7 +164,7 @@ def _assert_lawful(reading: Reading) -> None:
         assert all(type(text) is str and text and text == text.strip() for text in texts)
         assert reading.user_id or reading.email
         assert reading.occurred_at.tzinfo is UTC
-        assert len(_SEGMENT.message_id("p" * 20, reading.identity, reading.said_at)) <= 100
+        assert len(_SEGMENT.message_id("p" * 20, reading.dedupe_key, reading.reported_at)) <= 100
 
 
 def _shuffled(value: object, random: Random) -> object:

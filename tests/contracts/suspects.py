@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 
-from relay.outbox.entries import Entry, State
+from relay.outbox.entries import Entry, State, total
 from relay.outbox.protocol import Outbox
 from tests.contracts.outbox import MINUTE, OpenStore, arrival, ids, settle
+from tests.harness.entries import claim_one, everything, requeue
 from tests.harness.fakes import Clock
-from tests.harness.records import claim_one, everything, revive
 
 LINEAGE = 7
 
@@ -21,7 +21,11 @@ Life = Callable[[], Outbox]
 def die(outbox: Outbox, clock: Clock, *, alone: bool = False) -> list[Entry]:
     """What a process claims that ends without having settled anything."""
     with closing(outbox):
-        claimed = outbox.claim_suspect(lease=MINUTE) if alone else outbox.claim(9, lease=MINUTE)
+        claimed = (
+            outbox.claim_suspect("segment", lease=MINUTE)
+            if alone
+            else outbox.claim("segment", 9, lease=MINUTE)
+        )
     clock.sleep(60)
     return claimed
 
@@ -37,23 +41,23 @@ class SuspectsContract:
     def test_what_two_processes_died_over_is_claimed_alone(self, live: Life, clock: Clock) -> None:
         with closing(live()) as outbox:
             outbox.add([arrival(name) for name in "abc"])
-            nobody = outbox.has_suspects()
+            nobody = outbox.has_suspects("segment")
         company = [die(live(), clock) for _ in range(3)]
         with closing(live()) as outbox:
             outbox.add([arrival("innocent")])
-            others = outbox.claim(9, lease=MINUTE)
-            any_due = [outbox.has_suspects()]
+            others = outbox.claim("segment", 9, lease=MINUTE)
+            any_due = [outbox.has_suspects("segment")]
             alone = []
             for _ in range(4):
-                alone.append(outbox.claim_suspect(lease=MINUTE))
-                any_due.append(outbox.has_suspects())
+                alone.append(outbox.claim_suspect("segment", lease=MINUTE))
+                any_due.append(outbox.has_suspects("segment"))
 
         assert not nobody
-        assert [[entry.deaths for entry in claim] for claim in company] == [[0] * 3, [1] * 3, []]
-        assert [(entry.message_id, entry.deaths) for entry in others] == [("innocent", 0)]
+        assert [[entry.crashes for entry in claim] for claim in company] == [[0] * 3, [1] * 3, []]
+        assert [(entry.message_id, entry.crashes) for entry in others] == [("innocent", 0)]
         assert any_due == [True, True, True, False, False]
         assert sorted(entry.message_id for (entry,) in alone[:3]) == ["a", "b", "c"]
-        assert [entry.deaths for (entry,) in alone[:3]] == [2] * 3
+        assert [entry.crashes for (entry,) in alone[:3]] == [2] * 3
         assert alone[3] == []
 
     def test_each_death_is_counted_for_what_was_in_hand(self, live: Life, clock: Clock) -> None:
@@ -65,9 +69,9 @@ class SuspectsContract:
         claims.append(die(live(), clock))
         claims += [die(live(), clock, alone=True) for _ in range(4)]
         claims.append(die(live(), clock))
-        deaths = [{entry.message_id: entry.deaths for entry in claim} for claim in claims]
+        crashes = [{entry.message_id: entry.crashes for entry in claim} for claim in claims]
 
-        assert deaths == [
+        assert crashes == [
             {"a": 0},
             {"a": 1, "b": 0},
             {"a": 2},
@@ -86,16 +90,16 @@ class SuspectsContract:
         for _ in range(2):
             die(live(), clock)
         with closing(live()) as outbox:
-            (suspect,) = outbox.claim_suspect(lease=MINUTE)
+            (suspect,) = outbox.claim_suspect("segment", lease=MINUTE)
             settle(outbox, suspect, outcome)
             if outcome is not State.PENDING:
-                revive(outbox.records, *everything(outbox.records))
-            suspected = outbox.has_suspects()
+                requeue(outbox.entries, *everything(outbox.entries))
+            suspected = outbox.has_suspects("segment")
             again = claim_one(outbox)
         clock.sleep(60)
 
         assert not suspected
-        assert (again.deaths, again.attempts) == (0, 4)
+        assert (again.crashes, again.attempts) == (0, 4)
         assert ids(die(live(), clock)) == {"a"}
 
     def test_none_of_the_suspects_is_always_the_first(self, live: Life, clock: Clock) -> None:
@@ -107,7 +111,7 @@ class SuspectsContract:
         firsts = set()
         with closing(live()) as outbox:
             for _ in range(12):
-                firsts |= ids(outbox.claim_suspect(lease=MINUTE))
+                firsts |= ids(outbox.claim_suspect("segment", lease=MINUTE))
                 clock.sleep(60)
 
         assert len(firsts) > 1
@@ -119,18 +123,18 @@ class SuspectsContract:
             outbox.add([arrival("a")])
         for _ in range(2):
             die(live(), clock)
-        deaths = []
+        crashes = []
         for crashed in [False, False, True, False, True, False]:
             with closing(live()) as outbox:
                 if crashed:
                     outbox.count_crash(LINEAGE)
                     outbox.count_crash(LINEAGE)  # for nothing: it is counted once
-                (suspect,) = outbox.claim_suspect(lease=MINUTE)
-                deaths.append(suspect.deaths)
-                assert outbox.begin_post(suspect, LINEAGE).deaths == suspect.deaths
+                (suspect,) = outbox.claim_suspect("segment", lease=MINUTE)
+                crashes.append(suspect.crashes)
+                assert outbox.begin_post(suspect, LINEAGE).crashes == suspect.crashes
             clock.sleep(60)
 
-        assert deaths == [2, 2, 3, 3, 4, 4]
+        assert crashes == [2, 2, 3, 3, 4, 4]
 
     def test_a_crash_of_another_lineage_counts_nothing(self, live: Life, clock: Clock) -> None:
         with closing(live()) as outbox:
@@ -138,14 +142,14 @@ class SuspectsContract:
         for _ in range(2):
             die(live(), clock)
         with closing(live()) as outbox:
-            (suspect,) = outbox.claim_suspect(lease=MINUTE)
+            (suspect,) = outbox.claim_suspect("segment", lease=MINUTE)
             outbox.begin_post(suspect, LINEAGE)
         clock.sleep(60)
         with closing(live()) as outbox:
             outbox.count_crash(LINEAGE + 1)
-            (suspect,) = outbox.claim_suspect(lease=MINUTE)
+            (suspect,) = outbox.claim_suspect("segment", lease=MINUTE)
 
-        assert suspect.deaths == 2
+        assert suspect.crashes == 2
 
     @pytest.mark.parametrize("outcome", State)
     def test_a_suspect_that_is_posted_is_settled_as_any_other(
@@ -156,11 +160,11 @@ class SuspectsContract:
         for _ in range(2):
             die(live(), clock)
         with closing(live()) as outbox:
-            (suspect,) = outbox.claim_suspect(lease=MINUTE)
+            (suspect,) = outbox.claim_suspect("segment", lease=MINUTE)
             settle(outbox, outbox.begin_post(suspect, LINEAGE), outcome)
-            counts = outbox.counts()
+            counts = total(outbox.counts())
             outbox.count_crash(LINEAGE)
-            suspected = outbox.has_suspects()
+            suspected = outbox.has_suspects("segment")
 
         assert getattr(counts, outcome) == 1
         assert not suspected
@@ -173,13 +177,13 @@ class SuspectsContract:
         for _ in range(2):
             die(live(), clock)
         with closing(live()) as outbox:
-            (late,) = outbox.claim_suspect(lease=MINUTE)
+            (late,) = outbox.claim_suspect("segment", lease=MINUTE)
             clock.sleep(60)
-            (held,) = outbox.claim_suspect(lease=MINUTE)
+            (held,) = outbox.claim_suspect("segment", lease=MINUTE)
             late = outbox.begin_post(late, LINEAGE)
-            outbox.deliver([late])
-            pending = outbox.counts().pending
-            outbox.deliver([held])
+            outbox.ack([late])
+            pending = total(outbox.counts()).pending
+            outbox.ack([held])
 
             assert pending == 1
-            assert outbox.counts().delivered == 1
+            assert total(outbox.counts()).delivered == 1

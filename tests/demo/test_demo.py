@@ -21,7 +21,7 @@ import pytest
 
 from relay.demo.demo import Ledger, StandIn, Webhook, journeys
 from relay.destinations.segment import Message, Segment
-from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, Unusable
+from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.sources.vero import Vero, VeroSettings
 from tests.harness.fakes import Clock
 
@@ -39,7 +39,7 @@ def _documents() -> list[dict[str, Any]]:
     return [json.loads(webhook.body) for webhook in _webhooks() if webhook.body.endswith(b"}")]
 
 
-def _read(body: bytes) -> Reading:
+def _read(body: bytes) -> ParseResult:
     return Vero(VeroSettings()).parse(body, NOW)
 
 
@@ -95,7 +95,7 @@ def test_every_quirk_turns_up(quirk: str) -> None:
 def test_every_kind_of_answer_is_given() -> None:
     readings = [_read(webhook.body) for webhook in _webhooks()]
     events = [reading for reading in readings if isinstance(reading, EmailEvent)]
-    identities = Counter(event.identity for event in events)
+    identities = Counter(event.dedupe_key for event in events)
 
     assert {event.collection for event in events} == set(Collection)
     assert identities.pop(None)

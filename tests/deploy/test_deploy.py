@@ -13,13 +13,13 @@ from pydantic import BaseModel
 from relay.cli import main
 from relay.receiver.bodies import MAX_BODY_BYTES
 from relay.settings.model import Settings, variables
-from relay.sources import provider_classes
+from relay.sources import source_classes
 
 ROOT = Path(__file__).parents[2]
 PORT = Settings.model_fields["port"].default
 
 _PROVIDERS: dict[str, type[BaseModel]] = {
-    name: provider.settings_model for name, provider in provider_classes().items()
+    name: source.settings_model for name, source in source_classes().items()
 }
 KNOWN = {variable.name for variable in variables(_PROVIDERS)}
 REQUIRED = {"SEGMENT_WRITE_KEY", "SEGMENT_REGION", "RELAY_VERO_SECRET"}

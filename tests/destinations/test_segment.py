@@ -51,8 +51,8 @@ names = st.text(min_size=1, max_size=40)
 OPENED = EmailEvent(
     collection=Collection.OPENED,
     occurred_at=NOW,
-    said_at=NOW,
-    identity=("opened", "mail-1"),
+    reported_at=NOW,
+    dedupe_key=("opened", "mail-1"),
     user_id="42",
     email="ann@example.com",
     user_agent="Thunderbird",
@@ -68,8 +68,8 @@ def email_events(draw: st.DrawFn) -> EmailEvent:
     return EmailEvent(
         collection=draw(st.sampled_from(Collection)),
         occurred_at=NOW + timedelta(microseconds=draw(st.integers(-(10**15), 10**15))),
-        said_at=None,
-        identity=None,
+        reported_at=None,
+        dedupe_key=None,
         user_id=draw(names) if known else None,
         email=draw(names) if addressed else None,
         user_agent=draw(st.none() | names),
@@ -226,12 +226,12 @@ def test_a_message_id_stays_the_same_for_ever() -> None:
 
 @given(st.lists(st.none() | texts, max_size=6), st.none() | st.datetimes(timezones=st.just(UTC)))
 def test_a_message_id_is_short_and_depends_on_nothing_but_its_identity(
-    identity: list[str | None], said_at: datetime | None
+    dedupe_key: list[str | None], reported_at: datetime | None
 ) -> None:
     one, same = (Segment(WRITE_KEY, host) for host in ("http://one", "http://other"))
-    message_id = one.message_id("vero", identity, said_at)
+    message_id = one.message_id("vero", dedupe_key, reported_at)
 
-    assert message_id == same.message_id("vero", tuple(identity), said_at)
+    assert message_id == same.message_id("vero", tuple(dedupe_key), reported_at)
     assert message_id.startswith("vero-")
     assert len(message_id) <= 100
 

@@ -39,17 +39,17 @@ class DyingOutbox:
         return getattr(self._outbox, name)
 
     def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:
-        entries: list[Entry] = self._outbox.claim(limit, lease=lease)
+        entries: list[Entry] = self._outbox.claim("segment", limit, lease=lease)
         if entries and self._step == "claimed":
             die()
         return entries
 
-    def deliver(self, entries: Sequence[Entry]) -> None:
+    def ack(self, entries: Sequence[Entry]) -> None:
         if self._step == "answered":
             die()
         if self._step == "settling":
             threading.Timer(Random().uniform(0, 0.002), die).start()  # noqa: S311 (no secret)
-        self._outbox.deliver(entries)
+        self._outbox.ack(entries)
         die()
 
 

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Final
 
-from relay import sources as providers
+from relay import sources
 from relay.destinations import segment
 from relay.events import Collection, EmailEvent, Ignored, Unusable
 from relay.sources import vero
@@ -78,7 +78,7 @@ def check(body: bytes) -> None:
     call = _SEGMENT.track_call(reading, message_id, _VERO.name, _VERO.integrations)
     message = json.loads(segment.encode(call), parse_constant=_not_finite)
 
-    assert reading.identity is None or _message_id(again) == message_id
+    assert reading.dedupe_key is None or _message_id(again) == message_id
     assert message["messageId"] == message_id
     assert len(message_id) <= 100
     assert message["event"] in {*Collection}
@@ -88,7 +88,7 @@ def check(body: bytes) -> None:
 
 
 def _message_id(event: EmailEvent) -> str:
-    return _SEGMENT.message_id(_VERO.name, event.identity, event.said_at)
+    return _SEGMENT.message_id(_VERO.name, event.dedupe_key, event.reported_at)
 
 
 def _not_finite(constant: str) -> None:
@@ -106,7 +106,7 @@ def _texts(value: object) -> Iterator[str]:
 
 def _search(seconds: int, directory: Path) -> None:
     atheris = import_module("atheris")
-    for module in (providers, vero, segment):
+    for module in (sources, vero, segment):
         for function in _functions(module):
             atheris.instrument_func(function)
     rng = Random(1)  # noqa: S311 (no secret hangs on it)

@@ -97,8 +97,8 @@ class Relay:
             body = json.dumps(webhook).encode()
             event = self._vero.parse(body, now)
             assert isinstance(event, EmailEvent)
-            message_id = self._segment.message_id("vero", event.identity, event.said_at)
-            arrivals.append(Arrival("vero", message_id, now, body))
+            message_id = self._segment.message_id("vero", event.dedupe_key, event.reported_at)
+            arrivals.append(Arrival("vero", "segment", message_id, now, body))
         assert all(self.outbox.add(arrivals))
         return [*added]
 

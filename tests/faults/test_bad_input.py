@@ -62,11 +62,11 @@ def relay(store: Store, segment: SegmentServer) -> Iterator[RelayProcess]:
 
 
 def counts(relay: RelayProcess) -> Counter[tuple[str, ...]]:
-    """Webhooks by outcome, provider and what they were, as /metrics has them."""
+    """Webhooks by outcome, source and what they were, as /metrics has them."""
     with closing(HTTPConnection("127.0.0.1", relay.port, timeout=30)) as connection:
         connection.request("GET", "/metrics")
         page = connection.getresponse().read().decode()
-    line = r'relay_webhooks_total{outcome="(.*)",provider="(.*)",what="(.*)"} (.*)\n'
+    line = r'relay_webhooks_total{outcome="(.*)",source="(.*)",what="(.*)"} (.*)\n'
     return Counter({tuple(labels): int(float(n)) for *labels, n in re.findall(line, page)})
 
 
@@ -90,7 +90,7 @@ class Row:
     """A row of README's table of answers.
 
     Attributes:
-        counted: outcome, provider and what.
+        counted: outcome, source and what.
         kept: what became of it in the outbox.
         copies: how often it is posted; the last one counts.
     """
@@ -106,8 +106,8 @@ class Row:
     copies: int = 1
 
 
-def refused(status: int, body: bytes, provider: str = "vero", **how: Any) -> Row:  # noqa: ANN401 (of Row)
-    return Row(body, status, {"status": "refused"}, ("refused", provider, str(status)), **how)
+def refused(status: int, body: bytes, source: str = "vero", **how: Any) -> Row:  # noqa: ANN401 (of Row)
+    return Row(body, status, {"status": "refused"}, ("refused", source, str(status)), **how)
 
 
 def dead(status: int, body: bytes, reason: str, copies: int = 1) -> Row:
@@ -118,7 +118,7 @@ def dead(status: int, body: bytes, reason: str, copies: int = 1) -> Row:
 EVENT = "Email Opened"
 OVER = b"100001\r\n" + TOO_LARGE + b"\r\n0\r\n\r\n"
 ROWS = {
-    "unknown provider": refused(404, opened("r1"), "unknown", path=f"/webhooks/nobody/{SECRET}"),
+    "unknown source": refused(404, opened("r1"), "unknown", path=f"/webhooks/nobody/{SECRET}"),
     "wrong secret": refused(401, opened("r2"), path=WRONG),
     "no secret": refused(401, opened("r3"), path="/webhooks/vero"),
     "not posted": refused(405, opened("r4"), method="PUT"),

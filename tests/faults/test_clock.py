@@ -52,12 +52,14 @@ def test_a_clock_put_right_keeps_nothing_waiting(
     outbox: Outbox, clock: WallClock, step: timedelta
 ) -> None:
     outbox.add([arrival("new", received_at=clock.now()), arrival("released")])
-    outbox.release([e for e in outbox.claim(9, lease=MINUTE) if e.message_id == "released"])
+    outbox.release(
+        [e for e in outbox.claim("segment", 9, lease=MINUTE) if e.message_id == "released"]
+    )
     clock.ahead += step
     outbox.add([arrival("later", received_at=clock.now())])
-    at_once = ids(outbox.claim(9, lease=MINUTE))
+    at_once = ids(outbox.claim("segment", 9, lease=MINUTE))
     clock.sleep(60)
-    within_a_lease = at_once | ids(outbox.claim(9, lease=MINUTE))
+    within_a_lease = at_once | ids(outbox.claim("segment", 9, lease=MINUTE))
 
     assert at_once >= {"released", "later"}
     assert within_a_lease == {"new", "released", "later"}
@@ -69,9 +71,9 @@ def test_a_clock_put_right_gives_nothing_to_two_on_one_machine(
 ) -> None:
     """In PostgreSQL a lease is told by the clock: there the fence sees to it."""
     outbox.add([arrival("held", received_at=clock.now())])
-    (held,) = outbox.claim(9, lease=MINUTE)
+    (held,) = outbox.claim("segment", 9, lease=MINUTE)
     clock.ahead += step
-    again = outbox.claim(9, lease=MINUTE)
+    again = outbox.claim("segment", 9, lease=MINUTE)
     settle(outbox, held, State.DEAD)
 
     assert len(again) == (kind == "postgres")

@@ -34,8 +34,8 @@ LEASE_SECONDS = 60
 def send(ports: Sequence[int], ledger: Ledger, over: threading.Event, first: int) -> None:
     """Post until it is over; what one relay does not take goes to the next one in the end."""
     post_at = time.monotonic()
-    for turn in cycle(range(len(ports))):
-        port = ports[(first + turn) % len(ports)]
+    for permit in cycle(range(len(ports))):
+        port = ports[(first + permit) % len(ports)]
         with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
             while not over.wait(max(0, post_at - time.monotonic())):
                 post_at += CONNECTIONS / RATE

@@ -63,7 +63,7 @@ def without_room(server: PostgresServer, url: str) -> Iterator[None]:
     with closing(open_outbox(url, create=True)) as outbox:
         for first in range(0, _FILLERS, 1_000):
             names = [f"filler-{number}" for number in range(first, first + 1_000)]
-            outbox.add([Arrival("filler", i, noon, rng.randbytes(1_800), fault) for i in names])
+            outbox.add([Arrival("filler", "segment", i, noon, rng.randbytes(1_800), fault) for i in names])
     with server.sized(_LARGEST_SEGMENT):
         yield
     query(url, "DELETE FROM relay.entries WHERE provider = 'filler'")
@@ -135,7 +135,7 @@ def says_why(relay: RelayProcess) -> bool:
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.slow
 def test_while_the_database_is_away_webhooks_are_refused_and_none_is_lost(
-    trouble: Trouble,
+    problem: Trouble,
     postgres: PostgresServer,
     postgres_store: PostgresStore,
     times: Callable[[int, int], int],
@@ -146,7 +146,7 @@ def test_while_the_database_is_away_webhooks_are_refused_and_none_is_lost(
         with load(relay, ledger) as took:
             for _ in range(times(1, 10)):
                 ledger.await_answers(100)
-                with trouble(postgres, postgres_store.url):
+                with problem(postgres, postgres_store.url):
                     refusing = rises(lambda: ledger.refusals, 20)
                     unready = within(20, lambda: says_why(relay))
                 back = rises(lambda: ledger.answers, _BACK_SECONDS)

@@ -87,7 +87,7 @@ def test_what_is_told_stored_after_a_sync_has_failed_is_there(tmp_path: Path) ->
         witness = Witness(disk, tmp_path / FILE, rng)
         witness.open()
         witness.add([arrival("first")])
-        witness.forwarding.claim(1, lease=MINUTE)
+        witness.forwarding.claim("segment", 1, lease=MINUTE)
         fail_sync(disk, 1, LOG)
         with pytest.raises(OutboxError):
             witness.add([arrival("refused")])
@@ -175,11 +175,11 @@ def test_what_a_killed_process_did_not_sync_is_told_stored_once_it_is(
 def test_whichever_sync_fails_what_is_told_stored_is_there(tmp_path: Path, times: Times) -> None:
     broken: list[str] = []
     failures = 0
-    for turn in range(times(20, 150)):
+    for permit in range(times(20, 150)):
         seed = time.time_ns()
         rng = Random(seed)  # noqa: S311 (no secret hangs on it)
         number = rng.randrange(1, 120)
-        directory = tmp_path / str(turn)
+        directory = tmp_path / str(permit)
         directory.mkdir()
         with Disk() as disk:
             witness = Witness(disk, directory / FILE, rng)
@@ -212,11 +212,11 @@ def test_wherever_the_disk_is_full_all_goes_on_as_soon_as_there_is_room(
     """At an insert, at a commit, in the middle of either, in a checkpoint."""
     broken: list[str] = []
     refusals = 0
-    for turn in range(times(20, 150)):
+    for permit in range(times(20, 150)):
         seed = time.time_ns()
         rng = Random(seed)  # noqa: S311 (no secret hangs on it)
         number = rng.randrange(1, 8_000)
-        directory = tmp_path / str(turn)
+        directory = tmp_path / str(permit)
         directory.mkdir()
         with Disk() as disk:
             witness = Witness(disk, directory / FILE, rng)
@@ -231,11 +231,11 @@ def test_wherever_the_disk_is_full_all_goes_on_as_soon_as_there_is_room(
                     step()
             be_well(disk)
             end = disk.now
-            troubles = [*witness.troubles(witness.forwarding, end)]
+            problems = [*witness.problems(witness.forwarding, end)]
             witness.close()
         broken += [
             f"seed {seed}, full at write {number}: {line}"
-            for line in [*troubles, *broken_by_cut(witness, disk, end, rng, directory)]
+            for line in [*problems, *broken_by_cut(witness, disk, end, rng, directory)]
         ]
         shutil.rmtree(directory)
 

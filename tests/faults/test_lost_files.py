@@ -11,6 +11,7 @@ import pytest
 
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.cli.desk import webhook
+from tests.harness.entries import by_name
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import (
     SECRET,
@@ -22,7 +23,6 @@ from tests.harness.processes import (
     run,
     within,
 )
-from tests.harness.records import by_name
 
 _END_SECONDS = 30
 
@@ -80,7 +80,7 @@ def test_nothing_more_is_answered_200_and_relay_ends(path: Path, lose: Loss) -> 
     assert broken["level"] == "critical"
     assert str(path) in broken["error"] or "forwarder's process" in broken["error"]
     with closing(SqliteOutbox(Path(rescued["file"]), create=False)) as outbox:
-        assert [*by_name(outbox.records)] == kept
+        assert [*by_name(outbox.entries)] == kept
 
 
 @losses

@@ -28,12 +28,12 @@ def test_a_webhook_that_kills_each_forwarder_is_set_apart_and_all_others_arrive(
     deadly = next(w for w in iter(ledger.next, None) if w.fate == "delivered" and w.unique)
     deadly.fate = "poison"
     name = deadly.message["properties"]["campaign_name"]
-    deaths: list[int] = []
+    crashes: list[int] = []
     with SegmentServer() as server, RelayProcess(store, server.url) as relay:
 
         def judge(batch: list[Message]) -> Answer:
             if any(message["properties"]["campaign_name"] == name for message in batch):
-                deaths.append(len(batch))
+                crashes.append(len(batch))
                 relay.kill_forwarder()
                 return Answer(0)
             return well(batch)
@@ -59,8 +59,8 @@ def test_a_webhook_that_kills_each_forwarder_is_set_apart_and_all_others_arrive(
     assert settled
     assert ready
     assert broken == []
-    assert len(deaths) == _DEATHS
-    assert deaths[2:] == [1, 1, 1]
+    assert len(crashes) == _DEATHS
+    assert crashes[2:] == [1, 1, 1]
 
 
 _REASONS = "SELECT reason, count(*) FROM entries WHERE state = 'dead' GROUP BY reason"

@@ -99,7 +99,7 @@ def test_an_hour_of_refusals_costs_a_probe_a_minute_and_ends_by_itself(
         relay.waits(61),
         len(server.received),
         relay.fates(),
-        relay.outbox.standing().hold,
+        relay.outbox.destination_status("segment").hold,
     )
     server.judge = well
     relay.forward()
@@ -108,7 +108,7 @@ def test_an_hour_of_refusals_costs_a_probe_a_minute_and_ends_by_itself(
     assert requests == 61
     assert waiting == {"pending": 20 + 12}
     assert str(hold).startswith(str(status))
-    assert relay.outbox.standing().hold is None
+    assert relay.outbox.destination_status("segment").hold is None
     assert relay.broken_promises(server) == []
 
 
@@ -120,7 +120,11 @@ def test_a_redirect_holds_everything_and_where_it_points_hears_nothing(
     with SegmentServer() as elsewhere:
         there = {"Location": f"{elsewhere.url}/v1/batch"}
         server.judge = lambda _batch: Answer(status, there)
-        waits, waiting, hold = relay.waits(3), relay.fates(), relay.outbox.standing().hold
+        waits, waiting, hold = (
+            relay.waits(3),
+            relay.fates(),
+            relay.outbox.destination_status("segment").hold,
+        )
         server.judge = well
         relay.forward()
 
@@ -146,14 +150,18 @@ def test_a_portal_that_answers_200_with_its_page_holds_everything(
     with closing(Road(server)) as road:
         road.fault = fault
         relay.point_at(road.host())
-        waits, waiting, hold = relay.waits(3), relay.fates(), relay.outbox.standing().hold
+        waits, waiting, hold = (
+            relay.waits(3),
+            relay.fates(),
+            relay.outbox.destination_status("segment").hold,
+        )
         road.fault = None
         relay.forward()
 
     assert waits == [60, 60]
     assert waiting == {"pending": 150}
     assert "a page of HTML" in str(hold)
-    assert relay.outbox.standing().hold is None
+    assert relay.outbox.destination_status("segment").hold is None
     assert relay.broken_promises(server) == []
 
 
@@ -163,7 +171,11 @@ def test_a_200_that_denies_it_holds_everything_and_says_why(
 ) -> None:
     relay.add(150)
     server.judge = lambda _batch: Answer(200, body=said.encode())
-    waits, waiting, hold = relay.waits(3), relay.fates(), relay.outbox.standing().hold
+    waits, waiting, hold = (
+        relay.waits(3),
+        relay.fates(),
+        relay.outbox.destination_status("segment").hold,
+    )
     server.received.clear()
     server.judge = well
     relay.forward()
@@ -171,7 +183,7 @@ def test_a_200_that_denies_it_holds_everything_and_says_why(
     assert waits == [60, 60]
     assert waiting == {"pending": 150}
     assert hold == f"200 OK, but it says {said}"
-    assert relay.outbox.standing().hold is None
+    assert relay.outbox.destination_status("segment").hold is None
     assert relay.broken_promises(server) == []
 
 
@@ -234,10 +246,10 @@ def test_a_limit_of_segments_own_is_found_and_only_what_is_over_it_by_itself_die
 
 @pytest.mark.parametrize("trouble", [Answer(401), Answer(429), Answer(0)])
 def test_trouble_in_the_middle_of_halving_condemns_nobody(
-    relay: Relay, server: SegmentServer, trouble: Answer
+    relay: Relay, server: SegmentServer, problem: Answer
 ) -> None:
     guilty = {relay.add(100)[70]}
-    server.answers.extend([Answer(400), Answer(), Answer(400), trouble, trouble])
+    server.answers.extend([Answer(400), Answer(), Answer(400), problem, problem])
     server.judge = refuses(400, guilty)
     relay.step()
     relay.step()

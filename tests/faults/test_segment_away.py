@@ -151,7 +151,11 @@ def test_an_answer_that_comes_slowly_or_is_cut_off_behind_its_head_is_one(
 def waits_until_it_is_well(relay: Relay, server: SegmentServer, heal: Callable[[], None]) -> None:
     """It waits as it does for a Segment that is down, and all of it arrives in the end."""
     relay.add(100)
-    waits, meanwhile, hold = relay.waits(4), relay.fates(), relay.outbox.standing().hold
+    waits, meanwhile, hold = (
+        relay.waits(4),
+        relay.fates(),
+        relay.outbox.destination_status("segment").hold,
+    )
     heal()
     relay.forward()
 
@@ -263,7 +267,7 @@ def test_an_answer_that_does_not_end_is_not_awaited_for_ever(
     began_at = time.monotonic()
     relay.step()
     awaited = time.monotonic() - began_at
-    meanwhile, answer = relay.fates(), relay.outbox.standing().answer
+    meanwhile, answer = relay.fates(), relay.outbox.destination_status("segment").answer
     road.fault = None
     relay.forward()
 

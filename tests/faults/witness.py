@@ -71,7 +71,7 @@ class Witness:
         self.told |= {each.message_id: self._disk.now for each in group}
 
     def claim(self, limit: int) -> None:
-        self._held = self.forwarding.claim(limit, lease=MINUTE)
+        self._held = self.forwarding.claim("segment", limit, lease=MINUTE)
 
     def settle(self, outcome: State) -> None:
         share = {State.PENDING: slice(1), State.DEAD: slice(1, 2), State.DELIVERED: slice(2, None)}
@@ -80,12 +80,12 @@ class Witness:
             self._fates[entry.message_id].append((self._disk.now, outcome))
         match outcome:
             case State.DELIVERED:
-                self.forwarding.deliver(entries)
+                self.forwarding.ack(entries)
             case State.PENDING:
                 self.forwarding.release(entries)
             case State.DEAD:
                 for entry in entries:
-                    self.forwarding.bury(entry, FAULT)
+                    self.forwarding.dead_letter(entry, FAULT)
 
     def _purge(self) -> None:
         for name, fates in self._fates.items():
@@ -97,7 +97,7 @@ class Witness:
         """Everything in which an outbox differs from what had been told when the power was cut."""
         try:
             with closing(SqliteOutbox(path)) as outbox:
-                return [*self._differences(path, cut_at), *self.troubles(outbox, cut_at)]
+                return [*self._differences(path, cut_at), *self.problems(outbox, cut_at)]
         except (OutboxError, apsw.Error) as error:
             return [f"it cannot be read: {error}"]
 
@@ -119,11 +119,11 @@ class Witness:
             if entry.state not in fates | {State.DEAD if asked.fault else State.PENDING}:
                 yield f"settled by nobody: {name} is {entry.state}"
 
-    def troubles(self, outbox: SqliteOutbox, cut_at: int) -> Iterator[str]:
+    def problems(self, outbox: SqliteOutbox, cut_at: int) -> Iterator[str]:
         """Why the outbox does not go on as if nothing had been."""
         if any(outbox.add([self._asked[name][1] for name in self._kept(cut_at)])):
             yield "what was there is new again"
-        while claimed := outbox.claim(1_000, lease=MINUTE):
-            outbox.deliver(claimed)
+        while claimed := outbox.claim("segment", 1_000, lease=MINUTE):
+            outbox.ack(claimed)
         if left := states(outbox)["pending"]:
             yield f"never due again: {left}"

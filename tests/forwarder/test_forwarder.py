@@ -15,14 +15,14 @@ from structlog.testing import capture_logs
 from relay import __version__
 from relay.destinations.segment import Segment
 from relay.errors import OutboxError
-from relay.events import EmailEvent, Reading
+from relay.events import EmailEvent, ParseResult
 from relay.forwarder.forwarder import STUCK_SECONDS, Forwarder
-from relay.outbox.entries import Arrival, Entry, T
+from relay.outbox.entries import Arrival, Entry, T, total
 from relay.outbox.sqlite.store import SqliteOutbox
 from relay.sources.vero import Vero, VeroSettings
-from relay.throttle import Pace
+from relay.throttle import Throttle
 from tests.harness.fakes import Answer, Clock, SegmentServer
-from tests.harness.processes import StoredEntry, run_sql, stored, within
+from tests.harness.processes import StoredRow, run_sql, stored, within
 
 LEASE = timedelta(seconds=60)
 LINEAGE = 7
@@ -33,7 +33,7 @@ Judge = Callable[[list[dict[str, Any]]], Answer]
 class FaultyVero(Vero):
     """Fails at whatever mentions poison."""
 
-    def parse(self, body: bytes, received_at: datetime) -> Reading:
+    def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """See `Vero.parse`."""
         if b"poison" in body:
             raise KeyError("poison")
@@ -79,13 +79,13 @@ class Relay:
         self.outbox = store(path, clock=self.clock.now, elapsed=self.clock.monotonic)
         self.forwarder = self.forwarder_with(vero())
 
-    def forwarder_with(self, *providers: Vero) -> Forwarder:
+    def forwarder_with(self, *sources: Vero) -> Forwarder:
         """A forwarder that lets the test's clock pass where it would wait."""
         clock = self.clock
         return Forwarder(
             self.outbox,
             self.segment,
-            providers,
+            sources,
             clock=clock.monotonic,
             lineage=LINEAGE,
             sleep=clock.sleep,
@@ -99,8 +99,8 @@ class Relay:
         for body in bodies:
             event = Vero(VeroSettings(tests="forward")).parse(body, now)
             assert isinstance(event, EmailEvent)
-            message_id = self.segment.message_id("vero", event.identity, event.said_at)
-            arrivals.append(Arrival("vero", message_id, now, body))
+            message_id = self.segment.message_id("vero", event.dedupe_key, event.reported_at)
+            arrivals.append(Arrival("vero", "segment", message_id, now, body))
         assert all(self.outbox.add(arrivals))
 
     def forward(self) -> None:
@@ -108,7 +108,7 @@ class Relay:
         while self.forwarder.step():
             pass
 
-    def entries(self) -> dict[str, StoredEntry]:
+    def entries(self) -> dict[str, StoredRow]:
         """Every entry as it stands in the file, by email id."""
         return {json.loads(entry.body)["message_id"]: entry for entry in stored(self.path)}
 
@@ -119,7 +119,7 @@ class Relay:
 
     def counts(self) -> tuple[int, int, int]:
         """How many entries are pending, delivered and dead."""
-        counts = self.outbox.counts()
+        counts = total(self.outbox.counts())
         return counts.pending, counts.delivered, counts.dead
 
 
@@ -171,7 +171,7 @@ def test_a_webhook_arrives_as_its_track_call(relay: Relay) -> None:
         },
         "integrations": {"Vero": False},
     }
-    assert relay.counts() == (0, 1, 0)
+    assert total(relay.counts()) == (0, 1, 0)
 
 
 def test_without_anything_due_nothing_is_posted(relay: Relay) -> None:
@@ -185,7 +185,7 @@ def test_many_webhooks_share_a_request_and_each_is_sent_once(relay: Relay) -> No
 
     assert [len(request.batch) for request in relay.server.received] == [100, 100, 50]
     assert len({message["messageId"] for message in relay.server.accepted}) == 250
-    assert relay.counts() == (0, 250, 0)
+    assert total(relay.counts()) == (0, 250, 0)
 
 
 def test_requests_keep_to_segments_rate(relay: Relay) -> None:
@@ -207,9 +207,9 @@ def test_while_segment_is_down_one_probe_goes_after_each_backoff(relay: Relay) -
 
     assert len(relay.server.received) == 12
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
-    assert relay.outbox.standing().hold is None
-    assert relay.outbox.standing().failures == 12
-    assert relay.outbox.standing().answer == "503 Service Unavailable"
+    assert relay.outbox.destination_status("segment").hold is None
+    assert relay.outbox.destination_status("segment").failures == 12
+    assert relay.outbox.destination_status("segment").answer == "503 Service Unavailable"
 
 
 def test_nothing_is_used_up_by_waiting(relay: Relay) -> None:
@@ -217,12 +217,12 @@ def test_nothing_is_used_up_by_waiting(relay: Relay) -> None:
     relay.add(*mails(120))
     for _ in range(400):
         relay.forwarder.step()
-    waiting = relay.counts()
+    waiting = total(relay.counts())
     relay.server.judge = lambda _batch: Answer()
     relay.forward()
 
     assert waiting == (120, 0, 0)
-    assert relay.counts() == (0, 120, 0)
+    assert total(relay.counts()) == (0, 120, 0)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_segment_is_asked_again_no_sooner_than_it_said(
     relay.forwarder.step()
 
     assert round(relay.clock.monotonic() - failed_at) == waited
-    assert relay.counts() == (0, 1, 0)
+    assert total(relay.counts()) == (0, 1, 0)
 
 
 def test_a_retry_says_which_it_is(relay: Relay) -> None:
@@ -257,11 +257,11 @@ class AbsentOutbox(SqliteOutbox):
 
     away = False
 
-    def pace(self, change: Callable[[Pace, float], T]) -> T:
-        """See `Outbox.pace`."""
+    def throttle(self, change: Callable[[Throttle, float], T]) -> T:
+        """See `Outbox.throttle`."""
         if self.away:
             raise OutboxError("away")
-        return super().pace(change)
+        return super().throttle(change)
 
 
 def test_a_probe_that_fails_while_the_outbox_is_away_keeps_nobody_waiting(
@@ -308,7 +308,11 @@ def test_a_refusal_holds_everything_until_it_is_mended(
     relay.add(*mails(120))
     for _ in range(50):
         relay.forwarder.step()
-    held, waiting, probes = relay.outbox.standing().hold, relay.counts(), len(relay.server.received)
+    held, waiting, probes = (
+        relay.outbox.destination_status("segment").hold,
+        total(relay.counts()),
+        len(relay.server.received),
+    )
     waited = relay.clock.monotonic()
     relay.server.judge = lambda _batch: Answer()
     relay.forward()
@@ -317,8 +321,8 @@ def test_a_refusal_holds_everything_until_it_is_mended(
     assert waiting == (120, 0, 0)
     assert probes == 50
     assert round(waited / 60) == 49
-    assert relay.outbox.standing().hold is None
-    assert relay.counts() == (0, 120, 0)
+    assert relay.outbox.destination_status("segment").hold is None
+    assert total(relay.counts()) == (0, 120, 0)
 
 
 @pytest.mark.parametrize("guilty", [(0,), (99,), (49, 50), (0, 20, 40, 60, 99)])
@@ -333,7 +337,7 @@ def test_only_the_guilty_messages_of_a_rejected_batch_die(
 
     assert relay.dead() == dict.fromkeys(names, "rejected")
     assert details == {"400 Bad Request: not this one"}
-    assert relay.counts() == (0, 100 - len(names), len(names))
+    assert total(relay.counts()) == (0, 100 - len(names), len(names))
     assert Counter(email_ids(relay.server.accepted)).most_common(1)[0][1] == 1
     assert len(relay.server.received) <= 1 + 2 * len(names) * ceil(log2(100))
 
@@ -343,7 +347,7 @@ def test_a_batch_too_large_for_segment_is_halved_until_it_fits(relay: Relay) -> 
     relay.add(*mails(100))
     relay.forward()
 
-    assert relay.counts() == (0, 100, 0)
+    assert total(relay.counts()) == (0, 100, 0)
 
 
 def test_halving_goes_on_after_segment_was_down_in_the_middle_of_it(relay: Relay) -> None:
@@ -353,7 +357,7 @@ def test_halving_goes_on_after_segment_was_down_in_the_middle_of_it(relay: Relay
     relay.forward()
 
     assert relay.dead() == {"mail-70": "rejected"}
-    assert relay.counts() == (0, 99, 1)
+    assert total(relay.counts()) == (0, 99, 1)
 
 
 def test_what_segment_would_drop_in_silence_is_never_sent(relay: Relay) -> None:
@@ -398,17 +402,17 @@ def test_whoever_holds_an_older_claim_settles_nothing(relay: Relay) -> None:
 
     def judge(_batch: list[dict[str, Any]]) -> Answer:
         relay.clock.sleep(61)
-        taken.extend(relay.outbox.claim(100, lease=LEASE))
+        taken.extend(relay.outbox.claim("segment", 100, lease=LEASE))
         return Answer()
 
     relay.server.judge = judge
     relay.add(clicked("mail-1"))
     relay.forwarder.step()
-    left_alone = relay.counts()
-    relay.outbox.deliver(taken)
+    left_alone = total(relay.counts())
+    relay.outbox.ack(taken)
 
     assert left_alone == (1, 0, 0)
-    assert relay.counts() == (0, 1, 0)
+    assert total(relay.counts()) == (0, 1, 0)
 
 
 class MortalOutbox(SqliteOutbox):
@@ -416,11 +420,11 @@ class MortalOutbox(SqliteOutbox):
 
     dead = False
 
-    def deliver(self, entries: Sequence[Entry]) -> None:
-        """See `Outbox.deliver`."""
+    def ack(self, entries: Sequence[Entry]) -> None:
+        """See `Outbox.ack`."""
         if self.dead:
             raise OutboxError("dead")
-        super().deliver(entries)
+        super().ack(entries)
 
     def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
         """See `Outbox.release`."""
@@ -476,7 +480,7 @@ class KilledError(BaseException):
 class DeadlyVero(Vero):
     """Ends the process at whatever mentions it."""
 
-    def parse(self, body: bytes, received_at: datetime) -> Reading:
+    def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """See `Vero.parse`."""
         if b"deadly" in body:
             raise KilledError
@@ -487,7 +491,7 @@ def test_what_relay_dies_over_while_mapping_is_found_out_whatever_dies_with_it(
     tmp_path: Path, server: SegmentServer
 ) -> None:
     """As where the whole machine runs out of memory each time: nothing tells the next process."""
-    deaths = 0
+    crashes = 0
     for life in range(6):
         relay = Relay(tmp_path / "relay.db", server, MortalOutbox)
         relay.forwarder = relay.forwarder_with(DeadlyVero(VeroSettings()))
@@ -497,9 +501,9 @@ def test_what_relay_dies_over_while_mapping_is_found_out_whatever_dies_with_it(
             try:
                 relay.forward()
             except KilledError:
-                deaths += 1
+                crashes += 1
 
-    assert deaths == 5
+    assert crashes == 5
     assert relay.dead() == {"deadly": "poison"}
     assert Counter(entry.state for entry in relay.entries().values()) == {
         "delivered": 151,
@@ -544,7 +548,7 @@ def running(relay: Relay) -> Iterator[None]:
 def test_what_arrives_is_forwarded_without_being_asked(relay: Relay) -> None:
     relay.add(clicked("mail-1"))
 
-    assert within(20, lambda: relay.counts() == (0, 1, 0))
+    assert within(20, lambda: total(relay.counts()) == (0, 1, 0))
 
 
 def test_a_probe_that_the_outbox_spoils_is_given_back(relay: Relay) -> None:
@@ -560,7 +564,7 @@ def test_a_probe_that_the_outbox_spoils_is_given_back(relay: Relay) -> None:
     for _ in range(4):
         relay.forwarder.step()
 
-    assert relay.counts() == (0, 20, 1)
+    assert total(relay.counts()) == (0, 20, 1)
 
 
 def test_forwarding_goes_on_when_the_outbox_works_again(relay: Relay) -> None:
@@ -571,7 +575,7 @@ def test_forwarding_goes_on_when_the_outbox_works_again(relay: Relay) -> None:
         forwarder.start()
         failed = within(20, lambda: any(line["event"] == "forward.outbox_failed" for line in lines))
     run_sql(relay.path, "ALTER TABLE away RENAME TO entries")
-    delivered = within(20, lambda: relay.counts() == (0, 1, 0))
+    delivered = within(20, lambda: total(relay.counts()) == (0, 1, 0))
     forwarder.stop(10)
 
     assert failed
@@ -594,7 +598,7 @@ def test_four_requests_are_in_flight_at_the_most(relay: Relay) -> None:
     four = within(20, lambda: len(in_flight) >= 4)
     more = within(0.3, lambda: len(in_flight) > 4)
     over.set()
-    delivered = within(20, lambda: relay.counts() == (0, 1_000, 0))
+    delivered = within(20, lambda: total(relay.counts()) == (0, 1_000, 0))
     forwarder.stop(10)
 
     assert four
@@ -615,15 +619,15 @@ def test_stopping_makes_what_is_still_unanswered_due_at_once(relay: Relay) -> No
     forwarder = Forwarder(relay.outbox, relay.segment, [vero()])
     forwarder.start()
     assert asked.wait(30)
-    hidden = relay.outbox.claim(100, lease=LEASE)
+    hidden = relay.outbox.claim("segment", 100, lease=LEASE)
     forwarder.stop(0)
-    due = relay.outbox.claim(100, lease=LEASE)
+    due = relay.outbox.claim("segment", 100, lease=LEASE)
     over.set()
     forwarder.stop(30)
 
     assert hidden == []
     assert len(due) == 10
-    assert relay.counts() == (10, 0, 0)
+    assert total(relay.counts()) == (10, 0, 0)
 
 
 class Away(SqliteOutbox):

@@ -53,18 +53,20 @@ def postgresql(postgres: PostgresServer, clock: Clock) -> Iterator[Outbox]:
 def outbox(request: pytest.FixtureRequest, clock: Clock) -> Outbox:
     """One with a few more delivered entries than a step forgets, and two that are not delivered."""
     outbox: Outbox = request.getfixturevalue(request.param)
-    deliver(outbox, clock, *(f"delivered {number}" for number in range(STEP + 1)))
+    ack(outbox, clock, *(f"delivered {number}" for number in range(STEP + 1)))
     outbox.add([arrival("pending"), arrival("dead")])
     return outbox
 
 
-def deliver(outbox: Outbox, clock: Clock, *names: str) -> None:
+def ack(outbox: Outbox, clock: Clock, *names: str) -> None:
     """Receive and deliver them now."""
     outbox.add([arrival(name, received_at=clock.now()) for name in names])
     delivered = [
-        entry for entry in outbox.claim(STEP + 9, lease=MINUTE) if entry.message_id in names
+        entry
+        for entry in outbox.claim("segment", STEP + 9, lease=MINUTE)
+        if entry.message_id in names
     ]
-    outbox.deliver(delivered)
+    outbox.ack(delivered)
 
 
 def retention_of(outbox: Outbox, clock: Clock) -> Retention:
@@ -81,12 +83,12 @@ def test_delivered_entries_are_kept_for_their_time(outbox: Outbox, clock: Clock)
 
 def test_what_is_past_is_tallied_as_a_whole(outbox: Outbox, clock: Clock) -> None:
     retention = retention_of(outbox, clock)
-    at_first = {tally.since for tally in outbox.tallies()}
+    at_first = {row.since for row in outbox.counters()}
     clock.sleep(2 * 24 * 60 * 60)
     retention.step()
 
     assert None not in at_first
-    assert {tally.since for tally in outbox.tallies()} == {None}
+    assert {row.since for row in outbox.counters()} == {None}
     assert states(outbox) == {"delivered": STEP + 1, "pending": 2}
 
 
@@ -137,7 +139,7 @@ def test_a_start_with_a_wrong_clock_forgets_nothing_even_after_new_events(
 ) -> None:
     clock.wrong_by = timedelta(days=365)
     for hour in range(20):
-        deliver(outbox, clock, f"new {hour}")
+        ack(outbox, clock, f"new {hour}")
         assert not retention_of(outbox, clock).step()
         clock.sleep(3600)
 
@@ -150,7 +152,7 @@ def test_a_start_forgets_at_once_if_the_outbox_was_at_work_a_day_ago(
     """A platform that restarts its processes each day must not keep everything for ever."""
     clock.sleep(MONTH.total_seconds() + 1)
     assert not retention_of(outbox, clock).step()
-    deliver(outbox, clock, "new")
+    ack(outbox, clock, "new")
     clock.sleep(DAY.total_seconds() + 600)
 
     assert retention_of(outbox, clock).step()

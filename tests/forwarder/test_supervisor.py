@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 import relay
-from relay.forwarder.supervisor import Companion, telling, texts
+from relay.forwarder.supervisor import Supervisor, publish_metrics, texts
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import (
     SECRET,
@@ -92,7 +92,7 @@ def test_what_is_told_comes_whole_at_once_and_at_the_end_once_more() -> None:
     count = 0
     with os.fdopen(listening, "rb") as output, ThreadPoolExecutor() as threads:
         heard = texts(output)
-        with telling(lambda: b"# HELP\ncount %d\n" % count, speaking):
+        with publish_metrics(lambda: b"# HELP\ncount %d\n" % count, speaking):
             assert threads.submit(next, heard).result(20) == b"# HELP\ncount 0\n"
             count = 7
         os.write(speaking, b"count 8\n")  # cut off
@@ -106,7 +106,7 @@ def test_whoever_tells_ends_though_nobody_listens(*, hung_up: bool) -> None:
     listening, speaking = os.pipe()
     if hung_up:
         os.close(listening)
-    with telling(lambda: b"x" * 2**20, speaking):
+    with publish_metrics(lambda: b"x" * 2**20, speaking):
         pass
 
     if not hung_up:
@@ -307,7 +307,7 @@ def test_one_that_is_silent_is_ended_and_the_next_is_told_so(tmp_path: Path) -> 
     script.write_text(_HANGS_THE_FIRST_TIME)
     starts.touch()
     command = [sys.executable, str(script)]
-    companion = Companion([str(starts), "forward"], {}, command=command, silence_seconds=2)
+    companion = Supervisor([str(starts), "forward"], {}, command=command, silence_seconds=2)
     companion.start()
     try:
         assert within(60, lambda: starts.read_text().startswith("forward.forward --after-crash."))
@@ -322,7 +322,7 @@ def test_one_that_closes_its_output_and_stays_is_ended(tmp_path: Path) -> None:
         "import os, sys, time; open(sys.argv[1], 'a').write('.'); os.close(1); time.sleep(999)"
     )
     command = [sys.executable, str(script)]
-    companion = Companion([str(starts)], {}, command=command, silence_seconds=1)
+    companion = Supervisor([str(starts)], {}, command=command, silence_seconds=1)
     companion.start()
     try:
         assert within(60, lambda: starts.exists() and len(starts.read_text()) >= 2)
@@ -336,7 +336,7 @@ def test_who_started_it_hears_when_nothing_starts_it_again(
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # pytest's would fail the test
     lost = threading.Event()
     command = [sys.executable, "-c", f"raise SystemExit({os.EX_IOERR})"]
-    companion = Companion([], {}, command=command, broken=sys.exit, lost=lost.set)
+    companion = Supervisor([], {}, command=command, broken=sys.exit, lost=lost.set)
     companion.start()
 
     assert lost.wait(60)

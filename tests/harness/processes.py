@@ -34,14 +34,14 @@ _STORED = """
 
 
 @dataclass(frozen=True)
-class StoredEntry:
+class StoredRow:
     """A row of an outbox, as it stands in the store.
 
     Attributes:
         due_at: in epoch milliseconds.
     """
 
-    provider: str
+    source: str
     message_id: str
     state: str
     due_at: int | None
@@ -64,7 +64,7 @@ class Store(Protocol):
         """The directory for the logs of its processes."""
         ...
 
-    def stored(self) -> list[StoredEntry]:
+    def stored(self) -> list[StoredRow]:
         """Everything in it, oldest first."""
         ...
 
@@ -87,8 +87,8 @@ class SqliteStore:
     def logs(self) -> Path:
         return self.path.parent
 
-    def stored(self) -> list[StoredEntry]:
-        return [StoredEntry(*row) for row in self.run_sql(_STORED.format(due_at="pending_since"))]
+    def stored(self) -> list[StoredRow]:
+        return [StoredRow(*row) for row in self.run_sql(_STORED.format(due_at="pending_since"))]
 
     def run_sql(self, statement: str) -> list[Any]:
         """Through apsw: two builds of SQLite in one process take each other's file locks away."""
@@ -104,9 +104,9 @@ class PostgresStore:
     url: str
     logs: Path
 
-    def stored(self) -> list[StoredEntry]:
+    def stored(self) -> list[StoredRow]:
         milliseconds = "(extract(epoch FROM due_at) * 1000)::bigint"
-        return [StoredEntry(*row) for row in self.run_sql(_STORED.format(due_at=milliseconds))]
+        return [StoredRow(*row) for row in self.run_sql(_STORED.format(due_at=milliseconds))]
 
     def run_sql(self, statement: str) -> list[Any]:
         return query(self.url, statement, search_path="relay")
@@ -118,7 +118,7 @@ def pending(store: Store) -> int:
     return int(count)
 
 
-def stored(outbox: Path) -> list[StoredEntry]:
+def stored(outbox: Path) -> list[StoredRow]:
     """Everything in the SQLite outbox, oldest first."""
     return SqliteStore(outbox).stored()
 

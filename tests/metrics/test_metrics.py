@@ -20,9 +20,9 @@ from relay.destinations.segment import Segment
 from relay.events import DeadReason
 from relay.forwarder.forwarder import Forwarder
 from relay.metrics.definitions import ALL, FORWARDING
-from relay.metrics.exporter import Promises, of_tallies
-from relay.outbox.counters import Change, Tally
-from relay.outbox.entries import Arrival
+from relay.metrics.exporter import AcceptedVsStored, of_tallies
+from relay.outbox.counters import Change, CounterRow
+from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
 from relay.sources.vero import Vero, VeroSettings
 from tests.harness.fakes import Answer, Clock, SegmentServer
@@ -130,7 +130,7 @@ def test_events_are_told_by_collection_and_state(store: Store, segment: SegmentS
         time.sleep(1)  # a reading is told again for so long
         told = Page(relay.port)
 
-    here = {"provider": "vero", "collection": "Email Opened"}
+    here = {"source": "vero", "collection": "Email Opened"}
     assert told.value("relay_events", **here, state="delivered") == 2
     assert told.value("relay_events", **here, state="pending") == 1
     assert told.value("relay_events", **here, state="dead", reason="rejected") == 1
@@ -159,7 +159,7 @@ def test_segments_answers_are_counted_by_a_bounded_word(
     before = [_messages(name) for name in names]
     with closing(outbox):
         outbox.add([_arrival(mail, clock.now()) for mail in range(2)])
-        while outbox.counts().pending:
+        while total(outbox.counts()).pending:
             forwarder.step()
         after = [_messages(name) for name in names]
 
@@ -194,7 +194,7 @@ def _forwarder(outbox: SqliteOutbox, url: str, clock: Clock) -> Forwarder:
 
 
 def _arrival(mail: int, received_at: datetime) -> Arrival:
-    return Arrival("vero", f"vero-{mail}", received_at, opened(mail))
+    return Arrival("vero", "segment", f"vero-{mail}", received_at, opened(mail))
 
 
 def _messages(answer: str) -> float:
@@ -205,21 +205,21 @@ def _sample(registry: CollectorRegistry, name: str, **labels: str) -> float:
     return registry.get_sample_value(name, labels) or 0
 
 
-def tally(
+def row(
     change: Change, entries: int, collection: str | None = "Email Opened", reason: str | None = None
-) -> Tally:
-    return Tally(None, "vero", collection, change, reason, entries, datetime.now(UTC))
+) -> CounterRow:
+    return CounterRow(None, "vero", "segment", collection, change, reason, entries, datetime.now(UTC))
 
 
 TALLIES = [
-    tally(Change.RECEIVED, 10),
-    tally(Change.RECEIVED, 2, None),
-    tally(Change.DELIVERED, 6),
-    tally(Change.DIED, 2, None, "unreadable"),
-    tally(Change.DIED, 3, reason="rejected"),
-    tally(Change.LEFT_DEAD, 2, reason="rejected"),  # one of them replayed, one erased
-    tally(Change.REVIVED, 1),
-    tally(Change.LEFT_DELIVERED, 4),  # purged
+    row(Change.RECEIVED, 10),
+    row(Change.RECEIVED, 2, None),
+    row(Change.DELIVERED, 6),
+    row(Change.DEAD_LETTERED, 2, None, "unreadable"),
+    row(Change.DEAD_LETTERED, 3, reason="rejected"),
+    row(Change.LEFT_DEAD, 2, reason="rejected"),  # one of them replayed, one erased
+    row(Change.REQUEUED, 1),
+    row(Change.LEFT_DELIVERED, 4),  # purged
 ]
 
 
@@ -246,11 +246,11 @@ def test_tallies_are_told_as_what_there_is_and_what_there_was() -> None:
 
 
 def test_what_is_received_besides_makes_nothing_missing() -> None:
-    start = Promises(accepted=100, received=700)
+    start = AcceptedVsStored(accepted=100, received=700)
 
-    assert Promises(accepted=105, received=705).missing_since(start) == 0
-    assert Promises(accepted=105, received=900).missing_since(start) == 0
-    assert Promises(accepted=105, received=703).missing_since(start) == 2
+    assert AcceptedVsStored(accepted=105, received=705).missing_since(start) == 0
+    assert AcceptedVsStored(accepted=105, received=900).missing_since(start) == 0
+    assert AcceptedVsStored(accepted=105, received=703).missing_since(start) == 2
 
 
 def test_nothing_is_missing_while_webhooks_come(

@@ -68,7 +68,7 @@ PROPERTIES = {
 
 
 def map_body(body: bytes) -> Any:  # noqa: ANN401 (as Mapping's)
-    return MAPPING.map(Arrival("vero", "vero-1", AT, body))
+    return MAPPING.map(Arrival("vero", "segment", "vero-1", AT, body))
 
 
 def of(document: dict[str, Any], **options: Any) -> list[Link]:  # noqa: ANN401 (passed on)
@@ -100,9 +100,9 @@ def test_a_field_is_linked_to_whatever_else_it_becomes(source: str, target: str)
 
 
 def test_what_tells_the_event_from_others_is_linked_to_its_message_id() -> None:
-    identity = {link.source for link in of(WEBHOOK) if link.target == "messageId"}
+    dedupe_key = {link.source for link in of(WEBHOOK) if link.target == "messageId"}
 
-    assert identity == {"bounced_at", "message_id", "user_agent", "user.id"}
+    assert dedupe_key == {"bounced_at", "message_id", "user_agent", "user.id"}
 
 
 def test_all_that_the_track_call_says_of_the_webhook_comes_from_somewhere() -> None:

@@ -27,7 +27,7 @@ def logged(tmp_path: Path) -> Path:
     path.parent.mkdir()
     with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
         outbox.add([arrival(f"sent-{number}", body=bytes(2_000)) for number in range(30)])
-        outbox.deliver(outbox.claim(30, lease=MINUTE))
+        outbox.ack(outbox.claim("segment", 30, lease=MINUTE))
         outbox.add([arrival(f"new-{number}", body=b"%d" % number * 20_000) for number in range(7)])
         outbox.add([arrival(f"dead-{number}", fault=FAULT) for number in range(3)])
         for file in ("relay.db", "relay.db-wal"):
@@ -111,7 +111,7 @@ def test_damage_met_at_work_is_told_with_what_to_do(path: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         _write(path, PAGE, bytes(PAGE))
         with pytest.raises(OutboxError, match=r"is damaged .* `relay salvage DAMAGED NEW`"):
-            outbox.records.find(Query(), 1)
+            outbox.entries.find(Query(), 1)
 
 
 def test_a_large_file_is_looked_over_for_a_while_only(path: Path) -> None:
@@ -177,7 +177,7 @@ def test_salvage_leaves_what_is_there_alone(path: Path, new: Path) -> None:
 
 def test_salvage_does_not_read_from_under_a_relay_at_work(path: Path, new: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
-        outbox.become_sole(Role.RECEIVER)
+        outbox.lock_role(Role.RECEIVER)
 
         assert "stop it first" in _refused(path, new)
 

@@ -13,10 +13,10 @@ import pytest
 
 from relay.outbox.postgres.store import PostgresOutbox
 from tests.contracts.outbox import arrival
+from tests.harness.entries import by_name, filled
 from tests.harness.fakes import Clock
 from tests.harness.postgres import PASSWORD, USER, PostgresServer, owner, query
 from tests.harness.processes import closed_port, within
-from tests.harness.records import by_name, filled
 from tests.outbox.test_postgres import works
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -79,7 +79,7 @@ def test_all_works_on_shared_sessions_and_leaves_no_setting_on_them(
             ]
         assert all(each.result() == [True] for each in added)
         assert works(outbox)
-        assert len(by_name(other.records)) == 60 + 60 + 1
+        assert len(by_name(other.entries)) == 60 + 60 + 1
         paths = {query(url.partition("?")[0], "SHOW search_path")[0] for _ in range(9)}
 
     assert paths == {('"$user", public',)}

@@ -19,29 +19,37 @@ from msgspec import structs
 from relay.errors import OutboxError, OutboxUnusableError
 from relay.events import DeadReason, Unusable
 from relay.operations.search import reasons
-from relay.outbox.entries import Arrival, Keys, Query, Role, State
+from relay.outbox.entries import Arrival, Keys, Query, Role, State, total
 from relay.outbox.postgres.store import PostgresOutbox
 from relay.outbox.protocol import Outbox
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.throttle import Pace
+from relay.throttle import Throttle
 from tests.contracts.changes import ChangesContract, RunSql
-from tests.contracts.counters import TalliesContract
+from tests.contracts.counters import CountersContract
+from tests.contracts.entries import EntryStoreContract
 from tests.contracts.outbox import FAULT, MINUTE, NOON, OpenStore, OutboxContract, arrival, states
-from tests.contracts.records import RecordsContract
 from tests.contracts.suspects import SuspectsContract
+from tests.harness.entries import (
+    as_requeue,
+    by_name,
+    erase,
+    everything,
+    filled,
+    requeue,
+    without_ids,
+)
 from tests.harness.fakes import Clock
 from tests.harness.gateway import Gateway
 from tests.harness.postgres import PASSWORD, PostgresServer, StopMode, database_of, query
 from tests.harness.processes import within
-from tests.harness.records import by_name, erase, everything, filled, revival, revive, without_ids
 
 # Each needs the server, and all but the last write to it.
 OPERATIONS: dict[str, Callable[[Outbox], object]] = {
     "add": lambda outbox: outbox.add([arrival("another")]),
-    "claim": lambda outbox: outbox.claim(1, lease=MINUTE),
-    "pace": lambda outbox: outbox.pace(Pace.take),
+    "claim": lambda outbox: outbox.claim("segment", 1, lease=MINUTE),
+    "pace": lambda outbox: outbox.throttle("segment", Throttle.take),
     "check": lambda outbox: outbox.check(),
-    "counts": lambda outbox: outbox.counts(),
+    "counts": lambda outbox: total(outbox.counts()),
 }
 
 
@@ -69,7 +77,7 @@ def outbox(url: str) -> Iterator[Outbox]:
 
 
 class TestPostgresOutbox(
-    OutboxContract, RecordsContract, ChangesContract, SuspectsContract, TalliesContract
+    OutboxContract, EntryStoreContract, ChangesContract, SuspectsContract, CountersContract
 ):
     lives = 15  # each is a database
     claimers = 2
@@ -119,8 +127,8 @@ def fill_pool(outbox: Outbox) -> None:
     def work(_: int) -> None:
         start.wait()
         for _ in range(20):
-            outbox.claim(1, lease=MINUTE)
-            outbox.pace(Pace.take)
+            outbox.claim("segment", 1, lease=MINUTE)
+            outbox.throttle("segment", Throttle.take)
 
     with ThreadPoolExecutor(6) as threads:
         list(threads.map(work, range(6)))
@@ -147,13 +155,13 @@ def test_what_operators_do_outlives_a_crash_whatever_the_default_is(
     query(url, f"ALTER DATABASE {database_of(url)} SET synchronous_commit = off")
     with closing(PostgresOutbox(url)) as outbox:
         outbox.add([arrival(name, fault=FAULT) for name in ("erased", "replayed")])
-        erased, replayed = by_name(outbox.records).values()
-        operations = [outbox.records.begin(kind, "it") for kind in ("replay", "erase")]
-        outbox.records.restore([structs.replace(erased, message_id="restored")])
+        erased, replayed = by_name(outbox.entries).values()
+        operations = [outbox.entries.begin(kind, "it") for kind in ("replay", "erase")]
+        outbox.entries.restore([structs.replace(erased, message_id="restored")])
         # Each is flushed by itself: what comes later would flush it, too.
         changes: list[Callable[[], object]] = [
-            lambda: outbox.records.revive([revival(replayed)], operations[0]),
-            lambda: outbox.records.erase([erased.id], operations[1]),
+            lambda: outbox.entries.requeue([as_requeue(replayed)], operations[0]),
+            lambda: outbox.entries.erase([erased.id], operations[1]),
         ]
         found = [states_after_crash(postgres, url)]
         for change in changes:
@@ -176,16 +184,18 @@ def states_after_crash(postgres: PostgresServer, url: str) -> dict[str, str]:
 
 def test_what_is_gone_leaves_no_keys(url: str, outbox: Outbox) -> None:
     keys = Keys(1, 2, 3)
-    arrivals = [Arrival("vero", name, NOON, b"{}", None, "Email Sent", keys) for name in "abc"]
+    arrivals = [Arrival("vero", "segment", name, NOON, b"{}", None, "Email Sent", keys) for name in "abc"]
     outbox.add(arrivals)
-    records = by_name(outbox.records)
-    outbox.deliver([entry for entry in outbox.claim(9, lease=MINUTE) if entry.message_id == "a"])
+    entries = by_name(outbox.entries)
+    outbox.ack(
+        [entry for entry in outbox.claim("segment", 9, lease=MINUTE) if entry.message_id == "a"]
+    )
     forgotten = outbox.purge(datetime.now(UTC) + MINUTE, 9)
-    erase(outbox.records, records["b"])
-    revive(outbox.records, *records.values())
+    erase(outbox.entries, entries["b"])
+    requeue(outbox.entries, *entries.values())
 
     assert forgotten == 1
-    assert query(url, "SELECT entry FROM relay.keys") == [(records["c"].id,)]
+    assert query(url, "SELECT entry FROM relay.keys") == [(entries["c"].id,)]
 
 
 @pytest.mark.parametrize("source", ["sqlite", "postgres"])
@@ -199,19 +209,19 @@ def test_records_are_the_same_in_a_store_of_the_other_kind(
     ):
         stores: list[Outbox] = [sqlite, postgres] if source == "sqlite" else [postgres, sqlite]
         model = filled(stores[0], clock)
-        restored = stores[1].records.restore(everything(stores[0].records))
+        restored = stores[1].entries.restore(everything(stores[0].entries))
 
         assert restored == len(model)
-        assert without_ids(everything(stores[1].records)) == without_ids(model)
+        assert without_ids(everything(stores[1].entries)) == without_ids(model)
 
 
 def test_there_is_room_for_any_number_of_processes(url: str) -> None:
     with closing(PostgresOutbox(url)) as one, closing(PostgresOutbox(url)) as other:
         for outbox in (one, other):
             for role in Role:
-                outbox.become_sole(role)
+                outbox.lock_role(role)
             outbox.add([arrival("a"), arrival("b")])
-        held = [outbox.claim(1, lease=MINUTE)[0].message_id for outbox in (one, other)]
+        held = [outbox.claim("segment", 1, lease=MINUTE)[0].message_id for outbox in (one, other)]
 
         assert sorted(held) == ["a", "b"]
         assert one.free_bytes() is None
@@ -265,7 +275,7 @@ def test_a_schema_of_a_newer_relay_is_refused(url: str) -> None:
 def test_a_detail_may_hold_what_a_text_cannot(url: str, outbox: Outbox) -> None:
     fault = Unusable(DeadReason.REJECTED, "before\0after")
     outbox.add([arrival("a", fault=fault), arrival("b")])
-    outbox.bury(outbox.claim(1, lease=MINUTE)[0], fault)
+    outbox.dead_letter(outbox.claim("segment", 1, lease=MINUTE)[0], fault)
     details = query(url, "SELECT detail FROM relay.entries")
 
     assert details == [("before\ufffdafter",)] * 2
@@ -274,8 +284,8 @@ def test_a_detail_may_hold_what_a_text_cannot(url: str, outbox: Outbox) -> None:
 def test_who_waits_for_entries_is_woken_by_the_server(url: str, outbox: Outbox) -> None:
     """A dead letter: nothing is due, so looking would find nothing."""
     adding = PostgresOutbox(url)
-    outbox.changed()
-    before = outbox.changed()
+    outbox.changed("segment")
+    before = outbox.changed("segment")
     adding.add([arrival("a", fault=FAULT)])
 
     assert not before
@@ -517,29 +527,29 @@ def million(postgres: PostgresServer, migrated: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("index", "operate"),
     [
-        ("entries_pending", lambda outbox: outbox.claim(100, lease=MINUTE)),
-        ("entries_pending", lambda outbox: [outbox.changed(), outbox.changed()]),
-        ("entries_pkey", lambda outbox: outbox.deliver(outbox.claim(100, lease=MINUTE))),
+        ("entries_pending", lambda outbox: outbox.claim("segment", 100, lease=MINUTE)),
+        ("entries_pending", lambda outbox: [outbox.changed("segment"), outbox.changed("segment")]),
+        ("entries_pkey", lambda outbox: outbox.ack(outbox.claim("segment", 100, lease=MINUTE))),
         ("entries_message_id_key", lambda outbox: outbox.add([arrival("a"), arrival("a")])),
         ("entries_delivered", lambda outbox: outbox.purge(datetime.now(UTC), 500)),
         ("entries_pending", lambda outbox: outbox.pending_exceed(1_000)),
-        ("entries_suspect", lambda outbox: outbox.has_suspects()),
-        ("entries_suspect", lambda outbox: outbox.claim_suspect(lease=MINUTE)),
-        ("entries_pkey", lambda outbox: outbox.records.find(Query(), 50)),
-        ("entries_pkey", lambda outbox: outbox.records.find(Query(), 50, start=500_000)),
-        ("keys_pkey", lambda o: o.records.find(Query(), 1, start=500_000, newest_first=False)),
-        ("history_entry", lambda outbox: outbox.records.find(Query(), 50, with_history=True)),
-        ("entries_dead", lambda outbox: outbox.records.find(DEAD, 50)),
-        ("entries_reason", lambda outbox: outbox.records.find(Query(reason="rejected"), 50)),
+        ("entries_suspect", lambda outbox: outbox.has_suspects("segment")),
+        ("entries_suspect", lambda outbox: outbox.claim_suspect("segment", lease=MINUTE)),
+        ("entries_pkey", lambda outbox: outbox.entries.find(Query(), 50)),
+        ("entries_pkey", lambda outbox: outbox.entries.find(Query(), 50, start=500_000)),
+        ("keys_pkey", lambda o: o.entries.find(Query(), 1, start=500_000, newest_first=False)),
+        ("history_entry", lambda outbox: outbox.entries.find(Query(), 50, with_history=True)),
+        ("entries_dead", lambda outbox: outbox.entries.find(DEAD, 50)),
+        ("entries_reason", lambda outbox: outbox.entries.find(Query(reason="rejected"), 50)),
         ("entries_reason", reasons),
-        ("entries_rare", lambda outbox: outbox.records.find(Query(collection=RARE), 50)),
-        ("entries_pending", lambda outbox: outbox.counts()),
-        ("entries_message_id_key", lambda outbox: outbox.records.find(Query(message_id="a"), 50)),
-        ("keys_user", lambda outbox: outbox.records.find(Query(key=("user", 7)), 50)),
-        ("keys_address", lambda outbox: outbox.records.count(Query(key=("address", 7)))),
-        ("keys_email", lambda outbox: outbox.records.find(Query(key=("email", 7)), 500)),
-        ("entries_pkey", lambda outbox: revive(outbox.records, *outbox.records.find(DEAD, 500))),
-        ("entries_pkey", lambda outbox: erase(outbox.records, *outbox.records.find(DEAD, 500))),
+        ("entries_rare", lambda outbox: outbox.entries.find(Query(collection=RARE), 50)),
+        ("entries_pending", lambda outbox: total(outbox.counts())),
+        ("entries_message_id_key", lambda outbox: outbox.entries.find(Query(message_id="a"), 50)),
+        ("keys_user", lambda outbox: outbox.entries.find(Query(key=("user", 7)), 50)),
+        ("keys_address", lambda outbox: outbox.entries.count(Query(key=("address", 7)))),
+        ("keys_email", lambda outbox: outbox.entries.find(Query(key=("email", 7)), 500)),
+        ("entries_pkey", lambda outbox: requeue(outbox.entries, *outbox.entries.find(DEAD, 500))),
+        ("entries_pkey", lambda outbox: erase(outbox.entries, *outbox.entries.find(DEAD, 500))),
     ],
 )
 def test_a_million_entries_are_come_at_by_an_index(
@@ -560,17 +570,17 @@ def test_who_is_stopped_in_the_middle_of_the_pace_stops_nobody_else(
 ) -> None:
     stopped, over = Barrier(2), Barrier(2)
 
-    def stop(_pace: Pace, _now: float) -> None:
+    def stop(_throttle: Throttle, _now: float) -> None:
         stopped.wait()
         over.wait()
 
     other = PostgresOutbox(url)
     with ThreadPoolExecutor(2) as threads:
-        holder = threads.submit(outbox.pace, stop)
+        holder = threads.submit(outbox.throttle, stop)
         stopped.wait()
-        turn = threads.submit(other.pace, Pace.take)
+        permit = threads.submit(other.throttle, Throttle.take)
         try:
-            turn.result(30)
+            permit.result(30)
         finally:
             over.wait()
 

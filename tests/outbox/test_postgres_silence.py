@@ -93,7 +93,7 @@ def test_an_operators_step_is_given_up_later(
 ) -> None:
     monkeypatch.setattr("relay.outbox.postgres.records.LONG_SECONDS", 6)
     gateway.silence()
-    seconds = took(lambda: outbox.records.find(Query(), 10))
+    seconds = took(lambda: outbox.entries.find(Query(), 10))
 
     assert 6 < seconds < 20
     assert works(outbox)
@@ -102,7 +102,7 @@ def test_an_operators_step_is_given_up_later(
 def hears(outbox: Outbox) -> bool:
     """Whether it has heard of new entries; not, if it has no connection just now."""
     with suppress(OutboxError):
-        return outbox.changed()
+        return outbox.changed("segment")
     return False
 
 
@@ -123,12 +123,12 @@ def test_who_waits_for_entries_notices_that_the_bell_fell_silent(
 def test_closing_waits_for_nothing(url: str, gateway: Gateway) -> None:
     outbox = PostgresOutbox(gateway.url(url))
     fill_pool(outbox)
-    outbox.changed()
+    outbox.changed("segment")
     ended: list[float] = []
 
     def look() -> None:
         with suppress(OutboxError):
-            outbox.records.count(Query())
+            outbox.entries.count(Query())
         ended.append(time.monotonic())
 
     with gateway.mute():
@@ -186,4 +186,4 @@ def test_what_no_standby_has_is_not_answered_and_gathers_no_sessions(
 
     assert max(counts) <= 8
     assert within(10, lambda: works(outbox))
-    assert outbox.claim(1, lease=MINUTE) == [], "there is one, and it has been claimed"
+    assert outbox.claim("segment", 1, lease=MINUTE) == [], "there is one, and it has been claimed"

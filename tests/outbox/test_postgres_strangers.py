@@ -16,9 +16,9 @@ from relay.outbox.postgres.shape import SHAPES, shape
 from relay.outbox.postgres.store import PostgresOutbox
 from relay.outbox.protocol import Outbox
 from tests.contracts.outbox import FAULT, MINUTE, arrival
+from tests.harness.entries import by_name, erase, everything, filled, requeue
 from tests.harness.fakes import Clock
 from tests.harness.postgres import PASSWORD, USER, PostgresServer, database_of, query
-from tests.harness.records import by_name, erase, everything, filled, revive
 from tests.outbox.test_postgres import works
 
 MALLORY = "mallory"
@@ -111,22 +111,22 @@ def use_all(outbox: Outbox, clock: Clock) -> None:
     """Do all that an outbox can."""
     filled(outbox, clock)
     assert works(outbox)
-    records = by_name(outbox.records)
-    dead = [record for record in records.values() if record.reason]
-    revive(outbox.records, dead[0])
-    erase(outbox.records, dead[1])
-    outbox.records.restore([dead[1]])
-    outbox.records.find(Query(key=("user", 3)), 9, with_history=True)
-    outbox.records.count(Query(keyless=True))
-    outbox.records.operations(9)
-    everything(outbox.records)
-    outbox.changed()
-    outbox.claim_suspect(lease=MINUTE)
-    outbox.tallies()
-    outbox.fold_tallies(datetime.now(UTC))
+    entries = by_name(outbox.entries)
+    dead = [entry for entry in entries.values() if entry.reason]
+    requeue(outbox.entries, dead[0])
+    erase(outbox.entries, dead[1])
+    outbox.entries.restore([dead[1]])
+    outbox.entries.find(Query(key=("user", 3)), 9, with_history=True)
+    outbox.entries.count(Query(keyless=True))
+    outbox.entries.operations(9)
+    everything(outbox.entries)
+    outbox.changed("segment")
+    outbox.claim_suspect("segment", lease=MINUTE)
+    outbox.counters()
+    outbox.aggregate_counters(datetime.now(UTC))
     outbox.purge(datetime.now(UTC), 9)
     outbox.pending_exceed(3)
-    outbox.standing()
+    outbox.destination_status("segment")
 
 
 @pytest.mark.parametrize("path", ['"$user", public', "public, pg_catalog", "public"])

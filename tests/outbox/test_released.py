@@ -8,12 +8,12 @@ import pytest
 from relay.errors import OutboxError
 from relay.outbox import open_outbox
 from relay.outbox.counters import population
-from relay.outbox.entries import Record, State
+from relay.outbox.entries import State, StoredEntry, total
 from relay.outbox.postgres import schema as postgres_schema
 from relay.outbox.sqlite import schema as sqlite_schema
+from tests.harness.entries import everything
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import RelayProcess, Store, pending, within
-from tests.harness.records import everything
 from tests.outbox.released import (
     DELIVERED,
     LATEST,
@@ -44,20 +44,20 @@ def released(request: pytest.FixtureRequest) -> Released:
     return store, version
 
 
-def by_body(store: Store) -> dict[bytes, Record]:
+def by_body(store: Store) -> dict[bytes, StoredEntry]:
     """All that the outbox holds, as this version reads it."""
     with closing(open_outbox(store.url)) as outbox:
-        found = everything(outbox.records)
-        counted = Counter(record.state for record in found)
-        counts, tallied = outbox.counts(), population(outbox.tallies())
+        found = everything(outbox.entries)
+        counted = Counter(entry.state for entry in found)
+        counts, tallied = total(outbox.counts()), population(outbox.counters())
 
     assert (counts.pending, counts.delivered, counts.dead) == tuple(counted[s] for s in State)
     assert sum(tallied.values()) == len(found)
-    return {record.body: record for record in found}
+    return {entry.body: entry for entry in found}
 
 
-def what_happened(record: Record) -> list[tuple[str, str]]:
-    return [(happening.what, happening.said) for happening in record.history]
+def what_happened(entry: StoredEntry) -> list[tuple[str, str]]:
+    return [(event.what, event.said) for event in entry.history]
 
 
 @pytest.mark.parametrize("kind", MIGRATIONS)
@@ -88,7 +88,7 @@ def test_all_that_a_released_version_left_is_read(released: Released) -> None:
 
 def test_its_operations_are_read(released: Released) -> None:
     with closing(open_outbox(released[0].url)) as outbox:
-        operations = outbox.records.operations(9)
+        operations = outbox.entries.operations(9)
 
     assert [(each.kind, each.entries) for each in operations] == [("erase", 1), ("replay", 1)]
     assert all(each.finished_at for each in operations)
@@ -96,7 +96,7 @@ def test_its_operations_are_read(released: Released) -> None:
 
 def test_what_waits_in_it_is_forwarded_and_copies_are_recognised(released: Released) -> None:
     store, _ = released
-    before = {body: record.message_id for body, record in by_body(store).items()}
+    before = {body: entry.message_id for body, entry in by_body(store).items()}
     with (
         SegmentServer() as segment,
         RelayProcess(store, segment.url, RELAY_RETENTION_DAYS=KEPT_DAYS) as relay,
@@ -109,7 +109,7 @@ def test_what_waits_in_it_is_forwarded_and_copies_are_recognised(released: Relea
     assert copies == [
         {"status": "duplicate", "message_id": before[body]} for body in [*DELIVERED, *PENDING]
     ]
-    assert {record.state for record in by_body(store).values()} == {State.DELIVERED, State.DEAD}
+    assert {entry.state for entry in by_body(store).values()} == {State.DELIVERED, State.DEAD}
 
 
 def test_an_older_relay_refuses_it(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:

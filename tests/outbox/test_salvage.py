@@ -14,7 +14,7 @@ from msgspec import structs
 
 from relay.errors import OutboxError
 from relay.events import DeadReason, Unusable
-from relay.outbox.entries import Keys, Query, Record, Role, State
+from relay.outbox.entries import Keys, Query, Role, State, StoredEntry
 from relay.outbox.sqlite.recover import DamagedOutbox
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import FAULT, MINUTE, NOON, arrival
@@ -32,14 +32,14 @@ class Original:
     """An outbox before it is damaged, at rest.
 
     Attributes:
-        records: what is in it, by `message_id`.
+        entries: what is in it, by `message_id`.
         forgotten: what was in it and has been purged since, likewise.
         pages: the numbers of the pages that each of them is on.
     """
 
     directory: Path
-    records: dict[str, Record]
-    forgotten: dict[str, Record]
+    entries: dict[str, StoredEntry]
+    forgotten: dict[str, StoredEntry]
     pages: dict[str, set[int]]
 
     def copy(self, directory: Path) -> Path:
@@ -56,20 +56,20 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
     with closing(SqliteOutbox(path)) as outbox:
         _fill(outbox, 900, random)
     with closing(SqliteOutbox(path)) as outbox:
-        before = _records(outbox)
+        before = _entries(outbox)
         outbox.purge(NOON + timedelta(days=9999), 60)
         _fill(outbox, 80, random)
-        records = _records(outbox)
+        entries = _entries(outbox)
         copy = path.parent / "at-rest"
         copy.mkdir()
         for file in (path, Path(f"{path}-wal")):
             shutil.copy(file, copy)
         pages = _pages(path)
-    forgotten = {id_: record for id_, record in before.items() if id_ not in records}
+    forgotten = {id_: entry for id_, entry in before.items() if id_ not in entries}
 
     assert (copy / "relay.db-wal").stat().st_size > 100 * FRAME
-    assert {record.state for record in records.values()} == {*State}
-    return Original(copy, records, forgotten, pages)
+    assert {entry.state for entry in entries.values()} == {*State}
+    return Original(copy, entries, forgotten, pages)
 
 
 def _random(seed: int) -> Random:
@@ -91,19 +91,19 @@ def _fill(outbox: SqliteOutbox, count: int, random: Random) -> None:
             for number in range(count)
         ]
     )
-    *entries, held, refused = outbox.claim(count, lease=MINUTE)
-    outbox.deliver(random.sample(entries, len(entries) // 2))
+    *entries, held, refused = outbox.claim("segment", count, lease=MINUTE)
+    outbox.ack(random.sample(entries, len(entries) // 2))
     outbox.release([held])
-    outbox.bury(refused, Unusable(DeadReason.REJECTED, "x" * 500))
+    outbox.dead_letter(refused, Unusable(DeadReason.REJECTED, "x" * 500))
 
 
-def _records(outbox: SqliteOutbox) -> dict[str, Record]:
-    found: list[Record] = []
-    while batch := outbox.records.find(
+def _entries(outbox: SqliteOutbox) -> dict[str, StoredEntry]:
+    found: list[StoredEntry] = []
+    while batch := outbox.entries.find(
         Query(), 100, start=found[-1].id if found else 0, newest_first=False
     ):
         found += batch
-    return {record.message_id: record for record in found}
+    return {entry.message_id: entry for entry in found}
 
 
 def _pages(path: Path) -> dict[str, set[int]]:
@@ -124,22 +124,22 @@ def _pages(path: Path) -> dict[str, set[int]]:
         }
 
 
-def _salvaged(path: Path) -> list[Record]:
+def _salvaged(path: Path) -> list[StoredEntry]:
     before = {file: file.read_bytes() for file in path.parent.iterdir()}
     with DamagedOutbox(path) as outbox:
-        records = list(outbox.records())
+        entries = list(outbox.entries())
 
         assert outbox.seen == outbox.pages
     assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
-    return records
+    return entries
 
 
 def test_what_is_not_damaged_is_all_there(original: Original, tmp_path: Path) -> None:
     """What has been forgotten is not, though its pages are still in the file."""
-    records = _salvaged(original.copy(tmp_path / "copy"))
+    entries = _salvaged(original.copy(tmp_path / "copy"))
 
-    assert {record.message_id: record for record in records} == original.records
-    assert len(records) == len(original.records)
+    assert {entry.message_id: entry for entry in entries} == original.entries
+    assert len(entries) == len(original.entries)
 
 
 Damage = Callable[[Path, Random], object]
@@ -259,23 +259,25 @@ def test_the_log_is_read_on_behind_damage(
         shutil.rmtree(path.parent)
 
 
-def _assert_recovered(original: Original, salvaged: Sequence[Record], touched: set[int]) -> None:
-    recovered: dict[str, Record] = {}
-    for record in salvaged:
-        recovered.setdefault(record.message_id, record)
-    damaged = {id_: original.records[id_] for id_, on in original.pages.items() if on & touched}
-    unharmed = {id_: record for id_, record in original.records.items() if id_ not in damaged}
+def _assert_recovered(
+    original: Original, salvaged: Sequence[StoredEntry], touched: set[int]
+) -> None:
+    recovered: dict[str, StoredEntry] = {}
+    for entry in salvaged:
+        recovered.setdefault(entry.message_id, entry)
+    damaged = {id_: original.entries[id_] for id_, on in original.pages.items() if on & touched}
+    unharmed = {id_: entry for id_, entry in original.entries.items() if id_ not in damaged}
 
     assert {id_: recovered.pop(id_, None) for id_ in unharmed} == unharmed
     # The rest is damaged, too, or had been forgotten, but none of it is made up.
-    lengths = {len(record.body) for record in damaged.values()}
-    for id_, record in recovered.items():
+    lengths = {len(entry.body) for entry in damaged.values()}
+    for id_, entry in recovered.items():
         if id_ in original.forgotten:
             # Its bytes may have been overwritten with zeros since.
             whole = original.forgotten[id_].body
-            assert all(left in (byte, 0) for left, byte in zip(record.body, whole, strict=True))
+            assert all(left in (byte, 0) for left, byte in zip(entry.body, whole, strict=True))
         else:
-            assert len(record.body) in lengths
+            assert len(entry.body) in lengths
 
 
 def test_of_old_copies_the_pending_one_is_told_first(tmp_path: Path) -> None:
@@ -286,13 +288,13 @@ def test_of_old_copies_the_pending_one_is_told_first(tmp_path: Path) -> None:
         with closing(SqliteOutbox(path)) as outbox:
             outbox.add([arrival("a")])
             if settled:
-                outbox.deliver(outbox.claim(1, lease=MINUTE))
+                outbox.ack(outbox.claim("segment", 1, lease=MINUTE))
         copies.append(path.read_bytes()[PAGE : 2 * PAGE])
     told = []
     for number, pages in enumerate((copies, copies[::-1])):
         damaged = tmp_path / str(number)
         damaged.write_bytes(bytes(2 * PAGE) + b"".join(pages))
-        told.append([record.state for record in _salvaged(damaged)])
+        told.append([entry.state for entry in _salvaged(damaged)])
 
     assert told == [[State.PENDING, State.DELIVERED]] * 2
 
@@ -303,7 +305,7 @@ def test_a_bit_costs_one_entry_at_the_most_and_that_is_told(
     path = tmp_path / "relay.db"
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival(name * 9, body=name.encode() * 500) for name in "abc"])
-        originals = [*_records(outbox).values()]
+        originals = [*_entries(outbox).values()]
     content = path.read_bytes()
     bits = range(8 * PAGE, 16 * PAGE)  # of the one page that the entries are on
     for bit in _random(1).sample(bits, times(500, len(bits))):
@@ -311,25 +313,25 @@ def test_a_bit_costs_one_entry_at_the_most_and_that_is_told(
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         with DamagedOutbox(path) as outbox_:
-            records = list(outbox_.records())
+            entries = list(outbox_.entries())
             told = outbox_.torn + len(outbox_.broken)
 
-        assert sum(record in records for record in originals) >= 2
-        assert told or len({record.message_id for record in records}) == 3
+        assert sum(entry in entries for entry in originals) >= 2
+        assert told or len({entry.message_id for entry in entries}) == 3
 
 
 def test_entries_are_recovered_from_pages_whose_heads_are_gone(tmp_path: Path) -> None:
     path = tmp_path / "relay.db"
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival(f"{number}" * 9, body=bytes(300)) for number in range(100)])
-        originals = _records(outbox)
+        originals = _entries(outbox)
         pages = {page for pages in _pages(path).values() for page in pages}
     content = bytearray(path.read_bytes())
     for page in pages:
         content[PAGE * (page - 1) : PAGE * (page - 1) + 40] = bytes(40)
     path.write_bytes(content)
 
-    assert {record.message_id: record for record in _salvaged(path)} == originals
+    assert {entry.message_id: entry for entry in _salvaged(path)} == originals
 
 
 def test_an_entry_with_a_page_missing_is_named(original: Original, tmp_path: Path) -> None:
@@ -342,17 +344,17 @@ def test_an_entry_with_a_page_missing_is_named(original: Original, tmp_path: Pat
         content[PAGE * (page - 1) : PAGE * page] = bytes(PAGE)
     path.write_bytes(content)
     with DamagedOutbox(path) as outbox:
-        recovered = {record.message_id for record in outbox.records()}
+        recovered = {entry.message_id for entry in outbox.entries()}
 
         assert outbox.broken == {id_}
-    assert recovered == original.records.keys() - {id_}
+    assert recovered == original.entries.keys() - {id_}
 
 
 @pytest.mark.parametrize("role", Role)
 def test_what_a_relay_is_at_work_on_is_refused(tmp_path: Path, role: Role) -> None:
     path = tmp_path / "relay.db"
     with closing(SqliteOutbox(path)) as outbox:
-        outbox.become_sole(role)
+        outbox.lock_role(role)
         with pytest.raises(OutboxError, match="stop it first"):
             DamagedOutbox(path)
     DamagedOutbox(path).__exit__()

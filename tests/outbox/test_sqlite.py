@@ -20,7 +20,8 @@ from relay.outbox import open_outbox
 from relay.outbox.entries import Role
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.changes import ChangesContract, RunSql
-from tests.contracts.counters import TalliesContract
+from tests.contracts.counters import CountersContract
+from tests.contracts.entries import EntryStoreContract
 from tests.contracts.outbox import (
     FAULT,
     MINUTE,
@@ -31,14 +32,13 @@ from tests.contracts.outbox import (
     ids,
     states,
 )
-from tests.contracts.records import RecordsContract
 from tests.contracts.suspects import SuspectsContract
 from tests.harness.fakes import Clock
 from tests.harness.processes import run_sql
 
 
 class TestSqliteOutbox(
-    OutboxContract, RecordsContract, ChangesContract, SuspectsContract, TalliesContract
+    OutboxContract, EntryStoreContract, ChangesContract, SuspectsContract, CountersContract
 ):
     claimers = 1
 
@@ -134,12 +134,12 @@ def test_a_full_disk_is_told_and_nothing_is_taken_for_stored(disk: _Disk, path: 
     with pytest.raises(OutboxError):
         outbox.check()
     with pytest.raises(OutboxError):
-        outbox.claim(1, lease=MINUTE)
+        outbox.claim("segment", 1, lease=MINUTE)
     disk.full = False
     outbox.check()
 
     assert outbox.add([arrival("a"), arrival("b")]) == [False, True]
-    assert ids(outbox.claim(9, lease=MINUTE)) == {"a", "b"}
+    assert ids(outbox.claim("segment", 9, lease=MINUTE)) == {"a", "b"}
     outbox.close()
 
 
@@ -148,12 +148,12 @@ def test_what_is_released_on_a_full_disk_is_due_as_soon_as_there_is_room(
 ) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("a")])
-        claimed = outbox.claim(1, lease=MINUTE)
+        claimed = outbox.claim("segment", 1, lease=MINUTE)
         disk.full = True
         with pytest.raises(OutboxError):
             outbox.release(claimed)
         disk.full = False
-        (again,) = outbox.claim(1, lease=MINUTE)
+        (again,) = outbox.claim("segment", 1, lease=MINUTE)
 
     assert again.attempts == 2
 
@@ -166,7 +166,7 @@ def test_a_file_can_be_opened_on_a_full_disk(disk: _Disk, path: Path) -> None:
     forwarding = SqliteOutbox(path)
     disk.full = False
 
-    assert ids(forwarding.claim(1, lease=MINUTE)) == {"a"}
+    assert ids(forwarding.claim("segment", 1, lease=MINUTE)) == {"a"}
     forwarding.close()
     receiving.close()
 
@@ -219,7 +219,7 @@ from relay.outbox.sqlite.store import SqliteOutbox
 
 outbox = SqliteOutbox(Path(sys.argv[1]))
 for number in count():
-    outbox.add([Arrival("vero", str(number), datetime.now(UTC), bytes(20_000))])
+    outbox.add([Arrival("vero", "segment", str(number), datetime.now(UTC), bytes(20_000))])
     print(number, flush=True)
 """
 
@@ -244,10 +244,10 @@ def test_a_clock_put_right_keeps_nothing_waiting(path: Path) -> None:
     with closing(SqliteOutbox(path, clock=clock.now, elapsed=clock.monotonic)) as outbox:
         outbox.add([arrival("from next year", received_at=NOON + timedelta(days=365))])
 
-        assert ids(outbox.claim(9, lease=MINUTE)) == {"from next year"}
-        assert outbox.claim(9, lease=MINUTE) == []
+        assert ids(outbox.claim("segment", 9, lease=MINUTE)) == {"from next year"}
+        assert outbox.claim("segment", 9, lease=MINUTE) == []
         clock.sleep(60)
-        assert ids(outbox.claim(9, lease=MINUTE)) == {"from next year"}
+        assert ids(outbox.claim("segment", 9, lease=MINUTE)) == {"from next year"}
 
 
 _CLAIMS_AND_WAITS = """
@@ -259,7 +259,7 @@ from relay.outbox.sqlite.store import SqliteOutbox
 
 outbox = SqliteOutbox(Path(sys.argv[1]))
 for limit in (1, 1, 2):
-    *_, last = outbox.claim(limit, lease=timedelta(hours=1))
+    *_, last = outbox.claim("segment", limit, lease=timedelta(hours=1))
     outbox.release([last])
 print("claimed", flush=True)
 time.sleep(600)
@@ -274,38 +274,38 @@ def test_what_a_killed_process_had_claimed_is_due_at_once(path: Path) -> None:
             assert process.stdout
             process.stdout.readline()
             with pytest.raises(OutboxError, match="another process forwards"):
-                outbox.claim(9, lease=MINUTE)
+                outbox.claim("segment", 9, lease=MINUTE)
             process.kill()
-        claimed = outbox.claim(9, lease=MINUTE)
+        claimed = outbox.claim("segment", 9, lease=MINUTE)
 
     assert {entry.message_id: entry.attempts for entry in claimed} == {"a": 4, "b": 2}
-    assert sorted(entry.deaths for entry in claimed) == [0, 1]  # one had been given back
+    assert sorted(entry.crashes for entry in claimed) == [0, 1]  # one had been given back
 
 
 @pytest.mark.parametrize("role", Role)
 def test_a_role_is_of_one_process_only(path: Path, role: Role) -> None:
     with closing(SqliteOutbox(path)) as second:
         with closing(SqliteOutbox(path)) as first:
-            first.become_sole(role)
-            first.become_sole(role)
+            first.lock_role(role)
+            first.lock_role(role)
             with pytest.raises(OutboxError, match=f"another process .* {path}: one can; Postgr"):
-                second.become_sole(role)
+                second.lock_role(role)
             for other in set(Role) - {role}:
-                second.become_sole(other)
-        second.become_sole(role)
+                second.lock_role(other)
+        second.lock_role(role)
         with closing(SqliteOutbox(path)) as third, pytest.raises(OutboxError):
-            third.become_sole(role)
+            third.lock_role(role)
 
 
 def test_who_is_about_to_end_is_waited_for(path: Path) -> None:
     with closing(SqliteOutbox(path)) as second:
         first = SqliteOutbox(path)
-        first.become_sole(Role.FORWARDER)
+        first.lock_role(Role.FORWARDER)
         started, ended = time.monotonic(), threading.Timer(0.5, first.close)
         ended.start()
         with pytest.raises(OutboxError):
-            second.become_sole(Role.FORWARDER, patience=timedelta(seconds=0.2))
-        second.become_sole(Role.FORWARDER, patience=timedelta(seconds=30))
+            second.lock_role(Role.FORWARDER, patience=timedelta(seconds=0.2))
+        second.lock_role(Role.FORWARDER, patience=timedelta(seconds=30))
         ended.join()
 
         assert time.monotonic() - started < 30
@@ -494,7 +494,9 @@ def test_what_an_outage_releases_takes_no_memory(path: Path) -> None:
 
         def release(times: int) -> int:
             for _ in range(times):
-                outbox.release(outbox.claim(100, lease=MINUTE), "503 Service Unavailable")
+                outbox.release(
+                    outbox.claim("segment", 100, lease=MINUTE), "503 Service Unavailable"
+                )
             return tracemalloc.get_traced_memory()[0]
 
         tracemalloc.start()

@@ -12,7 +12,7 @@ import pytest
 
 from relay.errors import OutboxBrokenError, OutboxError, OutboxMissingError, OutboxUnusableError
 from relay.outbox import open_outbox
-from relay.outbox.entries import Role
+from relay.outbox.entries import Role, total
 from relay.outbox.protocol import Outbox
 from relay.outbox.sqlite.place import Place
 from relay.outbox.sqlite.store import SqliteOutbox
@@ -91,12 +91,12 @@ losses = pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
 
 USES: dict[str, Callable[[Outbox], object]] = {
     "add": lambda outbox: outbox.add([arrival("b")]),
-    "claim": lambda outbox: outbox.claim(1, lease=MINUTE),
-    "changed": lambda outbox: outbox.changed(),
+    "claim": lambda outbox: outbox.claim("segment", 1, lease=MINUTE),
+    "changed": lambda outbox: outbox.changed("segment"),
     "check": lambda outbox: outbox.check(),
-    "counts": lambda outbox: outbox.counts(),
+    "counts": lambda outbox: total(outbox.counts()),
     "free_bytes": lambda outbox: outbox.free_bytes(),
-    "operations": lambda outbox: outbox.records.operations(1),
+    "operations": lambda outbox: outbox.entries.operations(1),
 }
 
 
@@ -147,9 +147,9 @@ def test_where_the_file_has_gone_is_told(path: Path) -> None:
 def test_what_the_lost_files_held_is_kept_in_a_file_to_restore(path: Path, lose: Loss) -> None:
     """As far as there is a directory to put it into: it is the one that the operator named."""
     outbox = SqliteOutbox(path)
-    outbox.become_sole(Role.RECEIVER)
+    outbox.lock_role(Role.RECEIVER)
     outbox.add([arrival("a"), arrival("b")])
-    outbox.deliver(outbox.claim(1, lease=MINUTE))
+    outbox.ack(outbox.claim("segment", 1, lease=MINUTE))
     lose(path)
     with pytest.raises(OutboxError):
         outbox.check()
@@ -167,7 +167,7 @@ def test_who_finds_only_the_log_names_the_file_that_was_kept(
     path: Path, leave: Callable[[Path], object], *, create: bool
 ) -> None:
     with closing(SqliteOutbox(path)) as outbox:
-        outbox.become_sole(Role.RECEIVER)
+        outbox.lock_role(Role.RECEIVER)
         outbox.add([arrival("a")])
         file_of(path).rename(path.with_name("moved.db"))
         with pytest.raises(OutboxError):
@@ -213,7 +213,7 @@ def test_into_a_file_that_is_overwritten_nothing_more_is_stored(
     path: Path, overwrite: Loss
 ) -> None:
     with closing(SqliteOutbox(path)) as outbox:
-        outbox.become_sole(Role.RECEIVER)
+        outbox.lock_role(Role.RECEIVER)
         fill(outbox, "a")
         shutil.copyfile(file_of(path), path.with_name("backup.db"))
         fill(outbox, "bc")
@@ -261,7 +261,7 @@ def test_a_file_that_grows_is_watched_by_many_threads_at_once(path: Path) -> Non
 def test_a_file_that_sqlite_itself_makes_shorter_is_used_on(path: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         fill(outbox, "abc")
-        while outbox.claim(100, lease=MINUTE):
+        while outbox.claim("segment", 100, lease=MINUTE):
             pass
         before = file_of(path).stat().st_size
         with closing(apsw.Connection(str(path))) as stranger:
@@ -310,7 +310,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, make: Callable[[Path], objec
 def test_a_file_that_others_can_open_is_told_and_left(tmp_path: Path) -> None:
     path = tmp_path / "relay.db"
     with closing(SqliteOutbox(path)) as outbox:
-        outbox.become_sole(Role.RECEIVER)
+        outbox.lock_role(Role.RECEIVER)
         for file in tmp_path.iterdir():
             file.chmod(0o600)
         before = outbox.warnings()

@@ -9,7 +9,13 @@ import pytest
 from relay.errors import OutboxError
 from relay.outbox.entries import Arrival
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.receiver.committer import LARGEST_GROUP, MAX_WAITING_BYTES, WAIT_SECONDS, Fate, Intake
+from relay.receiver.committer import (
+    LARGEST_GROUP,
+    MAX_WAITING_BYTES,
+    WAIT_SECONDS,
+    Committer,
+    StoreResult,
+)
 from tests.harness.processes import run_sql, stored
 
 
@@ -50,7 +56,7 @@ def outbox(path: Path) -> Iterator[WatchedOutbox]:
 
 
 def arrival(name: object, *, body: bytes = b"{}") -> Arrival:
-    return Arrival("vero", f"vero-{name}", datetime.now(UTC), body)
+    return Arrival("vero", "segment", f"vero-{name}", datetime.now(UTC), body)
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -76,33 +82,33 @@ def wait_too_long() -> None:
 
 def run(
     outbox: WatchedOutbox,
-    scenario: Callable[[Intake], Awaitable[None]],
+    scenario: Callable[[Committer], Awaitable[None]],
 ) -> None:
     """Play the scenario with a running intake."""
 
     async def play() -> None:
-        intake = Intake(outbox)
-        intake.start()
+        committer = Committer(outbox)
+        committer.start()
         try:
             async with asyncio.timeout(30):
-                await scenario(intake)
+                await scenario(committer)
         finally:
             outbox.free.set()
-            await intake.close()
+            await committer.close()
 
     with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(play())
 
 
-async def store(intake: Intake, arrival: Arrival) -> bool:
+async def store(committer: Committer, arrival: Arrival) -> bool:
     """Store one arrival and hear of it."""
-    heard: asyncio.Future[Fate] = asyncio.get_running_loop().create_future()
+    heard: asyncio.Future[StoreResult] = asyncio.get_running_loop().create_future()
 
-    def told(new: Fate) -> None:
+    def told(new: StoreResult) -> None:
         if not heard.done():
             heard.set_result(new)
 
-    intake.store(arrival, told)
+    committer.store(arrival, told)
     new = await heard
     if isinstance(new, OutboxError):
         raise new
@@ -110,22 +116,22 @@ async def store(intake: Intake, arrival: Arrival) -> bool:
 
 
 async def queued(
-    outbox: WatchedOutbox, intake: Intake, arrivals: Sequence[Arrival]
+    outbox: WatchedOutbox, committer: Committer, arrivals: Sequence[Arrival]
 ) -> list[asyncio.Task[bool]]:
     """The arrivals' stores, the first of which waits in the outbox and the others behind it."""
     outbox.busy.clear()
     outbox.free.clear()
-    first = asyncio.create_task(store(intake, arrivals[0]))
+    first = asyncio.create_task(store(committer, arrivals[0]))
     await asyncio.to_thread(outbox.busy.wait, 30)
-    others = [asyncio.create_task(store(intake, arrival)) for arrival in arrivals[1:]]
+    others = [asyncio.create_task(store(committer, arrival)) for arrival in arrivals[1:]]
     await asyncio.sleep(0)  # each runs up to where it waits
     return [first, *others]
 
 
 def test_a_lone_webhook_is_committed_at_once(outbox: WatchedOutbox, path: Path) -> None:
-    async def scenario(intake: Intake) -> None:
+    async def scenario(committer: Committer) -> None:
         for name in range(3):
-            assert await store(intake, arrival(name))
+            assert await store(committer, arrival(name))
             assert len(stored(path)) == name + 1
 
     run(outbox, scenario)
@@ -134,8 +140,8 @@ def test_a_lone_webhook_is_committed_at_once(outbox: WatchedOutbox, path: Path) 
 
 
 def test_a_crowd_shares_a_commit(outbox: WatchedOutbox, path: Path) -> None:
-    async def scenario(intake: Intake) -> None:
-        crowd = await queued(outbox, intake, [arrival(name) for name in range(51)])
+    async def scenario(committer: Committer) -> None:
+        crowd = await queued(outbox, committer, [arrival(name) for name in range(51)])
         outbox.free.set()
 
         assert await asyncio.gather(*crowd) == [True] * 51
@@ -147,9 +153,9 @@ def test_a_crowd_shares_a_commit(outbox: WatchedOutbox, path: Path) -> None:
 
 
 def test_a_commit_has_an_end(outbox: WatchedOutbox) -> None:
-    async def scenario(intake: Intake) -> None:
+    async def scenario(committer: Committer) -> None:
         count = 2 * LARGEST_GROUP + 2
-        crowd = await queued(outbox, intake, [arrival(name) for name in range(count)])
+        crowd = await queued(outbox, committer, [arrival(name) for name in range(count)])
         outbox.free.set()
         await asyncio.gather(*crowd)
 
@@ -159,8 +165,8 @@ def test_a_commit_has_an_end(outbox: WatchedOutbox) -> None:
 
 
 def test_nobody_is_told_before_the_commit(outbox: WatchedOutbox) -> None:
-    async def scenario(intake: Intake) -> None:
-        crowd = await queued(outbox, intake, [arrival(1), arrival(2)])
+    async def scenario(committer: Committer) -> None:
+        crowd = await queued(outbox, committer, [arrival(1), arrival(2)])
 
         assert not any(waiting.done() for waiting in crowd)
 
@@ -168,9 +174,9 @@ def test_nobody_is_told_before_the_commit(outbox: WatchedOutbox) -> None:
 
 
 def test_each_is_told_whether_it_was_new(outbox: WatchedOutbox) -> None:
-    async def scenario(intake: Intake) -> None:
+    async def scenario(committer: Committer) -> None:
         names = ("first", "same", "same", "first", "other")
-        crowd = await queued(outbox, intake, [arrival(name) for name in names])
+        crowd = await queued(outbox, committer, [arrival(name) for name in names])
         outbox.free.set()
 
         assert await asyncio.gather(*crowd) == [True, True, False, False, True]
@@ -181,15 +187,15 @@ def test_each_is_told_whether_it_was_new(outbox: WatchedOutbox) -> None:
 def test_a_failure_reaches_everyone_in_the_group_and_no_one_after_it(
     outbox: WatchedOutbox, path: Path
 ) -> None:
-    async def scenario(intake: Intake) -> None:
+    async def scenario(committer: Committer) -> None:
         run_sql(path, "ALTER TABLE entries RENAME TO away")
-        crowd = await queued(outbox, intake, [arrival(name) for name in range(10)])
+        crowd = await queued(outbox, committer, [arrival(name) for name in range(10)])
         outbox.free.set()
         told = await asyncio.gather(*crowd, return_exceptions=True)
         run_sql(path, "ALTER TABLE away RENAME TO entries")
 
         assert [type(answer) for answer in told] == [OutboxError] * 10
-        assert await store(intake, arrival(1))
+        assert await store(committer, arrival(1))
 
     run(outbox, scenario)
 
@@ -206,11 +212,11 @@ class FaultyOutbox(WatchedOutbox):
 
 
 def test_a_fault_of_relays_own_is_told_and_does_not_stop_the_others(path: Path) -> None:
-    async def scenario(intake: Intake) -> None:
+    async def scenario(committer: Committer) -> None:
         with pytest.raises(OutboxError, match="KeyError"):
-            await store(intake, arrival("first"))
+            await store(committer, arrival("first"))
 
-        assert await store(intake, arrival("first"))
+        assert await store(committer, arrival("first"))
 
     outbox = FaultyOutbox(path)
     run(outbox, scenario)
@@ -222,21 +228,21 @@ def test_an_outbox_too_far_behind_takes_no_more_until_it_has_caught_up(
 ) -> None:
     large = arrival("large", body=bytes(MAX_WAITING_BYTES // 8))
 
-    async def scenario(intake: Intake) -> None:
-        crowd = await queued(outbox, intake, [large] * 8)
+    async def scenario(committer: Committer) -> None:
+        crowd = await queued(outbox, committer, [large] * 8)
         with pytest.raises(OutboxError, match="too many"):
-            await store(intake, arrival("small"))
+            await store(committer, arrival("small"))
         outbox.free.set()
         await asyncio.gather(*crowd)
 
-        assert await store(intake, arrival("small"))
+        assert await store(committer, arrival("small"))
 
     run(outbox, scenario)
 
 
 def test_a_request_that_has_gone_disturbs_no_other(outbox: WatchedOutbox, path: Path) -> None:
-    async def scenario(intake: Intake) -> None:
-        crowd = await queued(outbox, intake, [arrival(name) for name in range(3)])
+    async def scenario(committer: Committer) -> None:
+        crowd = await queued(outbox, committer, [arrival(name) for name in range(3)])
         crowd[1].cancel()
         await asyncio.wait([crowd[1]])
         outbox.free.set()
@@ -249,9 +255,9 @@ def test_a_request_that_has_gone_disturbs_no_other(outbox: WatchedOutbox, path: 
 
 
 def test_closing_commits_what_waits(outbox: WatchedOutbox, path: Path) -> None:
-    async def scenario(intake: Intake) -> None:
-        crowd = await queued(outbox, intake, [arrival(name) for name in range(20)])
-        closing = asyncio.create_task(intake.close())
+    async def scenario(committer: Committer) -> None:
+        crowd = await queued(outbox, committer, [arrival(name) for name in range(20)])
+        closing = asyncio.create_task(committer.close())
         await asyncio.sleep(0)
         outbox.free.set()
         await closing
@@ -272,10 +278,10 @@ class Ear:
     """
 
     def __init__(self) -> None:
-        self.heard: list[Fate] = []
+        self.heard: list[StoreResult] = []
         self.first = asyncio.Event()
 
-    def __call__(self, fate: Fate) -> None:
+    def __call__(self, fate: StoreResult) -> None:
         self.heard.append(fate)
         self.first.set()
 
@@ -283,22 +289,22 @@ class Ear:
 def test_whoever_has_waited_too_long_is_told_so_once_and_later_ones_are_fine(
     outbox: WatchedOutbox, path: Path
 ) -> None:
-    async def scenario(intake: Intake) -> None:
+    async def scenario(committer: Committer) -> None:
         ear = Ear()
-        crowd = await queued(outbox, intake, [arrival(1), arrival(2)])
-        intake.store(arrival(3), ear)
+        crowd = await queued(outbox, committer, [arrival(1), arrival(2)])
+        committer.store(arrival(3), ear)
         await asyncio.sleep(0)  # handed over
         wait_too_long()
         late = await asyncio.gather(*crowd, return_exceptions=True)
         await ear.first.wait()
         outbox.free.set()
 
-        assert await store(intake, arrival(4))
+        assert await store(committer, arrival(4))
         assert [str(error) for error in (*late, *ear.heard)] == [
             "the outbox does not answer in time"
         ] * 3
         # They were stored after all, and the sender's next try finds them.
-        assert [await store(intake, arrival(number)) for number in (1, 2, 3)] == [False] * 3
+        assert [await store(committer, arrival(number)) for number in (1, 2, 3)] == [False] * 3
         assert len(stored(path)) == 4
 
     run(outbox, scenario)
@@ -326,11 +332,11 @@ class StuckOutbox(WatchedOutbox):
 def test_of_those_that_came_together_nobody_is_told_twice(path: Path) -> None:
     outbox = StuckOutbox(path)
 
-    async def scenario(intake: Intake) -> None:
+    async def scenario(committer: Committer) -> None:
         ears = [Ear() for _ in range(LARGEST_GROUP + 1)]
-        await queued(outbox, intake, [arrival("first")])
+        await queued(outbox, committer, [arrival("first")])
         for number, ear in enumerate(ears):
-            intake.store(arrival(number), ear)
+            committer.store(arrival(number), ear)
         await asyncio.sleep(0)  # handed over, all of them at once
         outbox.free.set()
         await ears[0].first.wait()
@@ -339,7 +345,7 @@ def test_of_those_that_came_together_nobody_is_told_twice(path: Path) -> None:
         await ears[-1].first.wait()
         outbox.free.set()
 
-        assert await store(intake, arrival("last"))
+        assert await store(committer, arrival("last"))
         assert [ear.heard for ear in ears[:-1]] == [[True]] * LARGEST_GROUP
         assert [type(fate) for fate in ears[-1].heard] == [OutboxError]
 
@@ -348,15 +354,15 @@ def test_of_those_that_came_together_nobody_is_told_twice(path: Path) -> None:
 
 
 def test_one_that_cannot_be_told_keeps_nobody_else_from_being_told(outbox: WatchedOutbox) -> None:
-    def gone(_fate: Fate) -> None:
+    def gone(_fate: StoreResult) -> None:
         raise ConnectionResetError
 
-    async def scenario(intake: Intake) -> None:
-        await queued(outbox, intake, [arrival(1)])
-        intake.store(arrival(2), gone)
+    async def scenario(committer: Committer) -> None:
+        await queued(outbox, committer, [arrival(1)])
+        committer.store(arrival(2), gone)
         for number in (3, 4):
             ear = Ear()
-            intake.store(arrival(number), ear)
+            committer.store(arrival(number), ear)
             await asyncio.sleep(0)  # handed over
             wait_too_long()
             await ear.first.wait()

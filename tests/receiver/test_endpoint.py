@@ -15,10 +15,10 @@ import pytest
 from starlette.types import Message
 
 from relay.destinations.segment import Segment
-from relay.events import Reading
+from relay.events import ParseResult
 from relay.outbox.sqlite.store import SqliteOutbox
 from relay.receiver.bodies import MAX_BODY_BYTES
-from relay.receiver.committer import Intake
+from relay.receiver.committer import Committer
 from relay.receiver.endpoint import Webhooks
 from relay.receiver.server import base_url, listen
 from relay.sources.vero import Vero, VeroSettings
@@ -113,7 +113,7 @@ def test_an_event_is_stored_as_it_came_before_it_is_accepted(relay: RelayProcess
 
     assert reply.status == 200
     assert reply.content == {"status": "accepted", "message_id": entry.message_id}
-    assert (entry.state, entry.body, entry.provider) == ("pending", body, "vero")
+    assert (entry.state, entry.body, entry.source) == ("pending", body, "vero")
 
 
 def test_the_same_event_again_is_a_duplicate(relay: RelayProcess) -> None:
@@ -169,7 +169,7 @@ def test_what_cannot_become_an_event_is_a_dead_letter_and_not_worth_sending_agai
 
 
 class FaultyVero(Vero):
-    def parse(self, body: bytes, received_at: datetime) -> Reading:
+    def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         raise KeyError(body, received_at)
 
 
@@ -183,15 +183,15 @@ def test_what_makes_the_mapping_fail_is_a_dead_letter(tmp_path: Path) -> None:
         sent.append(message)
 
     async def post() -> None:
-        intake.start()
+        committer.start()
         vero = FaultyVero(VeroSettings.model_validate({"secret": SECRET}))
-        webhooks = Webhooks([vero], Segment(WRITE_KEY, NOBODY), intake)
+        webhooks = Webhooks([vero], Segment(WRITE_KEY, NOBODY), committer)
         scope = {"type": "http", "method": "POST", "path": PATH, "headers": []}
         await webhooks(scope, receive, send)
-        await intake.close()
+        await committer.close()
 
     with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
-        intake = Intake(outbox)
+        committer = Committer(outbox)
         asyncio.run(post())
         (entry,) = stored(tmp_path / "relay.db")
     head, body = sent
@@ -575,8 +575,8 @@ def test_what_came_in_is_counted_by_outcome(emptied: RelayProcess) -> None:
         connection.request("GET", "/metrics")
         page = connection.getresponse().read().decode()
 
-    assert 'relay_webhooks_total{outcome="accepted",provider="vero",what="Email Opened"}' in page
-    assert 'relay_webhooks_total{outcome="refused",provider="vero",what="401"}' in page
+    assert 'relay_webhooks_total{outcome="accepted",source="vero",what="Email Opened"}' in page
+    assert 'relay_webhooks_total{outcome="refused",source="vero",what="401"}' in page
     assert SECRET not in page
 
 
@@ -634,7 +634,7 @@ def test_the_log_says_at_which_door_a_webhook_was_refused(
     assert {reply.status for reply in replies} == {401}
     assert within(5, lambda: len(refusals()) == 1)
     (line,) = refusals()
-    assert (line["level"], line["provider"], line["status"]) == ("info", "vero", 401)
+    assert (line["level"], line["source"], line["status"]) == ("info", "vero", 401)
     assert line["why"] == why
     assert not [secret for secret in (SECRET, WRONG_SECRET) if secret in str(fragile.log())]
 

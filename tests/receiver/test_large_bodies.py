@@ -58,7 +58,7 @@ def relay(shared: RelayProcess) -> RelayProcess:
     return shared
 
 
-def deliver(relay: RelayProcess, body: bytes, **headers: str) -> Reply:
+def ack(relay: RelayProcess, body: bytes, **headers: str) -> Reply:
     """As Customer.io does."""
     return relay.ask("POST", DOOR, body, signed(body) | headers)
 
@@ -67,8 +67,8 @@ def test_what_is_too_large_is_kept_in_part_where_an_error_would_hold_back_the_re
     relay: RelayProcess,
 ) -> None:
     body = event(content="x" * MAX_BODY_BYTES)
-    first, again = deliver(relay, body), deliver(relay, body)
-    other = deliver(relay, event("event-2", content="x" * MAX_BODY_BYTES))
+    first, again = ack(relay, body), ack(relay, body)
+    other = ack(relay, event("event-2", content="x" * MAX_BODY_BYTES))
     entry, second = stored(relay.outbox)
 
     assert first.status == again.status == other.status == 200
@@ -88,7 +88,7 @@ class Entry:
     """See `Stored`."""
 
     body: bytes
-    provider: str = "customerio"
+    source: str = "customerio"
     message_id: str = "customerio-1"
     received_at: datetime = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -119,9 +119,9 @@ def test_what_is_too_large_and_not_signed_is_not_stored(relay: RelayProcess, key
 def test_beyond_what_is_read_at_all_it_is_refused(relay: RelayProcess, packed: bool) -> None:  # noqa: FBT001 (a parameter)
     body = event(content="x" * MAX_CUT_BYTES)
     if packed:
-        reply = deliver(relay, gzip.compress(body), **{"Content-Encoding": "gzip"})
+        reply = ack(relay, gzip.compress(body), **{"Content-Encoding": "gzip"})
     else:
-        reply = deliver(relay, body)
+        reply = ack(relay, body)
 
     assert reply.status == 413
     assert not stored(relay.outbox)
@@ -129,8 +129,8 @@ def test_beyond_what_is_read_at_all_it_is_refused(relay: RelayProcess, packed: b
 
 
 def test_a_packed_body_is_unpacked(relay: RelayProcess) -> None:
-    first = deliver(relay, gzip.compress(event()), **{"Content-Encoding": "gzip"})
-    again = deliver(relay, event())
+    first = ack(relay, gzip.compress(event()), **{"Content-Encoding": "gzip"})
+    again = ack(relay, event())
     vero = relay.post(gzip.compress(opened()), {"Content-Encoding": "X-GZIP"})
 
     assert first.content["status"] == vero.content["status"] == "accepted"
@@ -140,7 +140,7 @@ def test_a_packed_body_is_unpacked(relay: RelayProcess) -> None:
 
 def test_a_packed_body_that_is_too_large_is_treated_like_any_other(relay: RelayProcess) -> None:
     body = event(content="x" * MAX_BODY_BYTES)
-    kept = deliver(relay, gzip.compress(body), **{"Content-Encoding": "gzip"})
+    kept = ack(relay, gzip.compress(body), **{"Content-Encoding": "gzip"})
     refused = relay.post(gzip.compress(body), {"Content-Encoding": "gzip"})
     (entry,) = stored(relay.outbox)
 
@@ -182,12 +182,12 @@ def test_gzip_may_be_said_of_what_is_none_and_may_have_members(
 def test_what_is_packed_in_another_way_is_told_so(relay: RelayProcess, coding: str) -> None:
     body = zlib.compress(opened())
     vero = relay.post(body, {"Content-Encoding": coding})
-    customerio = deliver(relay, body, **{"Content-Encoding": coding})
+    customerio = ack(relay, body, **{"Content-Encoding": coding})
     (entry,) = stored(relay.outbox)
 
     assert (vero.status, vero.headers["accept-encoding"]) == (415, "gzip")
     assert (customerio.status, customerio.content["reason"]) == (200, "unreadable")
-    assert (entry.provider, entry.body) == ("customerio", body)
+    assert (entry.source, entry.body) == ("customerio", body)
 
 
 @pytest.mark.parametrize("coding", ["identity", "", " , "])

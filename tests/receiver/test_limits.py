@@ -110,7 +110,7 @@ def test_without_room_on_the_disk_relay_takes_nothing_and_forwards_what_it_has(
 def arrivals(count: int) -> list[Arrival]:
     """So many webhooks."""
     now = datetime.now(UTC)
-    return [Arrival("vero", f"vero-{number}", now, b"{}") for number in range(count)]
+    return [Arrival("vero", "segment", f"vero-{number}", now, b"{}") for number in range(count)]
 
 
 @pytest.mark.parametrize(("limit", "exceeded"), [(None, False), (4, False), (3, False), (2, True)])

@@ -12,12 +12,12 @@ from relay.cli import main
 from relay.errors import SettingsError
 from relay.settings.model import Settings, variables
 from relay.settings.slips import NAMED, PLACEHOLDER, QUOTED, UNEXPANDED
-from relay.sources import provider_classes
+from relay.sources import source_classes
 from relay.sources.vero import VeroSettings
 from tests.harness.processes import RelayProcess, run
 
 MODELS: Mapping[str, type[BaseModel]] = {
-    name: provider.settings_model for name, provider in provider_classes().items()
+    name: source.settings_model for name, source in source_classes().items()
 }
 NAMES = [variable.name for variable in variables(MODELS)]
 KEY = {"SEGMENT_WRITE_KEY": "a-write-key"}
@@ -37,7 +37,7 @@ def faults(**environ: str) -> tuple[str, ...]:
 
 
 def vero(settings: Settings) -> VeroSettings:
-    model = settings.provider("vero")
+    model = settings.source("vero")
     assert isinstance(model, VeroSettings)
     return model
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import strategies as st
 
 from relay.destinations.segment import Segment
-from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, Unusable
+from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.sources import Webhook
 from relay.sources.customerio import Customerio, CustomerioSettings
 from tests.contracts.outbox import NOON
-from tests.contracts.source import VALUES, ProviderContract
+from tests.contracts.source import VALUES, SourceContract
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import RelayProcess, within
 
@@ -79,7 +79,7 @@ def customerio(**settings: object) -> Customerio:
     return Customerio(CustomerioSettings.model_validate({"signing_key": KEY, **settings}))
 
 
-def read(document: object, **settings: object) -> Reading:
+def read(document: object, **settings: object) -> ParseResult:
     return customerio(**settings).parse(json.dumps(document).encode(), NOON)
 
 
@@ -99,7 +99,7 @@ def signed(key: str, body: bytes = b"{}", sent_at: bytes = SENT_AT) -> Webhook:
     return Webhook(None, headers, body, NOON)
 
 
-class TestCustomerio(ProviderContract):
+class TestCustomerio(SourceContract):
     provider_class = Customerio
     credential = "signing_key"
     documents = (CLICKED, LEGACY, BARE, {**CLICKED, "event_id": "another"})
@@ -366,9 +366,9 @@ NAMELESS: Mapping[str, Any] = {name: CLICKED[name] for name in CLICKED if name !
 def test_each_try_to_deliver_an_event_has_its_identity() -> None:
     again = {**changed(CLICKED, subject="another"), "timestamp": EPOCH + 60}
 
-    assert event(again).identity == event(CLICKED).identity
-    assert event(NAMELESS).identity == event(changed(NAMELESS, subject="another")).identity
-    assert event(changed(NAMELESS, delivery_id=None)).identity is None
+    assert event(again).dedupe_key == event(CLICKED).dedupe_key
+    assert event(NAMELESS).dedupe_key == event(changed(NAMELESS, subject="another")).dedupe_key
+    assert event(changed(NAMELESS, delivery_id=None)).dedupe_key is None
 
 
 def test_without_an_event_id_all_that_differs_tells_events_apart() -> None:
@@ -382,7 +382,7 @@ def test_without_an_event_id_all_that_differs_tells_events_apart() -> None:
         changed(NAMELESS, identifiers={"id": "43"}),
         *({**NAMELESS, "timestamp": said} for said in (EPOCH + 1, "soon", "sooner", [EPOCH], True)),
     ]
-    identities = [event(document).identity for document in documents]
+    identities = [event(document).dedupe_key for document in documents]
 
     assert None not in identities
     assert len({*identities}) == len(documents)
@@ -394,7 +394,7 @@ def test_without_an_event_id_and_a_time_only_what_happens_once_to_an_email_has_a
 ) -> None:
     timeless = event({**NAMELESS, "metric": metric, "timestamp": None})
 
-    assert (timeless.identity is None) is (metric in {"opened", "clicked"})
+    assert (timeless.dedupe_key is None) is (metric in {"opened", "clicked"})
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_message_ids_are_the_same_for_ever(document: object, message_id: str) ->
     segment = Segment("write-key", "https://example.com")
     reading = event(document)
 
-    assert segment.message_id("customerio", reading.identity, reading.said_at) == message_id
+    assert segment.message_id("customerio", reading.dedupe_key, reading.reported_at) == message_id
 
 
 def test_what_is_stored_is_answered_200_even_if_it_cannot_be_read(tmp_path: Path) -> None:

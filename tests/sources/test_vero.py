@@ -9,11 +9,11 @@ import pytest
 from hypothesis import strategies as st
 
 from relay.destinations.segment import Segment
-from relay.events import Collection, DeadReason, EmailEvent, Ignored, Reading, Unusable
+from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.sources import Webhook
 from relay.sources.vero import Vero, VeroSettings
 from tests.contracts.outbox import NOON
-from tests.contracts.source import VALUES, ProviderContract
+from tests.contracts.source import VALUES, SourceContract
 
 DAY = timedelta(days=1)
 EPOCH = 1_772_323_200
@@ -86,7 +86,7 @@ def changed(document: Mapping[str, Any], place: str, value: object) -> dict[str,
     return {**document, inner: value}
 
 
-def read(document: object, received_at: datetime = NOON) -> Reading:
+def read(document: object, received_at: datetime = NOON) -> ParseResult:
     return VERO.parse(json.dumps(document).encode(), received_at)
 
 
@@ -96,7 +96,7 @@ def event(document: object, received_at: datetime = NOON) -> EmailEvent:
     return reading
 
 
-def reason(reading: Reading) -> DeadReason:
+def reason(reading: ParseResult) -> DeadReason:
     assert isinstance(reading, Unusable)
     return reading.reason
 
@@ -115,7 +115,7 @@ _CAMPAIGN = _with_some("id", "name", "campaign_title", "message_id", "trigger-ev
 _TIMES = [f"{kind}_at" for kind in COLLECTIONS]
 
 
-class TestVero(ProviderContract):
+class TestVero(SourceContract):
     provider_class = Vero
     documents = (
         OPENED,
@@ -154,8 +154,8 @@ def test_a_webhook_becomes_an_event() -> None:
     assert event(OPENED) == EmailEvent(
         collection=Collection.OPENED,
         occurred_at=SAID,
-        said_at=SAID,
-        identity=event(OPENED).identity,
+        reported_at=SAID,
+        dedupe_key=event(OPENED).dedupe_key,
         user_id="4711",
         email="Ada@example.com",
         user_agent="Mozilla/5.0 (X11; Linux x86_64) Gecko/20100101",
@@ -230,7 +230,7 @@ _RFC_2822 += ["Sun, 01 Mar 2026 00:00:00 -0000"]
 def test_every_form_of_an_instant_is_the_same_instant_of_the_same_event(said: object) -> None:
     reading = event(changed(OPENED, "opened_at", said))
 
-    assert (reading.occurred_at, reading.identity) == (SAID, event(OPENED).identity)
+    assert (reading.occurred_at, reading.dedupe_key) == (SAID, event(OPENED).dedupe_key)
 
 
 @pytest.mark.parametrize("said", [EPOCH + 0.25, f"{EPOCH}.25", EPOCH * 1000 + 250])
@@ -274,7 +274,7 @@ def test_a_time_that_cannot_be_is_the_time_of_receipt(said: object) -> None:
 
 @pytest.mark.parametrize("said", _NO_TIMES)
 def test_what_is_no_time_names_no_instant(said: object) -> None:
-    assert event(changed(OPENED, "opened_at", said)).said_at is None
+    assert event(changed(OPENED, "opened_at", said)).reported_at is None
 
 
 def test_times_that_cannot_be_read_tell_events_apart_as_they_are_written() -> None:
@@ -282,7 +282,7 @@ def test_times_that_cannot_be_read_tell_events_apart_as_they_are_written() -> No
     unread += ["11/28/2026 05:00", "11/28/2026 06:00", "253402300799000", "28 Nov 2026 05:00 CET"]
     said = ["9999-12-31T23:59:59Z", EPOCH, None, *unread]  # the first one in ms, and a text above
     identities = [
-        event(changed({**OPENED, "type": "bounced"}, "bounced_at", s)).identity for s in said
+        event(changed({**OPENED, "type": "bounced"}, "bounced_at", s)).dedupe_key for s in said
     ]
 
     assert len({*identities}) == len(said)
@@ -296,8 +296,8 @@ def test_a_copy_of_a_webhook_whose_time_cannot_be_read_has_its_identity(
 ) -> None:
     first, copy = (event(changed(OPENED, "opened_at", value)) for value in (said, padded))
 
-    assert first.identity is not None
-    assert first.identity == copy.identity
+    assert first.dedupe_key is not None
+    assert first.dedupe_key == copy.dedupe_key
 
 
 @pytest.mark.parametrize("blank", [None, "", " ", [], {}])
@@ -307,7 +307,7 @@ def test_without_a_time_only_what_happens_once_to_an_email_has_an_identity(
 ) -> None:
     timeless = event(changed({**OPENED, "type": kind}, f"{kind}_at", blank))
 
-    assert (timeless.identity is None) is (kind in {"opened", "clicked"})
+    assert (timeless.dedupe_key is None) is (kind in {"opened", "clicked"})
 
 
 def test_the_time_of_another_type_is_not_its_time() -> None:
@@ -360,7 +360,7 @@ def test_only_a_text_is_an_address(email: object) -> None:
 
 
 def test_an_instant_before_the_epoch_is_none() -> None:
-    assert event(changed(OPENED, "opened_at", "0001-01-01")).said_at is None
+    assert event(changed(OPENED, "opened_at", "0001-01-01")).reported_at is None
 
 
 @pytest.mark.parametrize("user", [None, {}, {"id": " ", "email": ""}, {"id": True}, "ada", [4711]])
@@ -513,19 +513,19 @@ def test_what_else_is_wrong_beside_half_a_pair_makes_it_unreadable(also: bytes) 
     ],
 )
 def test_what_tells_no_events_apart_is_not_in_the_identity(place: str, value: object) -> None:
-    assert event(changed(OPENED, place, value)).identity == event(OPENED).identity
+    assert event(changed(OPENED, place, value)).dedupe_key == event(OPENED).dedupe_key
 
 
 @pytest.mark.parametrize("said", [None, EPOCH, 0, "2031-01-01"])
 def test_the_time_of_receipt_is_not_in_the_identity(said: object) -> None:
     document = changed(OPENED, "opened_at", said)
 
-    assert event(document, NOON + DAY).identity == event(document).identity
+    assert event(document, NOON + DAY).dedupe_key == event(document).dedupe_key
 
 
 def test_what_carries_neither_a_time_nor_an_email_id_has_no_identity() -> None:
-    assert event(changed(UNSUBSCRIBED, "unsubscribed_at", None)).identity is None
-    assert event(changed(changed(OPENED, "opened_at", "?"), "message_id", " ")).identity is None
+    assert event(changed(UNSUBSCRIBED, "unsubscribed_at", None)).dedupe_key is None
+    assert event(changed(changed(OPENED, "opened_at", "?"), "message_id", " ")).dedupe_key is None
 
 
 @pytest.mark.parametrize(
@@ -546,7 +546,7 @@ def test_message_ids_are_the_same_for_ever(document: object, message_id: str) ->
     segment = Segment("write-key", "https://example.com")
     reading = event(document)
 
-    assert segment.message_id("vero", reading.identity, reading.said_at) == message_id
+    assert segment.message_id("vero", reading.dedupe_key, reading.reported_at) == message_id
 
 
 def _authorized(authorization: str) -> Webhook:

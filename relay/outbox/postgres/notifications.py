@@ -12,7 +12,7 @@ _LOOK_SECONDS: Final = 0.15
 _PROOF_SECONDS: Final = 10.0  # after which the server must show that it is still there
 
 
-class Bell:
+class NotifyListener:
     """Hears from the server when any process has added something."""
 
     def __init__(self, parameters: dict[str, Any]) -> None:
@@ -24,7 +24,7 @@ class Bell:
         self._heard = False
         self._lock = threading.Lock()
 
-    def rung(self) -> bool:
+    def notified(self) -> bool:
         """Whether it has, since this was last asked."""
         with self._lock:
             try:
@@ -33,12 +33,12 @@ class Bell:
                 if time.monotonic() > self._prove_at:
                     self._prove_at = time.monotonic() + _PROOF_SECONDS
                     self._session.execute("SELECT 1")  # silence alone says nothing
-                rung = any(True for _ in self._session.notifies(timeout=0))
+                notified = any(True for _ in self._session.notifies(timeout=0))
             except psycopg.Error:
                 self._hang_up()
                 return False
-        self._heard |= rung
-        return rung
+        self._heard |= notified
+        return notified
 
     def due_to_look(self) -> bool:
         """Whether to look for oneself now: while the bell is silent, which PgBouncer makes it."""

@@ -14,11 +14,11 @@ from msgspec import json, structs
 
 from relay.errors import OutboxError
 from relay.events import Unusable
-from relay.outbox.counters import Change, Tally, in_states
+from relay.outbox.counters import Change, CounterRow, in_states
 from relay.outbox.entries import Arrival, Clock, Counts, Entry, Role, State, T
 from relay.outbox.postgres.connection import connection_parameters
-from relay.outbox.postgres.notifications import Bell
-from relay.outbox.postgres.records import PostgresRecords
+from relay.outbox.postgres.entries import PostgresEntryStore
+from relay.outbox.postgres.notifications import NotifyListener
 from relay.outbox.postgres.schema import COUNT, as_text, prepare
 from relay.outbox.postgres.sessions import (
     LONG_SECONDS,
@@ -27,7 +27,7 @@ from relay.outbox.postgres.sessions import (
     Sessions,
     translated,
 )
-from relay.throttle import Pace, Standing
+from relay.throttle import DestinationStatus, Throttle
 
 _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _BYTES_A_SECOND: Final = 2**20  # on a slow way to the server
@@ -68,8 +68,8 @@ class PostgresOutbox:
             parameters, ignored = connection_parameters(url)
             exposed = prepare(parameters, create=create)
         self._sessions = Sessions(parameters)
-        self._bell = Bell(parameters)
-        self._records = PostgresRecords(self._sessions, self._now)
+        self._listener = NotifyListener(parameters)
+        self._entries = PostgresEntryStore(self._sessions, self._now)
         self._warnings = [
             *(
                 f"the outbox's URL has {name}= in it, which libpq does not know; it is ignored"
@@ -89,7 +89,7 @@ class PostgresOutbox:
         group = {
             "now": self._now(),
             "claim": secrets.randbits(62),
-            "providers": [arrival.provider for arrival in ordered],
+            "sources": [arrival.source for arrival in ordered],
             "message_ids": [arrival.message_id for arrival in ordered],
             "received_at": [arrival.received_at for arrival in ordered],
             "reasons": [fault.reason.value if fault else None for fault in faults],
@@ -125,7 +125,7 @@ class PostgresOutbox:
 
     def changed(self) -> bool:
         """See `Outbox.changed`."""
-        return self._bell.rung() or (self._bell.due_to_look() and self._anything_due())
+        return self._listener.notified() or (self._listener.due_to_look() and self._anything_due())
 
     def _anything_due(self) -> bool:
         return bool(self._run(_ANYTHING_DUE, {"now": self._now()}))
@@ -169,16 +169,16 @@ class PostgresOutbox:
         }
         rows = self._run(statement, due, flushed=flushed)
         return [
-            Entry(id_, provider, message_id, at.astimezone(UTC), attempts, claim, body, deaths)
-            for id_, provider, message_id, at, attempts, deaths, body in rows
+            Entry(id_, source, message_id, at.astimezone(UTC), attempts, claim, body, crashes)
+            for id_, source, message_id, at, attempts, crashes, body in rows
         ]
 
-    def deliver(self, entries: Sequence[Entry]) -> None:
-        """See `Outbox.deliver`."""
+    def ack(self, entries: Sequence[Entry]) -> None:
+        """See `Outbox.ack`."""
         self._settle(entries, State.DELIVERED)
 
-    def bury(self, entry: Entry, fault: Unusable) -> None:
-        """See `Outbox.bury`."""
+    def dead_letter(self, entry: Entry, fault: Unusable) -> None:
+        """See `Outbox.dead_letter`."""
         self._settle([entry], State.DEAD, fault, happened=("dead", fault.reason))
 
     def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
@@ -208,21 +208,21 @@ class PostgresOutbox:
             what, said = happened
             self._run(_SETTLE_AND_TELL, settled | {"what": what, "said": said})
 
-    def pace(self, change: Callable[[Pace, float], T]) -> T:
-        """See `Outbox.pace`."""
+    def throttle(self, change: Callable[[Throttle, float], T]) -> T:
+        """See `Outbox.throttle`."""
         with self._sessions.transaction() as session:
             row: Any = session.execute(_PACE, {"now": self._now()}, binary=True).fetchone()
-            pace = json.decode(row[0], type=Pace)
-            result = change(pace, row[1])
-            changed = json.encode(pace)
+            throttle = json.decode(row[0], type=Throttle)
+            result = change(throttle, row[1])
+            changed = json.encode(throttle)
             if changed != row[0]:
                 session.execute("UPDATE relay.pace SET pace = %b", (changed,))
         return result
 
-    def standing(self) -> Standing:
+    def standing(self) -> DestinationStatus:
         """See `Outbox.standing`."""
-        ((pace, now),) = self._run(_LOOK_AT_PACE, {"now": self._now()})
-        return json.decode(pace, type=Pace).standing(now, datetime.fromtimestamp(now, UTC))
+        ((throttle, now),) = self._run(_LOOK_AT_PACE, {"now": self._now()})
+        return json.decode(throttle, type=Throttle).standing(now, datetime.fromtimestamp(now, UTC))
 
     def counts(self) -> Counts:
         """See `Outbox.counts`."""
@@ -235,12 +235,12 @@ class PostgresOutbox:
             waiting_since=since.astimezone(UTC) if since else None,
         )
 
-    def tallies(self) -> list[Tally]:
-        """See `Outbox.tallies`."""
-        return [_tally(row) for row in self._run(_TALLIES, {})]
+    def counters(self) -> list[CounterRow]:
+        """See `Outbox.counters`."""
+        return [_counter_row(row) for row in self._run(_TALLIES, {})]
 
-    def fold_tallies(self, before: datetime) -> None:
-        """See `Outbox.fold_tallies`."""
+    def aggregate_counters(self, before: datetime) -> None:
+        """See `Outbox.aggregate_counters`."""
         self._run(_FOLD, {"before": before}, seconds=LONG_SECONDS)
 
     def purge(self, before: datetime, limit: int) -> int:
@@ -261,8 +261,8 @@ class PostgresOutbox:
         """See `Outbox.free_bytes`. A server does not tell."""
         return None
 
-    def become_sole(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
-        """See `Outbox.become_sole`. There is room for any number."""
+    def lock_role(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
+        """See `Outbox.lock_role`. There is room for any number."""
 
     def warnings(self) -> list[str]:
         """See `Outbox.warnings`."""
@@ -272,13 +272,13 @@ class PostgresOutbox:
         """See `Outbox.log_state`."""
 
     @property
-    def records(self) -> PostgresRecords:
+    def entries(self) -> PostgresEntryStore:
         """See `Outbox.records`."""
-        return self._records
+        return self._entries
 
     def close(self) -> None:
         """See `Outbox.close`."""
-        self._bell.close()
+        self._listener.close()
         self._sessions.close()
 
     def _now(self) -> datetime | None:
@@ -295,11 +295,11 @@ class PostgresOutbox:
         return self._sessions.run(statement, values, flushed=flushed, seconds=seconds)
 
 
-def _tally(row: Sequence[Any]) -> Tally:
-    slot, provider, collection, change, reason, entries, latest = row
-    return Tally(
+def _counter_row(row: Sequence[Any]) -> CounterRow:
+    slot, source, collection, change, reason, entries, latest = row
+    return CounterRow(
         since=slot.astimezone(UTC) if slot.timestamp() else None,
-        provider=provider,
+        source=source,
         collection=collection or None,
         change=Change(change),
         reason=reason or None,

@@ -130,11 +130,11 @@ class Place:
 
         It takes 8 µs.
         """
-        for file, identity in self._opened.items():
+        for file, dedupe_key in self._opened.items():
             before = self._sizes[file]  # first: another thread may see the file grow meanwhile
             now = _look(file)
-            if now is None or now[0] != identity:
-                return self._told(file, identity, "replaced" if now else "deleted or moved")
+            if now is None or now[0] != dedupe_key:
+                return self._told(file, dedupe_key, "replaced" if now else "deleted or moved")
             if now[1] < before and not self._is_shortened(file, before):
                 return (
                     f"{file} has been overwritten or cut off while relay had it open. Nothing more"
@@ -164,13 +164,13 @@ class Place:
         It is read by way of SQLite's own descriptor: closing another one gives up SQLite's locks.
         A connection would not do, since one that finds an empty file deletes its log.
         """
-        identity = self._opened[self._index]
-        own = next((number for number, _, found in _open_files() if found == identity), None)
+        dedupe_key = self._opened[self._index]
+        own = next((number for number, _, found in _open_files() if found == dedupe_key), None)
         head = b"" if own is None else os.pread(own, _INDEX_HEAD, 0)
         return struct.unpack_from("=II", head.ljust(_INDEX_HEAD, b"\0"), _INDEX_COUNTS)
 
-    def _told(self, file: str, identity: Identity | None, what: str) -> str:
-        where = next((name for _, name, found in _open_files() if found == identity), None)
+    def _told(self, file: str, dedupe_key: Identity | None, what: str) -> str:
+        where = next((name for _, name, found in _open_files() if found == dedupe_key), None)
         return (
             f"{file} has been {what} while relay had it open; what it took last is in"
             f" {where or 'a file without a name'}. Nothing more is stored in it"

@@ -3,7 +3,7 @@
 It does without SQLite, which stops where something is wrong: each page is taken by itself. So an
 entry may be met several times, for pages that are not in use any more, or cut off by the damage,
 have old copies. They are told best first: the first of several with one `message_id` is to be kept,
-which is what `Records.restore` does.
+which is what `EntryStore.restore` does.
 
 1. Where the tree of the table leads, in the newest pages of the file and its log. The log is read
    to its end: SQLite would stop at a damaged frame.
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from relay.errors import OutboxError
-from relay.outbox.entries import Keys, Record, Role, State
+from relay.outbox.entries import Keys, Role, State, StoredEntry
 from relay.outbox.sqlite import fileformat
 from relay.outbox.sqlite.fileformat import (
     INTERIOR,
@@ -56,7 +56,7 @@ _ROW_HEAD: Final = re.compile(
     rb"(?=[\x11-\x1f]\x00[\x0f-\x7f](?:[\x81-\xff][\x00-\x7f]|[\x0f-\x7f])[\x15\x1b\x1f])",
     re.DOTALL,
 )
-"""Its length, then the serial types of an entry's id, provider, `message_id` and state."""
+"""Its length, then the serial types of an entry's id, source, `message_id` and state."""
 
 
 class DamagedOutbox:
@@ -101,7 +101,7 @@ class DamagedOutbox:
         """How many pages are damaged, and may have had more than could be found."""
         return len(self._torn)
 
-    def records(self) -> Iterator[Record]:
+    def entries(self) -> Iterator[StoredEntry]:
         """Every entry that can be read, without its history. To be called once."""
         yield from self._in_tree()
         free = self._free()
@@ -112,7 +112,7 @@ class DamagedOutbox:
             yield from self._doubtful(self._pages, self._torn, _carved)
             yield from self._doubtful(self._pages, free, _listed)
 
-    def _in_tree(self) -> Iterator[Record]:
+    def _in_tree(self) -> Iterator[StoredEntry]:
         left = [(_ROOT, -1, 2**63)]
         while left:
             number, low, high = left.pop()
@@ -168,7 +168,7 @@ class DamagedOutbox:
 
     def _doubtful(
         self, pages: Pages, places: Iterable[int], find: Callable[[bytes], Iterable[Cell]]
-    ) -> Iterator[Record]:
+    ) -> Iterator[StoredEntry]:
         for state in (State.PENDING, State.DEAD, State.DELIVERED):
             for place in places:
                 cells = [cell for cell in find(pages.read(place)) if _state(cell) is state]
@@ -176,21 +176,21 @@ class DamagedOutbox:
 
     def _whole(
         self, pages: Pages, cells: Iterable[Cell], *, in_doubt: bool = True
-    ) -> Iterator[Record]:
+    ) -> Iterator[StoredEntry]:
         for cell in cells:
             data, places = _data(pages, cell)
-            record = None if data is None else _record(cell, data)
+            entry = None if data is None else _record(cell, data)
             # A page has one owner. Of an old copy and an entry, the entry is likely to be younger.
             lost = in_doubt and any(self._owners.get(place, -1) > cell.id for place in places)
-            if record is None or lost:
+            if entry is None or lost:
                 self.broken.add(_values(cell, cell.here)[2])
             else:
                 self._owners.update(dict.fromkeys(places, cell.id))
-                yield record
+                yield entry
 
 
 def _refuse_use(path: Path, files: ExitStack) -> None:
-    """See `Outbox.become_sole`."""
+    """See `Outbox.lock_role`."""
     for role in Role:
         if lock := opened(beside(path, role), files):
             try:
@@ -262,17 +262,17 @@ def _values(cell: Cell, data: bytes) -> list[Any]:
     return values
 
 
-def _record(cell: Cell, data: bytes) -> Record | None:
+def _record(cell: Cell, data: bytes) -> StoredEntry | None:
     """None if there is no telling when it came; other numbers that cannot be are left out."""
-    _, provider, message_id, _, collection, received_at, _, attempts, *rest = _values(cell, data)
+    _, source, message_id, _, collection, received_at, _, attempts, *rest = _values(cell, data)
     _, delivered_at, reason, detail, *keys, body = rest
     if received_at not in MOMENTS:
         return None
     if delivered_at is not None and delivered_at not in MOMENTS:
         delivered_at = received_at
-    return Record(
+    return StoredEntry(
         id=cell.id,
-        provider=provider,
+        source=source,
         message_id=message_id,
         state=_state(cell),
         collection=collection,

@@ -41,7 +41,7 @@ _SLOT_MILLISECONDS: Final = SLOT // timedelta(milliseconds=1)
 _NOW: Final = "CAST(unixepoch('subsec') * 1000 AS INTEGER)"
 
 
-def _tally(row: str, change: str, at: str = _NOW) -> str:
+def _counter_row(row: str, change: str, at: str = _NOW) -> str:
     """Count what a row did.
 
     A trigger on each row, as SQLite has no other; it takes 2 µs.
@@ -114,29 +114,29 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         PRIMARY KEY (slot, provider, collection, change, reason)
     ) STRICT, WITHOUT ROWID;
     CREATE TRIGGER entry_received AFTER INSERT ON entries BEGIN
-        {_tally("new", "received", at="new.received_at")}
+        {_counter_row("new", "received", at="new.received_at")}
     END;
     CREATE TRIGGER entry_restored AFTER INSERT ON entries WHEN new.state = 'delivered' BEGIN
-        {_tally("new", "delivered", at="new.delivered_at")}
+        {_counter_row("new", "delivered", at="new.delivered_at")}
     END;
     CREATE TRIGGER entry_unusable AFTER INSERT ON entries WHEN new.state = 'dead' BEGIN
-        {_tally("new", "died", at="new.received_at")}
+        {_counter_row("new", "died", at="new.received_at")}
     END;
     CREATE TRIGGER entry_delivered AFTER UPDATE OF state ON entries
     WHEN old.state = 'pending' AND new.state = 'delivered' BEGIN
-        {_tally("new", "delivered", at="new.delivered_at")}
+        {_counter_row("new", "delivered", at="new.delivered_at")}
     END;
     CREATE TRIGGER entry_died AFTER UPDATE OF state ON entries
     WHEN old.state = 'pending' AND new.state = 'dead' BEGIN
-        {_tally("new", "died")}
+        {_counter_row("new", "died")}
     END;
     CREATE TRIGGER entry_revived AFTER UPDATE OF state ON entries
     WHEN old.state <> 'pending' AND new.state = 'pending' BEGIN
-        {_tally("old", "left_")}
-        {_tally("new", "revived")}
+        {_counter_row("old", "left_")}
+        {_counter_row("new", "revived")}
     END;
     CREATE TRIGGER entry_forgotten AFTER DELETE ON entries BEGIN
-        {_tally("old", "left_")}
+        {_counter_row("old", "left_")}
     END;
     CREATE TABLE operations (
         id          INTEGER PRIMARY KEY,

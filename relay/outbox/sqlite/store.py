@@ -18,9 +18,9 @@ from msgspec import Struct, json, structs
 
 from relay.errors import OutboxBrokenError, OutboxError, OutboxUnusableError
 from relay.events import Unusable
-from relay.outbox.counters import SLOT, Change, Tally, in_states
+from relay.outbox.counters import SLOT, Change, CounterRow, in_states
 from relay.outbox.entries import (
-    DEATHS_IN_COMPANY,
+    CRASHES_BEFORE_ISOLATION,
     Arrival,
     Clock,
     Counts,
@@ -33,9 +33,9 @@ from relay.outbox.entries import (
 )
 from relay.outbox.sqlite.checkpointer import LONG_BYTES, Checkpointer
 from relay.outbox.sqlite.disk import Disk
+from relay.outbox.sqlite.entries import SqliteEntryStore
 from relay.outbox.sqlite.fileformat import beside, log_of, size_on_disk
 from relay.outbox.sqlite.place import Place, exposed, kept, rescue
-from relay.outbox.sqlite.records import SqliteRecords
 from relay.outbox.sqlite.schema import (
     COUNT,
     connect,
@@ -47,7 +47,7 @@ from relay.outbox.sqlite.schema import (
     sync_directory,
     translated,
 )
-from relay.throttle import Pace, Standing
+from relay.throttle import DestinationStatus, Throttle
 
 _EPOCH: Final = moment(0)
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
@@ -144,7 +144,7 @@ class SqliteOutbox:
         self._roles: dict[Role, BinaryIO] = {}
         self._counted = False
         self._pacing = threading.Lock()
-        self._pace = Pace()
+        self._throttle = Throttle()
         self._noted: tuple[int, str | None, float] | None = None
         self._noted_at = float("-inf")
         self._disk = Disk()
@@ -162,7 +162,7 @@ class SqliteOutbox:
             self._reader.pragma("query_only", "on")
             self._checkpointer = Checkpointer(self._connect(), self._writing, self._disk)
             operators = self._connect()
-            self._records = SqliteRecords(operators, clock, self._disk)
+            self._entries = SqliteEntryStore(operators, clock, self._disk)
         for connection in (self._adder, self._settler, operators):
             connection.set_wal_hook(self._checkpointer.committed)
         if not in_use:
@@ -224,7 +224,7 @@ class SqliteOutbox:
         return self._claim(_SUSPECT, 1, lease)
 
     def _claim(self, which: str, limit: int, lease: timedelta) -> list[Entry]:
-        self.become_sole(Role.FORWARDER)
+        self.lock_role(Role.FORWARDER)
         with self._disk.used(), self._claiming:
             if not self._counted:
                 self._count_unsettled()
@@ -234,13 +234,13 @@ class SqliteOutbox:
                 rows = _at_most(_MOST_BYTES, self._reader.execute(which, due))
             claim = secrets.randbits(62)
             entries, taken = [], {}
-            for id_, provider, message_id, received_at, attempts, deaths, body in rows:
+            for id_, source, message_id, received_at, attempts, crashes, body in rows:
                 before = self._last_claim(id_)
                 attempt = (before.attempts if before else attempts) + 1
                 taken[id_] = _Claim(claim, now + lease.total_seconds(), attempt)
                 received = moment(received_at)
                 entries.append(
-                    Entry(id_, provider, message_id, received, attempt, claim, body, deaths)
+                    Entry(id_, source, message_id, received, attempt, claim, body, crashes)
                 )
             if entries:
                 self._note(self._claims | taken)
@@ -260,7 +260,7 @@ class SqliteOutbox:
 
     def count_crash(self, lineage: int) -> None:
         """See `Outbox.count_crash`."""
-        self.become_sole(Role.FORWARDER)
+        self.lock_role(Role.FORWARDER)
         with self._disk.used(), self._claiming:
             if not self._counted:
                 self._count_unsettled(lineage)
@@ -274,8 +274,8 @@ class SqliteOutbox:
         now = self._elapsed()
         return _json([id_ for id_, claim in self._claims.items() if claim.until > now])
 
-    def become_sole(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
-        """See `Outbox.become_sole`. A file beside the outbox's is locked, until this is closed."""
+    def lock_role(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
+        """See `Outbox.lock_role`. A file beside the outbox's is locked, until this is closed."""
         if role in self._roles:
             return
         give_up_at = self._elapsed() + patience.total_seconds()
@@ -308,12 +308,12 @@ class SqliteOutbox:
         with self._writing:
             self._settler.execute("UPDATE status SET claims = ?", (noted,))
 
-    def deliver(self, entries: Sequence[Entry]) -> None:
-        """See `Outbox.deliver`."""
+    def ack(self, entries: Sequence[Entry]) -> None:
+        """See `Outbox.ack`."""
         self._settle(entries, state=State.DELIVERED, delivered_at=milliseconds(self._clock()))
 
-    def bury(self, entry: Entry, fault: Unusable) -> None:
-        """See `Outbox.bury`."""
+    def dead_letter(self, entry: Entry, fault: Unusable) -> None:
+        """See `Outbox.dead_letter`."""
         self._settle(
             [entry],
             happened=("dead", fault.reason),
@@ -374,31 +374,31 @@ class SqliteOutbox:
         claim = self._last_claim(entry.id)
         return claim is not None and claim.number == entry.claim
 
-    def pace(self, change: Callable[[Pace, float], T]) -> T:
-        """See `Outbox.pace`. It is kept in memory, as claims are; of it, others need the hold."""
+    def throttle(self, change: Callable[[Throttle, float], T]) -> T:
+        """See `Outbox.throttle`. It is kept in memory, as claims are."""
         with self._disk.used(), self._pacing:
             now = self._elapsed()
-            result = change(self._pace, now)
+            result = change(self._throttle, now)
             self._note_pace(now)
         return result
 
     def _note_pace(self, now: float) -> None:
         """Tell who only looks: at once what changes, and the latest answer once a second."""
-        pace = self._pace
-        told = (pace.era, pace.hold, pace.answered_at)
+        throttle = self._throttle
+        told = (throttle.generation, throttle.hold, throttle.answered_at)
         noted = self._noted
         if noted and (noted == told or (noted[:2] == told[:2] and now < self._noted_at + 1)):
             return
         with self._writing:
-            shown = _json(structs.replace(pace, taken_at=[]))
+            shown = _json(structs.replace(throttle, taken_at=[]))
             self._settler.execute("UPDATE status SET pace = ?", (shown,))
         self._noted, self._noted_at = told, now
 
-    def standing(self) -> Standing:
+    def standing(self) -> DestinationStatus:
         """See `Outbox.standing`. Its seconds are the machine's, whichever process counts them."""
         with self._disk.used(), self._reading:
             noted: str = self._reader.execute("SELECT pace FROM status").get
-        return json.decode(noted, type=Pace).standing(self._elapsed(), self._clock())
+        return json.decode(noted, type=Throttle).standing(self._elapsed(), self._clock())
 
     def counts(self) -> Counts:
         """See `Outbox.counts`."""
@@ -413,14 +413,14 @@ class SqliteOutbox:
             waiting_since=None if since is None else moment(since),
         )
 
-    def tallies(self) -> list[Tally]:
-        """See `Outbox.tallies`."""
+    def counters(self) -> list[CounterRow]:
+        """See `Outbox.counters`."""
         with self._disk.used(), self._reading:
             rows: list[Any] = self._reader.execute(_TALLIES).fetchall()
-        return [_tally(row) for row in rows]
+        return [_counter_row(row) for row in rows]
 
-    def fold_tallies(self, before: datetime) -> None:
-        """See `Outbox.fold_tallies`."""
+    def aggregate_counters(self, before: datetime) -> None:
+        """See `Outbox.aggregate_counters`."""
         past = (milliseconds(before) // milliseconds(_EPOCH + SLOT),)
         with self._disk.used(), self._writing, self._settler:
             self._settler.execute(_FOLD, past)
@@ -460,9 +460,9 @@ class SqliteOutbox:
         return LogState(size, is_held=size >= LONG_BYTES and self._checkpointer.is_held)
 
     @property
-    def records(self) -> SqliteRecords:
+    def entries(self) -> SqliteEntryStore:
         """See `Outbox.records`."""
-        return self._records
+        return self._entries
 
     def close(self) -> None:
         """See `Outbox.close`."""
@@ -474,7 +474,7 @@ class SqliteOutbox:
             self._rescue()
         for lock in self._roles.values():
             lock.close()
-        self._records.close()
+        self._entries.close()
         with translated(), self._writing, self._reading:
             for connection in (self._reader, self._settler, self._adder):
                 self._disk.leave(connection)
@@ -495,7 +495,7 @@ def _row(arrival: Arrival) -> tuple[str | int | bytes | None, ...]:
     reason, detail = (fault.reason, fault.detail) if fault else (None, None)
     keys = arrival.keys
     return (
-        arrival.provider,
+        arrival.source,
         arrival.message_id,
         state,
         arrival.collection,
@@ -530,7 +530,7 @@ _CLAIMED: Final = "SELECT id, provider, message_id, received_at, attempts, death
 _DUE: Final = f"""
     {_CLAIMED} FROM entries
     WHERE state = 'pending' AND id NOT IN (SELECT value FROM json_each(:held))
-        AND deaths < {DEATHS_IN_COMPANY}
+        AND deaths < {CRASHES_BEFORE_ISOLATION}
     ORDER BY pending_since LIMIT :limit
 """  # noqa: S608 (this and the next two: nothing but constants is put in)
 
@@ -538,7 +538,7 @@ _DUE: Final = f"""
 _SUSPECT: Final = f"""
     {_CLAIMED} FROM entries
     WHERE state = 'pending' AND id NOT IN (SELECT value FROM json_each(:held))
-        AND deaths >= {DEATHS_IN_COMPANY}
+        AND deaths >= {CRASHES_BEFORE_ISOLATION}
     ORDER BY random() LIMIT :limit
 """  # noqa: S608
 
@@ -546,7 +546,7 @@ _ANY_SUSPECT: Final = f"""
     SELECT EXISTS (
         SELECT 1 FROM entries
         WHERE state = 'pending' AND id NOT IN (SELECT value FROM json_each(:held))
-            AND deaths >= {DEATHS_IN_COMPANY}
+            AND deaths >= {CRASHES_BEFORE_ISOLATION}
     )
 """  # noqa: S608
 
@@ -606,11 +606,11 @@ _FOLD: Final = """
 """
 
 
-def _tally(row: Sequence[Any]) -> Tally:
-    slot, provider, collection, change, reason, entries, latest = row
-    return Tally(
+def _counter_row(row: Sequence[Any]) -> CounterRow:
+    slot, source, collection, change, reason, entries, latest = row
+    return CounterRow(
         since=_EPOCH + slot * SLOT if slot else None,
-        provider=provider,
+        source=source,
         collection=collection or None,
         change=Change(change),
         reason=reason or None,

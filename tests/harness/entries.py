@@ -10,14 +10,14 @@ from relay.outbox.entries import (
     NO_KEYS,
     Arrival,
     Entry,
-    Happening,
+    HistoryEvent,
     Keys,
     Query,
-    Record,
-    Revival,
+    Requeue,
     State,
+    StoredEntry,
 )
-from relay.outbox.protocol import Outbox, Records
+from relay.outbox.protocol import EntryStore, Outbox
 from tests.contracts.outbox import MINUTE, NOON
 from tests.harness.fakes import Clock
 
@@ -34,7 +34,8 @@ def varied(number: int) -> Arrival:
     address = (None, 1, 2, KEY, 3, 5, None)[number % 7]
     keys = Keys(number % 5 or None, address, number % 6 or None)
     return Arrival(
-        provider="vero" if number % 3 else "customerio",
+        source="vero" if number % 3 else "customerio",
+        destination="segment",
         message_id=f"event-{number}",
         received_at=NOON - (number * 37 % MANY) * MINUTE,
         body=f"body of {number}".encode(),
@@ -44,37 +45,36 @@ def varied(number: int) -> Arrival:
     )
 
 
-def filled(outbox: Outbox, clock: Clock) -> list[Record]:
+def filled(outbox: Outbox, clock: Clock) -> list[StoredEntry]:
     """What the outbox holds once it was given the varied events and some were settled."""
     arrivals = [varied(number) for number in range(MANY)]
     for each in arrivals:
         outbox.add([each])
     clock.sleep(1)
-    for entry in outbox.claim(MANY, lease=MINUTE):
+    for entry in outbox.claim("segment", MANY, lease=MINUTE):
         number = int(entry.message_id.removeprefix("event-"))
         match number % 4:
             case 0:
                 outbox.release([entry])
             case 1:
-                outbox.deliver([entry])
+                outbox.ack([entry])
             case 2:
-                outbox.bury(entry, Unusable(REASONS[number % 3], "refused"))
+                outbox.dead_letter(entry, Unusable(REASONS[number % 3], "refused"))
             case 3:
                 outbox.release([entry], DOWN)
-    found = outbox.records.find(Query(), MANY, newest_first=False)
+    found = outbox.entries.find(Query(), MANY, newest_first=False)
     return [
-        expected(number, record.id, clock)
-        for number, record in zip(range(MANY), found, strict=True)
+        expected(number, entry.id, clock) for number, entry in zip(range(MANY), found, strict=True)
     ]
 
 
-def expected(number: int, id_: int, clock: Clock) -> Record:
+def expected(number: int, id_: int, clock: Clock) -> StoredEntry:
     """What has become of the event of that number."""
     each, now = varied(number), clock.now()
     reason = REASONS[number % 3]
-    record = Record(
+    entry = StoredEntry(
         id=id_,
-        provider=each.provider,
+        source=each.source,
         message_id=each.message_id,
         state=State.PENDING,
         collection=each.collection,
@@ -88,30 +88,30 @@ def expected(number: int, id_: int, clock: Clock) -> Record:
     )
     if each.fault:
         return structs.replace(
-            record, state=State.DEAD, attempts=0, reason=reason, detail=each.fault.detail
+            entry, state=State.DEAD, attempts=0, reason=reason, detail=each.fault.detail
         )
     match number % 4:
         case 1:
-            return structs.replace(record, state=State.DELIVERED, delivered_at=now)
+            return structs.replace(entry, state=State.DELIVERED, delivered_at=now)
         case 2:
-            history = (Happening(now, "dead", reason),)
+            history = (HistoryEvent(now, "dead", reason),)
             return structs.replace(
-                record, state=State.DEAD, reason=reason, detail="refused", history=history
+                entry, state=State.DEAD, reason=reason, detail="refused", history=history
             )
         case 3:
-            return structs.replace(record, history=(Happening(now, "posted", DOWN),))
-    return record
+            return structs.replace(entry, history=(HistoryEvent(now, "posted", DOWN),))
+    return entry
 
 
-def queries(model: Sequence[Record]) -> st.SearchStrategy[Query]:
+def queries(model: Sequence[StoredEntry]) -> st.SearchStrategy[Query]:
     """Any question about the records, and some about what is not there."""
-    moments = [record.received_at for record in model]
+    moments = [entry.received_at for entry in model]
     kinds = st.sampled_from(["user", "address", "email"])
     return st.builds(
         Query,
         ids=st.just(()) | st.lists(st.integers(0, model[-1].id + 1), max_size=40).map(tuple),
         states=st.just(()) | st.lists(st.sampled_from(State), unique=True).map(tuple),
-        provider=st.sampled_from([None, None, "vero", "customerio", "nobody"]),
+        source=st.sampled_from([None, None, "vero", "customerio", "nobody"]),
         collection=st.sampled_from([None, None, *COLLECTIONS, "Email"]),
         reason=st.sampled_from([None, None, *REASONS, "poison"]),
         since=st.none() | st.sampled_from(moments),
@@ -122,70 +122,70 @@ def queries(model: Sequence[Record]) -> st.SearchStrategy[Query]:
     )
 
 
-def matches(record: Record, query: Query) -> bool:
+def matches(entry: StoredEntry, query: Query) -> bool:
     """Whether it is one of those that are asked for."""
     return (
-        (not query.ids or record.id in query.ids)
-        and (not query.states or record.state in query.states)
-        and query.provider in {None, record.provider}
-        and query.collection in {None, record.collection}
-        and query.reason in {None, record.reason}
-        and (query.since is None or record.received_at >= query.since)
-        and (query.until is None or record.received_at < query.until)
-        and query.message_id in {None, record.message_id}
-        and (query.key is None or getattr(record.keys, query.key[0]) == query.key[1])
-        and (not query.keyless or record.keys == NO_KEYS)
+        (not query.ids or entry.id in query.ids)
+        and (not query.states or entry.state in query.states)
+        and query.source in {None, entry.source}
+        and query.collection in {None, entry.collection}
+        and query.reason in {None, entry.reason}
+        and (query.since is None or entry.received_at >= query.since)
+        and (query.until is None or entry.received_at < query.until)
+        and query.message_id in {None, entry.message_id}
+        and (query.key is None or getattr(entry.keys, query.key[0]) == query.key[1])
+        and (not query.keyless or entry.keys == NO_KEYS)
     )
 
 
 def pages(
-    records: Records, query: Query = ALL, limit: int = 500, **options: bool
-) -> Iterator[list[Record]]:
+    entries: EntryStore, query: Query = ALL, limit: int = 500, **options: bool
+) -> Iterator[list[StoredEntry]]:
     """Page by page, each beginning behind the last."""
     start = None
-    while page := records.find(query, limit, start=start, **options):
+    while page := entries.find(query, limit, start=start, **options):
         yield page
         start = page[-1].id
 
 
-def everything(records: Records, query: Query = ALL) -> list[Record]:
+def everything(entries: EntryStore, query: Query = ALL) -> list[StoredEntry]:
     """All that are asked for with their histories, oldest first."""
-    found = pages(records, query, newest_first=False, with_history=True)
-    return [record for page in found for record in page]
+    found = pages(entries, query, newest_first=False, with_history=True)
+    return [entry for page in found for entry in page]
 
 
-def by_name(records: Records) -> dict[str, Record]:
+def by_name(entries: EntryStore) -> dict[str, StoredEntry]:
     """All there are with their histories, by message id."""
-    return {record.message_id: record for record in everything(records)}
+    return {entry.message_id: entry for entry in everything(entries)}
 
 
-def revival(record: Record) -> Revival:
+def as_requeue(entry: StoredEntry) -> Requeue:
     """By today's mapping it is what it was."""
-    return Revival(record.id, record.collection or "Email Sent", record.keys)
+    return Requeue(entry.id, entry.collection or "Email Sent", entry.keys)
 
 
-def revive(records: Records, *revived: Record) -> int:
+def requeue(entries: EntryStore, *requeued: StoredEntry) -> int:
     """Replay the records, as one operation; how many."""
-    operation = records.begin("replay", "some")
-    count = records.revive([revival(record) for record in revived], operation)
-    records.finish(operation)
+    operation = entries.begin("replay", "some")
+    count = entries.requeue([as_requeue(entry) for entry in requeued], operation)
+    entries.finish(operation)
     return count
 
 
-def erase(records: Records, *erased: Record) -> int:
+def erase(entries: EntryStore, *erased: StoredEntry) -> int:
     """Erase the records, as one operation; how many."""
-    operation = records.begin("erase", "some")
-    count = records.erase([record.id for record in erased], operation)
-    records.finish(operation)
+    operation = entries.begin("erase", "some")
+    count = entries.erase([entry.id for entry in erased], operation)
+    entries.finish(operation)
     return count
 
 
-def without_ids(records: Sequence[Record]) -> list[Record]:
+def without_ids(entries: Sequence[StoredEntry]) -> list[StoredEntry]:
     """What is the same of them in every store."""
-    return [structs.replace(record, id=0) for record in records]
+    return [structs.replace(entry, id=0) for entry in entries]
 
 
 def claim_one(outbox: Outbox) -> Entry:
     """The only entry that is due."""
-    (entry,) = outbox.claim(9, lease=MINUTE)
+    (entry,) = outbox.claim("segment", 9, lease=MINUTE)
     return entry

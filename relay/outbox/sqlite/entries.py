@@ -11,7 +11,16 @@ from msgspec import json, structs
 
 from relay.errors import OutboxError
 from relay.outbox.counters import Change, in_states
-from relay.outbox.entries import Clock, Happening, Keys, Operation, Query, Record, Revival, State
+from relay.outbox.entries import (
+    Clock,
+    HistoryEvent,
+    Keys,
+    Operation,
+    Query,
+    Requeue,
+    State,
+    StoredEntry,
+)
 from relay.outbox.protocol import RARE, SOME
 from relay.outbox.sqlite.disk import Disk
 from relay.outbox.sqlite.schema import BLOCK_BITS, COUNT, IS_RARE, milliseconds, moment, translated
@@ -21,8 +30,8 @@ _EMPTYING_SECONDS: Final = 10
 _EMPTYING_PAUSE_SECONDS: Final = 0.02
 
 
-class SqliteRecords:
-    """See `relay.outbox.protocol.Records`.
+class SqliteEntryStore:
+    """See `relay.outbox.protocol.EntryStore`.
 
     It has a connection of its own, and writes in small transactions, so that a relay at work in
     this or another process waits for none of them long.
@@ -43,15 +52,15 @@ class SqliteRecords:
         end: int | None = None,
         newest_first: bool = True,
         with_history: bool = False,
-    ) -> list[Record]:
-        """See `Records.find`."""
+    ) -> list[StoredEntry]:
+        """See `EntryStore.find`."""
         source, condition, values = _where(query)
         behind, up_to = ("<", ">=") if newest_first else (">", "<=")
         if start is not None:
             condition, values["start"] = f"{condition} AND entries.id {behind} :start", start
         if end is not None:
             condition, values["end"] = f"{condition} AND entries.id {up_to} :end", end
-        found: list[Record] = []
+        found: list[StoredEntry] = []
         size = 0
         with self._disk.used(), self._using:
             # A plus keeps SQLite from walking the whole table in the order of its ids.
@@ -66,9 +75,9 @@ class SqliteRecords:
                 size += len(found[-1].body)
                 if size >= _MOST_BYTES:
                     break
-            histories = self._histories([record.id for record in found]) if with_history else {}
+            histories = self._histories([entry.id for entry in found]) if with_history else {}
         if with_history:
-            return [_with_history(record, histories.get(record.id, ())) for record in found]
+            return [_with_history(entry, histories.get(entry.id, ())) for entry in found]
         return found
 
     def _are_few(self, query: Query) -> bool:
@@ -77,17 +86,17 @@ class SqliteRecords:
         changes: Any = self._connection.execute(COUNT).fetchall()
         return in_states({Change(change): n for change, n in changes})[query.states[0]] <= SOME
 
-    def _histories(self, ids: Sequence[int]) -> dict[int, list[Happening]]:
-        histories: dict[int, list[Happening]] = {}
+    def _histories(self, ids: Sequence[int]) -> dict[int, list[HistoryEvent]]:
+        histories: dict[int, list[HistoryEvent]] = {}
         statement = f"""
             SELECT entry, at, what, said FROM history WHERE entry IN ({_IDS}) ORDER BY rowid
         """  # noqa: S608 (nothing but a constant is put in)
         for entry, at, what, said in self._connection.execute(statement, {"ids": _json(ids)}):
-            histories.setdefault(entry, []).append(Happening(moment(at), what, said))
+            histories.setdefault(entry, []).append(HistoryEvent(moment(at), what, said))
         return histories
 
     def count(self, query: Query) -> int:
-        """See `Records.count`."""
+        """See `EntryStore.count`."""
         source, condition, values = _where(query)
         statement = f"SELECT count(*) FROM {source} WHERE {condition}"  # noqa: S608 (as above)
         with self._disk.used(), self._using:
@@ -95,7 +104,7 @@ class SqliteRecords:
         return counted
 
     def begin(self, kind: str, what: str) -> Operation:
-        """See `Records.begin`."""
+        """See `EntryStore.begin`."""
         new = {"kind": kind, "what": what, "now": milliseconds(self._clock())}
         with self._disk.used(), self._using, self._connection:
             row: Any = self._connection.execute(_UNFINISHED, new).fetchone()
@@ -103,19 +112,19 @@ class SqliteRecords:
                 row = self._connection.execute(_BEGIN, new).fetchone()
         return _operation(row)
 
-    def revive(self, revivals: Sequence[Revival], operation: Operation) -> int:
-        """See `Records.revive`."""
-        rows = [(revival.id, revival.collection, *_keys(revival.keys)) for revival in revivals]
-        revived = {"revived": _json(rows), "now": milliseconds(self._clock())}
+    def requeue(self, requeues: Sequence[Requeue], operation: Operation) -> int:
+        """See `EntryStore.requeue`."""
+        rows = [(requeue.id, requeue.collection, *_keys(requeue.keys)) for requeue in requeues]
+        requeued = {"revived": _json(rows), "now": milliseconds(self._clock())}
         with self._disk.used(), self._using, self._connection:
-            self._connection.execute(_TELL_REVIVED, revived)
-            self._connection.execute(_REVIVE, revived)
+            self._connection.execute(_TELL_REVIVED, requeued)
+            self._connection.execute(_REVIVE, requeued)
             changed = self._connection.changes()
             self._advance(operation, changed)
         return changed
 
     def erase(self, ids: Sequence[int], operation: Operation) -> int:
-        """See `Records.erase`."""
+        """See `EntryStore.erase`."""
         with self._disk.used(), self._using, self._connection:
             self._connection.execute(
                 f"DELETE FROM entries WHERE id IN ({_IDS})",  # noqa: S608 (as above)
@@ -129,7 +138,7 @@ class SqliteRecords:
         self._connection.execute(_ADVANCE, (changed, operation.id))
 
     def finish(self, operation: Operation) -> None:
-        """See `Records.finish`."""
+        """See `EntryStore.finish`."""
         with self._disk.used(), self._using:
             if operation.kind == "erase":
                 self._empty_log()
@@ -159,22 +168,22 @@ class SqliteRecords:
         return True
 
     def operations(self, limit: int) -> list[Operation]:
-        """See `Records.operations`."""
+        """See `EntryStore.operations`."""
         with self._disk.used(), self._using:
             rows: list[Any] = self._connection.execute(_OPERATIONS, (limit,)).fetchall()
         return [_operation(row) for row in rows]
 
-    def restore(self, records: Sequence[Record]) -> int:
-        """See `Records.restore`."""
+    def restore(self, entries: Sequence[StoredEntry]) -> int:
+        """See `EntryStore.restore`."""
         restored = 0
         with self._disk.used(), self._using, self._connection:
-            for record in records:
-                row: Any = self._connection.execute(_RESTORE, _row(record)).fetchone()
+            for entry in entries:
+                row: Any = self._connection.execute(_RESTORE, _row(entry)).fetchone()
                 if row is not None:
                     restored += 1
                     self._connection.executemany(
                         "INSERT INTO history VALUES (?, ?, ?, ?)",
-                        [(*row, milliseconds(h.at), h.what, h.said) for h in record.history],
+                        [(*row, milliseconds(h.at), h.what, h.said) for h in entry.history],
                     )
         return restored
 
@@ -185,7 +194,7 @@ class SqliteRecords:
 
 
 _COLUMNS: Final = """
-    entries.id, provider, message_id, state, collection, received_at, attempts, delivered_at,
+    entries.id, source, message_id, state, collection, received_at, attempts, delivered_at,
     reason, detail, user_key, address_key, email_key, body
 """
 
@@ -263,7 +272,7 @@ _RESTORE: Final = """
 
 
 _EQUALS: Final = {
-    "provider": "provider = :provider",
+    "source": "source = :source",
     "collection": "collection = :collection",
     "reason": "reason = :reason AND state = 'dead'",  # no other has one: its index is of these
     "message_id": "message_id = :message_id",
@@ -303,7 +312,7 @@ def _where(query: Query) -> tuple[str, str, dict[str, Any]]:
     return source, " AND ".join(conditions), values
 
 
-def _record(row: Sequence[Any]) -> Record:
+def _record(row: Sequence[Any]) -> StoredEntry:
     """The record of the row.
 
     Raises:
@@ -318,12 +327,12 @@ def _record(row: Sequence[Any]) -> Record:
         raise OutboxError(f"entry {row[0]} has {error}") from None
 
 
-def _sound_record(row: Sequence[Any]) -> Record:
-    (id_, provider, message_id, state, collection, received_at, attempts, delivered_at, *rest) = row
+def _sound_record(row: Sequence[Any]) -> StoredEntry:
+    (id_, source, message_id, state, collection, received_at, attempts, delivered_at, *rest) = row
     reason, detail, user, address, email, body = rest
-    return Record(
+    return StoredEntry(
         id=id_,
-        provider=provider,
+        source=source,
         message_id=message_id,
         state=State(state),
         collection=collection,
@@ -337,26 +346,26 @@ def _sound_record(row: Sequence[Any]) -> Record:
     )
 
 
-def _row(record: Record) -> tuple[Any, ...]:
-    received_at = milliseconds(record.received_at)
+def _row(entry: StoredEntry) -> tuple[Any, ...]:
+    received_at = milliseconds(entry.received_at)
     return (
-        record.provider,
-        record.message_id,
-        record.state,
-        record.collection,
+        entry.source,
+        entry.message_id,
+        entry.state,
+        entry.collection,
         received_at,
-        received_at if record.state is State.PENDING else None,
-        record.attempts,
-        None if record.delivered_at is None else milliseconds(record.delivered_at),
-        record.reason,
-        record.detail,
-        *_keys(record.keys),
-        record.body,
+        received_at if entry.state is State.PENDING else None,
+        entry.attempts,
+        None if entry.delivered_at is None else milliseconds(entry.delivered_at),
+        entry.reason,
+        entry.detail,
+        *_keys(entry.keys),
+        entry.body,
     )
 
 
-def _with_history(record: Record, history: Iterable[Happening]) -> Record:
-    return structs.replace(record, history=tuple(history))
+def _with_history(entry: StoredEntry, history: Iterable[HistoryEvent]) -> StoredEntry:
+    return structs.replace(entry, history=tuple(history))
 
 
 def _keys(keys: Keys) -> tuple[int | None, int | None, int | None]:

@@ -10,7 +10,7 @@ from msgspec import structs
 from psycopg import sql
 
 from relay.outbox.counters import Change, in_states
-from relay.outbox.entries import Happening, Keys, Operation, Query, Record, Revival, State
+from relay.outbox.entries import HistoryEvent, Keys, Operation, Query, Requeue, State, StoredEntry
 from relay.outbox.postgres.schema import COUNT, as_text
 from relay.outbox.postgres.sessions import LONG_SECONDS, Session, Sessions
 from relay.outbox.protocol import SOME
@@ -18,8 +18,8 @@ from relay.outbox.protocol import SOME
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 
 
-class PostgresRecords:
-    """See `relay.outbox.protocol.Records`."""
+class PostgresEntryStore:
+    """See `relay.outbox.protocol.EntryStore`."""
 
     def __init__(self, sessions: Sessions, now: Callable[[], datetime | None]) -> None:
         self._sessions = sessions
@@ -34,8 +34,8 @@ class PostgresRecords:
         end: int | None = None,
         newest_first: bool = True,
         with_history: bool = False,
-    ) -> list[Record]:
-        """See `Records.find`."""
+    ) -> list[StoredEntry]:
+        """See `EntryStore.find`."""
         condition, values = _where(query)
         if start is not None:
             condition += sql.SQL(" AND id < %(start)s" if newest_first else " AND id > %(start)s")
@@ -58,44 +58,44 @@ class PostgresRecords:
             ).fetchall()
             found = [_record(row) for row in rows]
             if with_history and found:
-                histories = _histories(session, [record.id for record in found])
+                histories = _histories(session, [entry.id for entry in found])
                 found = [
-                    structs.replace(record, history=tuple(histories.get(record.id, ())))
-                    for record in found
+                    structs.replace(entry, history=tuple(histories.get(entry.id, ())))
+                    for entry in found
                 ]
         return found
 
     def count(self, query: Query) -> int:
-        """See `Records.count`."""
+        """See `EntryStore.count`."""
         condition, values = _where(query)
         source = _BY_KEY if query.key else _BY_ENTRY
         ((count,),) = self._run(_COUNT.format(source=source, condition=condition), values)
         return int(count)
 
     def begin(self, kind: str, what: str) -> Operation:
-        """See `Records.begin`."""
+        """See `EntryStore.begin`."""
         (row,) = self._run(_BEGIN, {"kind": kind, "what": what, "now": self._now()})
         return _operation(row)
 
-    def revive(self, revivals: Sequence[Revival], operation: Operation) -> int:
-        """See `Records.revive`."""
-        revived = {
+    def requeue(self, requeues: Sequence[Requeue], operation: Operation) -> int:
+        """See `EntryStore.requeue`."""
+        requeued = {
             "now": self._now(),
             "claim": secrets.randbits(62),
-            "ids": [revival.id for revival in revivals],
-            "collections": [revival.collection for revival in revivals],
-            "user_keys": [revival.keys.user for revival in revivals],
-            "address_keys": [revival.keys.address for revival in revivals],
-            "email_keys": [revival.keys.email for revival in revivals],
+            "ids": [requeue.id for requeue in requeues],
+            "collections": [requeue.collection for requeue in requeues],
+            "user_keys": [requeue.keys.user for requeue in requeues],
+            "address_keys": [requeue.keys.address for requeue in requeues],
+            "email_keys": [requeue.keys.email for requeue in requeues],
         }
         with self._transaction() as session:
-            changed = session.execute(_REVIVE, revived).rowcount
+            changed = session.execute(_REVIVE, requeued).rowcount
             session.execute(_RING)
             _advance(session, operation, changed)
         return changed
 
     def erase(self, ids: Sequence[int], operation: Operation) -> int:
-        """See `Records.erase`. What was erased leaves the disk when the server vacuums."""
+        """See `EntryStore.erase`. What was erased leaves the disk when the server vacuums."""
         gone = {"ids": list(ids)}
         with self._transaction() as session:
             # Entries before their keys, as everyone does, so that nobody waits for each other.
@@ -106,27 +106,27 @@ class PostgresRecords:
         return changed
 
     def finish(self, operation: Operation) -> None:
-        """See `Records.finish`."""
+        """See `EntryStore.finish`."""
         self._run(_FINISH, {"id": operation.id, "now": self._now()})
 
     def operations(self, limit: int) -> list[Operation]:
-        """See `Records.operations`."""
+        """See `EntryStore.operations`."""
         return [_operation(row) for row in self._run(_OPERATIONS, {"limit": limit})]
 
-    def restore(self, records: Sequence[Record]) -> int:
-        """See `Records.restore`."""
+    def restore(self, entries: Sequence[StoredEntry]) -> int:
+        """See `EntryStore.restore`."""
         restored = 0
         with self._transaction() as session:
-            for record in records:
-                values = _values(record) | {"now": self._now()}
+            for entry in entries:
+                values = _values(entry) | {"now": self._now()}
                 row = session.execute(_RESTORE, values).fetchone()
                 if row is None:
                     continue
                 restored += 1
-                for happening in record.history:
+                for event in entry.history:
                     session.execute(
                         "INSERT INTO relay.history (entry, at, what, said) VALUES (%s, %s, %s, %s)",
-                        (*row, happening.at, happening.what, as_text(happening.said)),
+                        (*row, event.at, event.what, as_text(event.said)),
                     )
             session.execute(_RING)
         return restored
@@ -265,7 +265,7 @@ _RESTORE: Final = """
 
 
 _EQUALS: Final = {
-    "provider": sql.SQL("provider = %(provider)s"),
+    "source": sql.SQL("source = %(source)s"),
     "collection": sql.SQL("collection = %(collection)s"),
     # No other has one: its index is of these.
     "reason": sql.SQL("reason = %(reason)s AND state = 'dead'"),
@@ -309,10 +309,10 @@ def _are_few(session: Session, query: Query) -> bool:
     return in_states({Change(change): n for change, n in changes})[query.states[0]] <= SOME
 
 
-def _histories(session: Session, ids: Sequence[int]) -> dict[int, list[Happening]]:
-    histories: dict[int, list[Happening]] = {}
+def _histories(session: Session, ids: Sequence[int]) -> dict[int, list[HistoryEvent]]:
+    histories: dict[int, list[HistoryEvent]] = {}
     for entry, at, what, said in session.execute(_HISTORIES, (list(ids),)):
-        histories.setdefault(entry, []).append(Happening(at.astimezone(UTC), what, said))
+        histories.setdefault(entry, []).append(HistoryEvent(at.astimezone(UTC), what, said))
     return histories
 
 
@@ -320,12 +320,12 @@ def _advance(session: Session, operation: Operation, changed: int) -> None:
     session.execute(_ADVANCE, (changed, operation.id))
 
 
-def _record(row: Sequence[Any]) -> Record:
-    (id_, provider, message_id, state, collection, received_at, attempts, delivered_at, *rest) = row
+def _record(row: Sequence[Any]) -> StoredEntry:
+    (id_, source, message_id, state, collection, received_at, attempts, delivered_at, *rest) = row
     reason, detail, user, address, email, body = rest
-    return Record(
+    return StoredEntry(
         id=id_,
-        provider=provider,
+        source=source,
         message_id=message_id,
         state=State(state),
         collection=collection,
@@ -339,21 +339,21 @@ def _record(row: Sequence[Any]) -> Record:
     )
 
 
-def _values(record: Record) -> dict[str, Any]:
+def _values(entry: StoredEntry) -> dict[str, Any]:
     return {
-        "provider": record.provider,
-        "message_id": record.message_id,
-        "state": record.state.value,
-        "collection": record.collection,
-        "received_at": record.received_at,
-        "attempts": record.attempts,
-        "delivered_at": record.delivered_at,
-        "reason": record.reason,
-        "detail": None if record.detail is None else as_text(record.detail),
-        "user": record.keys.user,
-        "address": record.keys.address,
-        "email": record.keys.email,
-        "body": record.body,
+        "source": entry.source,
+        "message_id": entry.message_id,
+        "state": entry.state.value,
+        "collection": entry.collection,
+        "received_at": entry.received_at,
+        "attempts": entry.attempts,
+        "delivered_at": entry.delivered_at,
+        "reason": entry.reason,
+        "detail": None if entry.detail is None else as_text(entry.detail),
+        "user": entry.keys.user,
+        "address": entry.keys.address,
+        "email": entry.keys.email,
+        "body": entry.body,
     }
 
 

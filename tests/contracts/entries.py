@@ -6,11 +6,10 @@ from msgspec import structs
 
 from relay.events import DeadReason, Unusable
 from relay.operations.search import reasons
-from relay.outbox.entries import Arrival, Happening, Keys, Query, State
+from relay.outbox.entries import Arrival, HistoryEvent, Keys, Query, State
 from relay.outbox.protocol import Outbox
 from tests.contracts.outbox import FAULT, MINUTE, NOON, arrival
-from tests.harness.fakes import Clock
-from tests.harness.records import (
+from tests.harness.entries import (
     DOWN,
     KEY,
     MANY,
@@ -22,17 +21,18 @@ from tests.harness.records import (
     pages,
     queries,
 )
+from tests.harness.fakes import Clock
 
 
-class RecordsContract:
-    """How entries are found and told of: see `relay.outbox.protocol.Records`."""
+class EntryStoreContract:
+    """How entries are found and told of: see `relay.outbox.protocol.EntryStore`."""
 
     def test_a_record_is_all_that_is_known_of_an_entry(self, outbox: Outbox, clock: Clock) -> None:
         model = filled(outbox, clock)
-        plain = outbox.records.find(Query(), MANY, newest_first=False)
+        plain = outbox.entries.find(Query(), MANY, newest_first=False)
 
-        assert everything(outbox.records) == model
-        assert plain == [structs.replace(record, history=()) for record in model]
+        assert everything(outbox.entries) == model
+        assert plain == [structs.replace(entry, history=()) for entry in model]
 
     def test_each_filter_finds_what_it_names(self, outbox: Outbox, clock: Clock) -> None:
         model = filled(outbox, clock)
@@ -40,7 +40,7 @@ class RecordsContract:
             Query(ids=(model[3].id, model[50].id)),
             *(Query(states=(state,)) for state in State),
             Query(states=(State.DEAD, State.PENDING)),
-            Query(provider="customerio"),
+            Query(source="customerio"),
             Query(collection="Email Opened"),
             Query(reason="rejected"),
             Query(since=NOON - 20 * MINUTE),
@@ -51,11 +51,11 @@ class RecordsContract:
             Query(key=("email", 5)),
             Query(keyless=True),
         ]
-        found = [everything(outbox.records, query) for query in alone]
+        found = [everything(outbox.entries, query) for query in alone]
 
-        assert found == [[record for record in model if matches(record, q)] for q in alone]
-        assert all(0 < len(records) < MANY for records in found)
-        assert [outbox.records.count(query) for query in alone] == [len(each) for each in found]
+        assert found == [[entry for entry in model if matches(entry, q)] for q in alone]
+        assert all(0 < len(entries) < MANY for entries in found)
+        assert [outbox.entries.count(query) for query in alone] == [len(each) for each in found]
 
     def test_any_paging_of_any_query_visits_each_entry_once(
         self, outbox: Outbox, clock: Clock
@@ -66,21 +66,21 @@ class RecordsContract:
         @given(queries(model), st.integers(1, MANY), st.booleans(), st.booleans())
         def check(query: Query, limit: int, newest_first: bool, with_history: bool) -> None:  # noqa: FBT001 (drawn)
             options = {"newest_first": newest_first, "with_history": with_history}
-            found = list(pages(outbox.records, query, limit, **options))
-            wanted = [record for record in model if matches(record, query)]
+            found = list(pages(outbox.entries, query, limit, **options))
+            wanted = [entry for entry in model if matches(entry, query)]
             if newest_first:
                 wanted.reverse()
             end = model[MANY // 2].id
-            this_far = outbox.records.find(query, MANY, end=end, newest_first=newest_first)
+            this_far = outbox.entries.find(query, MANY, end=end, newest_first=newest_first)
             side = 1 if newest_first else -1
 
             assert [r.id for r in this_far] == [r.id for r in wanted if side * (r.id - end) >= 0]
             if not with_history:
-                wanted = [structs.replace(record, history=()) for record in wanted]
+                wanted = [structs.replace(entry, history=()) for entry in wanted]
 
-            assert [record for page in found for record in page] == wanted
+            assert [entry for page in found for entry in page] == wanted
             assert all(len(page) == limit for page in found[:-1])
-            assert outbox.records.count(query) == len(wanted)
+            assert outbox.entries.count(query) == len(wanted)
 
         check()
 
@@ -89,9 +89,9 @@ class RecordsContract:
         outbox.add(
             [arrival(f"{number}", body=bytes(size * 2**20)) for number, size in enumerate(sizes)]
         )
-        forth = list(pages(outbox.records, newest_first=False))
-        back = list(pages(outbox.records))
-        largest = max(sum(len(record.body) for record in page) for page in [*forth, *back])
+        forth = list(pages(outbox.entries, newest_first=False))
+        back = list(pages(outbox.entries))
+        largest = max(sum(len(entry.body) for entry in page) for page in [*forth, *back])
 
         assert [len(r.body) // 2**20 for page in forth for r in page] == sizes
         assert [len(r.body) // 2**20 for page in back for r in page] == sizes[::-1]
@@ -103,7 +103,7 @@ class RecordsContract:
         places = [0, 1, 4094, 4095, 4096, 4097, 8190, 8191, 8192, 8193, 8999]
         groups = [
             [
-                Arrival("vero", str(n), NOON, b"{}", keys=Keys(KEY if n in places else n, None, n))
+                Arrival("vero", "segment", str(n), NOON, b"{}", keys=Keys(KEY if n in places else n, None, n))
                 for n in range(start, start + 3_000)
             ]
             for start in (0, 3_000, 6_000)
@@ -111,22 +111,22 @@ class RecordsContract:
         for group in groups:
             outbox.add(group)
         query = Query(key=("user", KEY))
-        forth = everything(outbox.records, query)
-        back = outbox.records.find(query, 5, start=forth[-1].id)
+        forth = everything(outbox.entries, query)
+        back = outbox.entries.find(query, 5, start=forth[-1].id)
 
-        assert [int(record.message_id) for record in forth] == places
-        assert [int(record.message_id) for record in back] == places[-2:-7:-1]
-        assert outbox.records.count(query) == len(places)
-        assert [r.message_id for r in everything(outbox.records, Query(key=("email", 8_500)))] == [
+        assert [int(entry.message_id) for entry in forth] == places
+        assert [int(entry.message_id) for entry in back] == places[-2:-7:-1]
+        assert outbox.entries.count(query) == len(places)
+        assert [r.message_id for r in everything(outbox.entries, Query(key=("email", 8_500)))] == [
             "8500"
         ]
 
     def test_an_empty_outbox_has_no_records(self, outbox: Outbox) -> None:
         for query in (Query(), Query(key=("user", 1)), Query(ids=(1,)), Query(keyless=True)):
-            assert outbox.records.find(query, 9, with_history=True) == []
-            assert outbox.records.count(query) == 0
+            assert outbox.entries.find(query, 9, with_history=True) == []
+            assert outbox.entries.count(query) == 0
         assert reasons(outbox) == []
-        assert outbox.records.operations(9) == []
+        assert outbox.entries.operations(9) == []
 
     def test_the_commonest_reason_comes_first_with_its_newest_dead_letter(
         self, outbox: Outbox
@@ -147,11 +147,11 @@ class RecordsContract:
     ) -> None:
         empty = outbox.pending_exceed(0)
         model = filled(outbox, clock)
-        pending = sum(record.state is State.PENDING for record in model)
-        held = outbox.claim(3, lease=MINUTE)
+        pending = sum(entry.state is State.PENDING for entry in model)
+        held = outbox.claim("segment", 3, lease=MINUTE)
         limits = (0, pending - 4, pending - 3, pending - 1, pending, pending + 1)
         before = [outbox.pending_exceed(limit) for limit in limits]
-        outbox.deliver(held)
+        outbox.ack(held)
         after = [outbox.pending_exceed(limit) for limit in limits]
 
         assert not empty
@@ -162,27 +162,27 @@ class RecordsContract:
         outbox.add([arrival("a")])
         told = []
         for answer in (DOWN, None, "429 Too Many Requests"):
-            outbox.release(outbox.claim(1, lease=MINUTE), answer)
-            told.append(Happening(clock.now(), "posted", answer or ""))
+            outbox.release(outbox.claim("segment", 1, lease=MINUTE), answer)
+            told.append(HistoryEvent(clock.now(), "posted", answer or ""))
             clock.sleep(1)
-        outbox.bury(claim_one(outbox), FAULT)
-        history = by_name(outbox.records)["a"].history
+        outbox.dead_letter(claim_one(outbox), FAULT)
+        history = by_name(outbox.entries)["a"].history
 
-        assert history == (told[0], told[2], Happening(clock.now(), "dead", FAULT.reason))
+        assert history == (told[0], told[2], HistoryEvent(clock.now(), "dead", FAULT.reason))
 
     def test_only_of_what_is_still_held_anything_is_told(
         self, outbox: Outbox, clock: Clock
     ) -> None:
         outbox.add([arrival(name) for name in "abc"])
-        late = outbox.claim(9, lease=MINUTE)
+        late = outbox.claim("segment", 9, lease=MINUTE)
         clock.sleep(60)
-        held = {entry.message_id: entry for entry in outbox.claim(9, lease=MINUTE)}
-        outbox.deliver([held["a"]])
+        held = {entry.message_id: entry for entry in outbox.claim("segment", 9, lease=MINUTE)}
+        outbox.ack([held["a"]])
         outbox.release(late, DOWN)
         outbox.release([held["a"], held["b"]], "429")
-        outbox.bury(held["a"], FAULT)
+        outbox.dead_letter(held["a"], FAULT)
         for entry in late:
-            outbox.bury(entry, FAULT)
-        histories = {name: record.history for name, record in by_name(outbox.records).items()}
+            outbox.dead_letter(entry, FAULT)
+        histories = {name: entry.history for name, entry in by_name(outbox.entries).items()}
 
-        assert histories == {"a": (), "b": (Happening(clock.now(), "posted", "429"),), "c": ()}
+        assert histories == {"a": (), "b": (HistoryEvent(clock.now(), "posted", "429"),), "c": ()}

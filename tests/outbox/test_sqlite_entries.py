@@ -9,11 +9,11 @@ import apsw
 import pytest
 
 from relay.operations.search import reasons
-from relay.outbox.entries import Query, State
+from relay.outbox.entries import Query, State, total
 from relay.outbox.protocol import Outbox
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import FAULT, MINUTE, NOON, arrival
-from tests.harness.records import erase, everything, revive
+from tests.harness.entries import erase, everything, requeue
 
 
 @pytest.fixture
@@ -40,23 +40,25 @@ def test_nothing_of_what_was_erased_is_left_in_the_files(path: Path, size: int) 
     with closing(SqliteOutbox(path)) as relaying, closing(SqliteOutbox(path)) as operators:
         relaying.add([arrival(f"{n}", body=body(n, size)) for n in range(60)])
         for _ in range(3):
-            relaying.release(relaying.claim(100, lease=MINUTE), "503 Service Unavailable")
-        claimed = relaying.claim(100, lease=MINUTE)
-        relaying.deliver(claimed[:20])
+            relaying.release(
+                relaying.claim("segment", 100, lease=MINUTE), "503 Service Unavailable"
+            )
+        claimed = relaying.claim("segment", 100, lease=MINUTE)
+        relaying.ack(claimed[:20])
         for entry in claimed[20:40]:
-            relaying.bury(entry, FAULT)
+            relaying.dead_letter(entry, FAULT)
         relaying.release(claimed[40:])
-        records = everything(operators.records)
-        revive(operators.records, *records[::5])
+        entries = everything(operators.entries)
+        requeue(operators.entries, *entries[::5])
         forgotten = relaying.purge(NOON + timedelta(days=10_000), 5)
-        kept = everything(operators.records)[1::3]
-        erased = [r for r in everything(operators.records) if r not in kept]
-        erase(operators.records, *erased)
+        kept = everything(operators.entries)[1::3]
+        erased = [r for r in everything(operators.entries) if r not in kept]
+        erase(operators.entries, *erased)
         left = canaries(path)
 
         assert forgotten == 5
-        assert left == {int(record.message_id) for record in kept}
-        assert {record.state for record in erased} == {*State}
+        assert left == {int(entry.message_id) for entry in kept}
+        assert {entry.state for entry in erased} == {*State}
 
 
 def test_who_reads_meanwhile_is_waited_for(path: Path) -> None:
@@ -67,12 +69,12 @@ def test_who_reads_meanwhile_is_waited_for(path: Path) -> None:
         reader.execute("SELECT count(*) FROM entries").fetchall()
         done = threading.Timer(0.5, reader.execute, ["COMMIT"])
         done.start()
-        erase(outbox.records, *everything(outbox.records))
+        erase(outbox.entries, *everything(outbox.entries))
         left = canaries(path)
         done.join()
 
         assert left == set()
-        assert outbox.records.operations(1)[0].finished_at
+        assert outbox.entries.operations(1)[0].finished_at
 
 
 @pytest.fixture
@@ -98,56 +100,62 @@ ROWID = "SEARCH entries USING INTEGER PRIMARY KEY (rowid=?)"
 @pytest.mark.parametrize(
     ("step", "operate"),
     [
-        ("SCAN entries", lambda o: o.records.find(Query(), 50)),
+        ("SCAN entries", lambda o: o.entries.find(Query(), 50)),
         (
             "SEARCH entries USING INTEGER PRIMARY KEY (rowid<?)",
-            lambda o: o.records.find(Query(), 50, start=9_000_000),
+            lambda o: o.entries.find(Query(), 50, start=9_000_000),
         ),
         (
             "SEARCH history USING INDEX history_entry (entry=?)",
-            lambda o: o.records.find(Query(), 50, with_history=True),
+            lambda o: o.entries.find(Query(), 50, with_history=True),
         ),
         (
             "SCAN entries USING INDEX entries_dead",
-            lambda o: o.records.find(Query(states=(State.DEAD,)), 50),
+            lambda o: o.entries.find(Query(states=(State.DEAD,)), 50),
         ),
         (
             "SCAN entries USING INDEX entries_dead",
-            lambda o: o.records.find(Query(states=(State.DEAD,), keyless=True), 50),
+            lambda o: o.entries.find(Query(states=(State.DEAD,), keyless=True), 50),
         ),
         (
             "SEARCH entries USING INDEX entries_reason (reason=?)",
-            lambda o: o.records.find(Query(reason="rejected"), 50),
+            lambda o: o.entries.find(Query(reason="rejected"), 50),
         ),
         ("SEARCH entries USING INDEX entries_reason (reason=?)", reasons),
         (
             "SEARCH entries USING INDEX entries_rare (collection=? AND rowid<?)",
-            lambda o: o.records.find(Query(collection="Email Bounced"), 50, start=9),
+            lambda o: o.entries.find(Query(collection="Email Bounced"), 50, start=9),
         ),
         (
             "SCAN entries USING INDEX entries_pending",
-            lambda o: o.records.find(Query(states=(State.PENDING,)), 50),
+            lambda o: o.entries.find(Query(states=(State.PENDING,)), 50),
         ),
-        ("SEARCH entries USING COVERING INDEX entries_pending", lambda o: o.counts()),
+        ("SEARCH entries USING COVERING INDEX entries_pending", lambda o: total(o.counts())),
         (
             "SEARCH entries USING INDEX sqlite_autoindex_entries_1 (message_id=?)",
-            lambda o: o.records.find(Query(message_id="a"), 50),
+            lambda o: o.entries.find(Query(message_id="a"), 50),
         ),
         *(
             (
                 f"SEARCH entries USING INDEX entries_{key} (<expr>=? AND {key}_key=?)",
-                lambda o, key=key: o.records.find(Query(key=(key, 7), states=(State.DEAD,)), 50),
+                lambda o, key=key: o.entries.find(Query(key=(key, 7), states=(State.DEAD,)), 50),
             )
             for key in ("user", "address", "email")
         ),
         ("SCAN entries USING COVERING INDEX entries_pending", lambda o: o.pending_exceed(1_000)),
-        ("SCAN entries USING INDEX entries_pending", lambda o: o.claim(100, lease=MINUTE)),
-        ("SCAN entries USING INDEX entries_suspect", lambda o: o.claim_suspect(lease=MINUTE)),
-        ("SCAN entries USING INDEX entries_suspect", lambda o: o.has_suspects()),
-        (ROWID, lambda o: o.claim(1, lease=MINUTE)),
-        (ROWID, lambda o: o.deliver(o.claim(1, lease=MINUTE))),
-        (ROWID, lambda o: revive(o.records, *o.records.find(Query(ids=(1,)), 1))),
-        (ROWID, lambda o: erase(o.records, *o.records.find(Query(ids=(1,)), 1))),
+        (
+            "SCAN entries USING INDEX entries_pending",
+            lambda o: o.claim("segment", 100, lease=MINUTE),
+        ),
+        (
+            "SCAN entries USING INDEX entries_suspect",
+            lambda o: o.claim_suspect("segment", lease=MINUTE),
+        ),
+        ("SCAN entries USING INDEX entries_suspect", lambda o: o.has_suspects("segment")),
+        (ROWID, lambda o: o.claim("segment", 1, lease=MINUTE)),
+        (ROWID, lambda o: o.ack(o.claim("segment", 1, lease=MINUTE))),
+        (ROWID, lambda o: requeue(o.entries, *o.entries.find(Query(ids=(1,)), 1))),
+        (ROWID, lambda o: erase(o.entries, *o.entries.find(Query(ids=(1,)), 1))),
     ],
 )
 def test_entries_are_come_at_by_an_index(
