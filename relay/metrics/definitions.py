@@ -32,8 +32,8 @@ class Described(Struct, frozen=True):
             return [f"{self.name}_{part}" for part in ("bucket", "sum", "count")]
         return [self.name]
 
-    def told(self, values: Mapping[tuple[str, ...], float]) -> Metric:
-        """A counter or gauge with these values, each by its labels."""
+    def with_values(self, values: Mapping[tuple[str, ...], float]) -> Metric:
+        """Return a counter or gauge with these values, each by its labels."""
         family = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         metric = family(self.name, self.question, labels=self.labels)
         for labels, value in values.items():
@@ -56,10 +56,14 @@ def _counter(
 
 
 def _histogram(
-    name: str, question: str, buckets: Iterable[float], *, registry: CollectorRegistry = RECEIVING
+    name: str,
+    question: str,
+    buckets: Iterable[float],
+    *labels: str,
+    registry: CollectorRegistry = RECEIVING,
 ) -> Histogram:
-    ALL.append(Described(name, "histogram", question))
-    return Histogram(name, question, buckets=tuple(buckets), registry=registry)
+    ALL.append(Described(name, "histogram", question, labels))
+    return Histogram(name, question, labels, buckets=tuple(buckets), registry=registry)
 
 
 def _of_outbox(
@@ -101,8 +105,8 @@ COMMITS: Final = _histogram(
 
 BATCHES: Final = _counter(
     "relay_batches_total",
-    "What did Segment answer to requests?",
-    "answer",
+    "What did the destination answer to requests?",
+    *("destination", "answer"),
     registry=FORWARDING,
 )
 """`accepted`; the status of what was not, `200` for a page of HTML
@@ -110,14 +114,15 @@ or words that deny it; the kind of network error; or
 `none` where relay itself failed."""
 MESSAGES: Final = _counter(
     "relay_messages_total",
-    "What did Segment answer to requests, by the messages in them, sent again or not?",
-    "answer",
+    "What did the destination answer to requests, by the messages in them, sent again or not?",
+    *("destination", "answer"),
     registry=FORWARDING,
 )
 DELIVERIES: Final = _histogram(
     "relay_delivery_seconds",
     "How long after its receipt was an event delivered, waits, holds and replays included?",
     (0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3_600, 6 * 3_600, 86_400, 7 * 86_400),
+    "destination",
     registry=FORWARDING,
 )
 SHED: Final = _counter(
@@ -137,15 +142,17 @@ FORWARDER_LINES_DROPPED: Final = _counter(
 OUTBOX_UP: Final = _of_outbox(
     "relay_outbox_up", "Does the outbox answer? Where not, what follows from it is left out."
 )
-BACKLOG: Final = _of_outbox("relay_backlog_entries", "How many events wait?")
+BACKLOG: Final = _of_outbox("relay_backlog_entries", "How many events wait?", "destination")
 BACKLOG_AGE: Final = _of_outbox(
-    "relay_backlog_seconds", "How long has the one that waits the longest been waiting?"
+    "relay_backlog_seconds", "How long has the oldest waiting event waited?", "destination"
 )
 BACKLOG_LIMIT: Final = _of_outbox(
     "relay_backlog_limit_entries", "How many may wait, where `RELAY_MAX_BACKLOG` is set?"
 )
 HOLD: Final = _of_outbox(
-    "relay_hold", "Is forwarding on hold, because Segment refuses the key, the host or the request?"
+    "relay_hold",
+    "Is forwarding on hold, because the destination refuses the key, the host or the request?",
+    "destination",
 )
 FREE: Final = _of_outbox(
     "relay_outbox_free_bytes", "How much room has the outbox's disk, where that can be known?"
@@ -163,7 +170,7 @@ LOG_HELD: Final = _of_outbox(
 EVENTS: Final = _of_outbox(
     "relay_events",
     "What has become of the events that the outbox holds?",
-    *("source", "collection", "state", "reason"),
+    *("source", "destination", "collection", "state", "reason"),
 )
 """`reason` of dead letters; no `collection` where none could be read."""
 RECEIVED: Final = _of_outbox(
@@ -175,12 +182,13 @@ RECEIVED: Final = _of_outbox(
 DELIVERED: Final = _of_outbox(
     "relay_events_delivered_total",
     "How many times was an event delivered, again after a replay included?",
+    "destination",
     kind="counter",
 )
 DEAD_LETTERED: Final = _of_outbox(
-    "relay_events_died_total",
+    "relay_events_dead_lettered_total",
     "How many times did an event become a dead letter?",
-    "reason",
+    *("destination", "reason"),
     kind="counter",
 )
 FORGOTTEN: Final = _of_outbox(

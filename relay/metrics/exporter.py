@@ -13,7 +13,7 @@ from relay.errors import OutboxError
 from relay.events import DeadReason
 from relay.metrics import definitions as metrics
 from relay.outbox.counters import Change, CounterRow, forgotten, population
-from relay.outbox.entries import Clock, total, utc_now
+from relay.outbox.entries import Clock, Counts, utc_now
 from relay.outbox.protocol import Outbox
 
 _MEBIBYTE: Final = 2**20
@@ -45,10 +45,11 @@ class AcceptedVsStored(Struct, frozen=True):
 
 
 class OutboxExporter:
-    """All that the outbox tells.
+    """Reads from an outbox what Prometheus is told about it.
 
     Args:
         outbox: the one to read.
+        destinations: the names of all.
         max_backlog: pending entries; None for any number.
         min_free_disk: MiB.
         clock: the time of day.
@@ -57,22 +58,24 @@ class OutboxExporter:
     def __init__(
         self,
         outbox: Outbox,
+        destinations: Sequence[str],
         *,
         max_backlog: int | None,
         min_free_disk: int,
         clock: Clock = utc_now,
     ) -> None:
         self._outbox = outbox
+        self._destinations = destinations
         self._max_backlog = max_backlog
         self._min_free_disk = min_free_disk
         self._clock = clock
         self._before: AcceptedVsStored | None = None
 
     def begin(self, outbox: Outbox) -> None:
-        """Compare what is answered from here on with what is stored; before anything is taken.
+        """Compare what is answered from here on with what is stored; call it before both.
 
-        Where the outbox does not answer, nothing is compared until the next start: by a later look,
-        what is then on its way would be missing from one side.
+        If the outbox does not answer, nothing is compared until the next start: a later first look
+        would miss on one side what is then being stored.
         """
         try:
             self._before = _accepted_and_stored(outbox)[0]
@@ -80,65 +83,85 @@ class OutboxExporter:
             self._before = None
 
     def read(self) -> bytes:
-        """What Prometheus is told; without the outbox, only that it is away."""
+        """Return the metrics of the outbox; if it does not answer, only that it is away."""
         try:
             return _page(self._metrics())
         except OutboxError:
             return self.unread()
 
     def unread(self) -> bytes:
-        """What Prometheus is told while the outbox does not answer."""
-        return _page([metrics.OUTBOX_UP.told({(): 0})])
+        """Return the metrics while the outbox does not answer."""
+        return _page([metrics.OUTBOX_UP.with_values({(): 0})])
 
     def _metrics(self) -> list[Metric]:
-        promises, counters = _accepted_and_stored(self._outbox)
-        counts = total(self._outbox.counts())
+        accepted_and_stored, counters = _accepted_and_stored(self._outbox)
         log = self._outbox.log_state()
-        now = self._clock()
-        waiting = now - (counts.waiting_since or now)
-        told = {
-            metrics.BACKLOG: counts.pending,
-            # A clock may have been put back since.
-            metrics.BACKLOG_AGE: max(0, waiting.total_seconds()),
+        missing = accepted_and_stored.missing_since(self._before) if self._before else None
+        values = {
             metrics.BACKLOG_LIMIT: self._max_backlog,
-            metrics.HOLD: self._outbox.destination_status("segment").hold is not None,
             metrics.FREE: self._outbox.free_bytes(),
             metrics.LEAST_FREE: self._min_free_disk * _MEBIBYTE,
-            metrics.MISSING: promises.missing_since(self._before) if self._before else None,
+            metrics.MISSING: missing,
             metrics.LOG_BYTES: log.size_bytes if log else None,
             metrics.LOG_HELD: log.is_held if log else None,
             metrics.OUTBOX_UP: 1,
         }
         return [
-            *(metric.told({(): value}) for metric, value in told.items() if value is not None),
-            *of_tallies(counters),
+            *(each.with_values({(): value}) for each, value in values.items() if value is not None),
+            *self._by_destination(),
+            *from_counters(counters, self._destinations),
+        ]
+
+    def _by_destination(self) -> list[Metric]:
+        counts = dict.fromkeys(self._destinations, Counts()) | dict(self._outbox.counts())
+        now = self._clock()
+        # A clock may have been put back since.
+        ages: dict[tuple[str, ...], float] = {
+            (name,): max(0.0, (now - (each.waiting_since or now)).total_seconds())
+            for name, each in counts.items()
+        }
+        holds: dict[tuple[str, ...], float] = {
+            (name,): float(self._outbox.destination_status(name).hold is not None)
+            for name in counts
+        }
+        return [
+            metrics.BACKLOG.with_values(
+                {(name,): float(each.pending) for name, each in counts.items()}
+            ),
+            metrics.BACKLOG_AGE.with_values(ages),
+            metrics.HOLD.with_values(holds),
         ]
 
 
-def of_tallies(counters: Iterable[CounterRow]) -> list[Metric]:
-    """What entries did, and where they are now."""
+def from_counters(counters: Iterable[CounterRow], destinations: Iterable[str]) -> list[Metric]:
+    """Return what entries did, and in which state they are now."""
     counters = list(counters)
     received: Counter[tuple[str, ...]] = Counter()
     # From the beginning, so that the first of each kind shows as growth.
-    died: Counter[tuple[str, ...]] = Counter({(reason.value,): 0 for reason in DeadReason})
-    delivered = 0
+    delivered: Counter[tuple[str, ...]] = Counter({(name,): 0 for name in destinations})
+    dead: Counter[tuple[str, ...]] = Counter(
+        {(*name, reason.value): 0 for name in delivered for reason in DeadReason}
+    )
     for row in counters:
         if row.change is Change.RECEIVED:
             received[row.source, row.collection or ""] += row.entries
         elif row.change is Change.DEAD_LETTERED:
-            died[(row.reason or "",)] += row.entries
+            dead[row.destination, row.reason or ""] += row.entries
         elif row.change is Change.DELIVERED:
-            delivered += row.entries
+            delivered[(row.destination,)] += row.entries
     now: dict[tuple[str, ...], float] = {
-        (kind.source, kind.collection or "", kind.state.value, kind.reason or ""): entries
+        (
+            *(kind.source, kind.destination, kind.collection or ""),
+            *(kind.state.value, kind.reason or ""),
+        ): entries
         for kind, entries in population(counters).items()
     }
     return [
-        metrics.EVENTS.told(now),
-        metrics.RECEIVED.told(received),
-        metrics.DELIVERED.told({(): delivered}),
-        metrics.DEAD_LETTERED.told(died),
-        metrics.FORGOTTEN.told({(): forgotten(counters)}),
+        metrics.EVENTS.with_values(now),
+        metrics.RECEIVED.with_values(received),
+        metrics.DELIVERED.with_values(delivered),
+        metrics.DEAD_LETTERED.with_values(dead),
+        metrics.FORGOTTEN.with_values({(): forgotten(counters)}),
     ]
 
 
@@ -159,13 +182,13 @@ def _accepted_and_stored(outbox: Outbox) -> tuple[AcceptedVsStored, Sequence[Cou
     return AcceptedVsStored(accepted, received), counters
 
 
-def _page(told: Sequence[Metric]) -> bytes:
-    return generate_latest(_Told(told))
+def _page(values: Sequence[Metric]) -> bytes:
+    return generate_latest(_Values(values))
 
 
-class _Told(Collector):
-    def __init__(self, told: Sequence[Metric]) -> None:
-        self._told = told
+class _Values(Collector):
+    def __init__(self, values: Sequence[Metric]) -> None:
+        self._values = values
 
     def collect(self) -> Iterable[Metric]:
-        return self._told
+        return self._values

@@ -118,6 +118,7 @@ class Vero:
     """See `relay.sources.Source`."""
 
     name: ClassVar[str] = "vero"
+    destination: ClassVar[str] = "segment"
     settings_model: ClassVar[type[BaseModel]] = VeroSettings
     signs_body: ClassVar[bool] = False
     blocks_on_error: ClassVar[bool] = False

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from relay.cli import main
 from relay.receiver.bodies import MAX_BODY_BYTES
-from relay.settings.model import Settings, variables
+from relay.settings import Settings, variables
 from relay.sources import source_classes
 
 ROOT = Path(__file__).parents[2]

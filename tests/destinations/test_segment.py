@@ -31,10 +31,10 @@ from relay.destinations.segment import (
     retry_after,
 )
 from relay.errors import (
-    BatchRejectedError,
-    SegmentError,
-    SegmentRefusedError,
-    SegmentUnavailableError,
+    RejectedError,
+    DestinationError,
+    RefusedError,
+    UnavailableError,
 )
 from relay.events import Collection, EmailEvent
 from tests.harness.fakes import Answer, SegmentServer
@@ -296,7 +296,7 @@ def test_posts_share_a_connection_whatever_is_answered(
     """A TLS handshake for each batch would cost more than the batch."""
     server.answers.extend([Answer(), Answer(503), Answer(400, body=b"x" * 10_000), Answer(302)])
     for _ in range(5):
-        with suppress(SegmentError):
+        with suppress(DestinationError):
             segment.post([MESSAGE])
 
     assert len({request.connection for request in server.received}) == 1
@@ -384,7 +384,7 @@ def test_a_2xx_that_tells_of_a_failure_is_none(
 ) -> None:
     server.answers.append(Answer(body=body))
 
-    with pytest.raises(SegmentRefusedError, match=r"^200 OK, but it says .{4,300}$"):
+    with pytest.raises(RefusedError, match=r"^200 OK, but it says .{4,300}$"):
         segment.post([MESSAGE])
 
 
@@ -407,7 +407,7 @@ def test_of_a_failure_only_plain_words_are_told_that_were_not_sent(
     server.answers.append(Answer(body=said.encode()))
     message = encode(track_call(replace(OPENED, email="ann@example.com")))
 
-    with pytest.raises(SegmentRefusedError) as caught:
+    with pytest.raises(RefusedError) as caught:
         segment.post([message])
 
     assert str(caught.value) == f"200 OK, but it says {told}"
@@ -429,22 +429,22 @@ def test_a_page_of_html_is_not_segments_answer(
     """A captive portal answers whatever is asked of anyone with its own page, and with 200."""
     server.answers.append(Answer(headers=headers, body=body))
 
-    with pytest.raises(SegmentRefusedError, match=r"^200 OK with a page of HTML"):
+    with pytest.raises(RefusedError, match=r"^200 OK with a page of HTML"):
         segment.post([MESSAGE])
 
 
 @pytest.mark.parametrize(
     ("meaning", "status"),
     [
-        *product([SegmentUnavailableError], [408, 410, 429, 460, 500, 502, 503, 504, 507, 529]),
-        *product([BatchRejectedError], [400, 413, 422]),
-        *product([SegmentRefusedError], [401, 403, 404, 501, 505, 511]),
-        *product([SegmentRefusedError], [402, 405, 409, 418, 451, 499]),  # not documented
-        *product([SegmentRefusedError], [300, 301, 302, 303, 304, 307, 308]),  # to nowhere
+        *product([UnavailableError], [408, 410, 429, 460, 500, 502, 503, 504, 507, 529]),
+        *product([RejectedError], [400, 413, 422]),
+        *product([RefusedError], [401, 403, 404, 501, 505, 511]),
+        *product([RefusedError], [402, 405, 409, 418, 451, 499]),  # not documented
+        *product([RefusedError], [300, 301, 302, 303, 304, 307, 308]),  # to nowhere
     ],
 )
 def test_every_answer_has_its_meaning(
-    segment: Segment, server: SegmentServer, meaning: type[SegmentError], status: int
+    segment: Segment, server: SegmentServer, meaning: type[DestinationError], status: int
 ) -> None:
     server.answers.append(Answer(status, body=b""))
 
@@ -464,7 +464,7 @@ def test_a_rejection_repeats_what_segment_said_and_keeps_it_short(
 ) -> None:
     server.answers.append(Answer(400, body=body))
 
-    with pytest.raises(BatchRejectedError) as caught:
+    with pytest.raises(RejectedError) as caught:
         segment.post([MESSAGE])
 
     assert caught.value.said == said
@@ -477,7 +477,7 @@ def test_a_rejection_does_not_repeat_the_write_key(
     login = b64encode(f"{WRITE_KEY}:".encode()).decode()
     server.answers += [Answer(400, body=each.encode()) for each in (said, f"Basic {login}")]
     for begun in (said.partition(WRITE_KEY)[0], "Basic "):
-        with pytest.raises(BatchRejectedError) as caught:
+        with pytest.raises(RejectedError) as caught:
             segment.post([MESSAGE])
 
         assert caught.value.said == f"{begun}***"
@@ -492,7 +492,7 @@ def test_a_redirect_is_refused_and_its_target_hears_nothing(
         location = f"http://127.0.0.1:{target.getsockname()[1]}/v1/batch"
         server.answers.append(Answer(status, {"Location": location}))
 
-        with pytest.raises(SegmentRefusedError, match=f"^{status}"):
+        with pytest.raises(RefusedError, match=f"^{status}"):
             segment.post([MESSAGE])
 
         connecting, _, _ = select.select([target], [], [], 0)
@@ -521,15 +521,15 @@ def answering(answer: bytes) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("meaning", "answer"),
     [
-        (SegmentUnavailableError, b""),
-        (SegmentUnavailableError, b"220 mail.example.com ready\r\n\r\n"),
-        (SegmentUnavailableError, b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\ncut o"),
-        (BatchRejectedError, b"HTTP/1.1 400 No\r\nContent-Length: 100\r\n\r\ncut o"),
-        (SegmentRefusedError, b"HTTP/1.1 302 There\r\nLocation: http://[\xff\r\n\r\n"),
+        (UnavailableError, b""),
+        (UnavailableError, b"220 mail.example.com ready\r\n\r\n"),
+        (UnavailableError, b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\ncut o"),
+        (RejectedError, b"HTTP/1.1 400 No\r\nContent-Length: 100\r\n\r\ncut o"),
+        (RefusedError, b"HTTP/1.1 302 There\r\nLocation: http://[\xff\r\n\r\n"),
     ],
 )
 def test_a_broken_answer_means_what_its_status_says(
-    meaning: type[SegmentError], answer: bytes
+    meaning: type[DestinationError], answer: bytes
 ) -> None:
     with answering(answer) as host, pytest.raises(meaning):
         Segment(WRITE_KEY, host).post([MESSAGE])
@@ -543,14 +543,14 @@ def test_a_2xx_is_acceptance_however_its_body_ends() -> None:
 def test_a_refused_connection_is_not_now() -> None:
     segment = Segment(WRITE_KEY, f"http://127.0.0.1:{closed_port()}")
 
-    with pytest.raises(SegmentUnavailableError):
+    with pytest.raises(UnavailableError):
         segment.post([MESSAGE])
 
 
 def test_a_reset_connection_is_not_now(segment: Segment, server: SegmentServer) -> None:
     server.answers.append(Answer(0))
 
-    with pytest.raises(SegmentUnavailableError):
+    with pytest.raises(UnavailableError):
         segment.post([MESSAGE])
 
 
@@ -560,7 +560,7 @@ def test_a_passing_failure_tells_how_long_segment_asked_us_to_wait(
 ) -> None:
     server.answers.append(Answer(status, {"Retry-After": "7"}))
 
-    with pytest.raises(SegmentUnavailableError) as caught:
+    with pytest.raises(UnavailableError) as caught:
         segment.post([MESSAGE])
 
     assert caught.value.retry_after == timedelta(seconds=7)
@@ -626,12 +626,12 @@ def test_connect_returns_when_the_host_can_be_reached(segment: Segment) -> None:
 
 
 def test_connect_tells_that_nobody_listens() -> None:
-    with pytest.raises(SegmentUnavailableError):
+    with pytest.raises(UnavailableError):
         Segment(WRITE_KEY, f"http://127.0.0.1:{closed_port()}").connect()
 
 
 def test_connect_tells_that_the_host_speaks_no_tls(server: SegmentServer) -> None:
-    with pytest.raises(SegmentUnavailableError):
+    with pytest.raises(UnavailableError):
         Segment(WRITE_KEY, server.url.replace("http:", "https:")).connect()
 
 
@@ -640,5 +640,5 @@ def test_connect_awaits_no_host_for_ever() -> None:
         segment = Segment(
             WRITE_KEY, f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_seconds=0.5
         )
-        with pytest.raises(SegmentUnavailableError, match=r"^TimeoutError$"):
+        with pytest.raises(UnavailableError, match=r"^TimeoutError$"):
             segment.connect()

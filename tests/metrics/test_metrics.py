@@ -208,7 +208,9 @@ def _sample(registry: CollectorRegistry, name: str, **labels: str) -> float:
 def row(
     change: Change, entries: int, collection: str | None = "Email Opened", reason: str | None = None
 ) -> CounterRow:
-    return CounterRow(None, "vero", "segment", collection, change, reason, entries, datetime.now(UTC))
+    return CounterRow(
+        None, "vero", "segment", collection, change, reason, entries, datetime.now(UTC)
+    )
 
 
 TALLIES = [

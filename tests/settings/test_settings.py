@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from relay.cli import main
 from relay.errors import SettingsError
-from relay.settings.model import Settings, variables
+from relay.settings import Settings, variables
 from relay.settings.slips import NAMED, PLACEHOLDER, QUOTED, UNEXPANDED
 from relay.sources import source_classes
 from relay.sources.vero import VeroSettings
