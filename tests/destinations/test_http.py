@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from relay.destinations.http import HttpClient
-from relay.errors import SettingsError, HttpError, UnusableUrlError
+from relay.errors import HttpError, SettingsError, UnusableUrlError
 from tests.faults.segment import Fault, Road, for_ever, silent
 from tests.harness.certificates import certificate, speaking_tls
 from tests.harness.fakes import Answer, SegmentServer

@@ -75,8 +75,13 @@ def check(body: bytes) -> None:
         assert again == reading
         return
     message_id = _message_id(reading)
-    call = _SEGMENT.track_call(reading, message_id, _VERO.name, _VERO.integrations)
-    message = json.loads(segment.encode(call), parse_constant=_not_finite)
+    rendered = _SEGMENT.render(
+        reading, source=_VERO.name, message_id=message_id, integrations=_VERO.integrations
+    )
+    if isinstance(rendered, Unusable):
+        assert rendered.reason is DeadReason.OVERSIZED
+        return
+    message = json.loads(rendered.encoded, parse_constant=_not_finite)
 
     assert reading.dedupe_key is None or _message_id(again) == message_id
     assert message["messageId"] == message_id

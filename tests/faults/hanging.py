@@ -11,7 +11,6 @@ import relay.cli.run
 import relay.receiver.committer
 from relay.cli import main
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.receiver.backpressure import Capacity
 
 SECONDS = 2
 

@@ -75,6 +75,7 @@ def expected(number: int, id_: int, clock: Clock) -> StoredEntry:
     entry = StoredEntry(
         id=id_,
         source=each.source,
+        destination=each.destination,
         message_id=each.message_id,
         state=State.PENDING,
         collection=each.collection,

@@ -16,11 +16,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.cli import main
-from relay.destinations.segment import Segment
 from relay.events import DeadReason
 from relay.forwarder.forwarder import Forwarder
 from relay.metrics.definitions import ALL, FORWARDING
-from relay.metrics.exporter import AcceptedVsStored, of_tallies
+from relay.metrics.exporter import AcceptedVsStored, from_counters
 from relay.outbox.counters import Change, CounterRow
 from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
@@ -38,6 +37,7 @@ from tests.harness.processes import (
     run_sql,
     within,
 )
+from tests.harness.routes import routes, segment_at
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-for-the-tests"
@@ -172,20 +172,21 @@ def test_a_delivery_is_timed_from_the_receipt(
     clock = Clock()
     outbox = SqliteOutbox(sqlite_store.path, clock=clock.now, elapsed=clock.monotonic)
     forwarder = _forwarder(outbox, segment.url, clock)
-    before = _sample(FORWARDING, "relay_delivery_seconds_sum")
+    before = _sample(FORWARDING, "relay_delivery_seconds_sum", destination="segment")
     with closing(outbox):
         outbox.add([_arrival(1, clock.now() - timedelta(hours=2))])
         outbox.add([_arrival(2, clock.now() + timedelta(hours=1))])  # the clock was put back since
         assert forwarder.step()
 
-    assert _sample(FORWARDING, "relay_delivery_seconds_sum") - before == 7_200
+    assert _sample(FORWARDING, "relay_delivery_seconds_sum", destination="segment") - before == 7_200
 
 
 def _forwarder(outbox: SqliteOutbox, url: str, clock: Clock) -> Forwarder:
+    segment = segment_at(url)
     return Forwarder(
         outbox,
-        Segment("a-write-key", url),
-        [Vero(VeroSettings())],
+        segment,
+        routes(destination=segment),
         clock=clock.monotonic,
         now=clock.now,
         sleep=clock.sleep,
@@ -198,7 +199,7 @@ def _arrival(mail: int, received_at: datetime) -> Arrival:
 
 
 def _messages(answer: str) -> float:
-    return _sample(FORWARDING, "relay_messages_total", answer=answer)
+    return _sample(FORWARDING, "relay_messages_total", destination="segment", answer=answer)
 
 
 def _sample(registry: CollectorRegistry, name: str, **labels: str) -> float:
@@ -213,7 +214,7 @@ def row(
     )
 
 
-TALLIES = [
+COUNTERS = [
     row(Change.RECEIVED, 10),
     row(Change.RECEIVED, 2, None),
     row(Change.DELIVERED, 6),
@@ -228,7 +229,7 @@ TALLIES = [
 def test_tallies_are_told_as_what_there_is_and_what_there_was() -> None:
     told = {
         (sample.name, *sample.labels.values()): sample.value
-        for metric in of_tallies(TALLIES)
+        for metric in from_counters(COUNTERS, ["segment"])
         for sample in metric.samples
     }
     now = {key[2:]: entries for key, entries in told.items() if key[0] == "relay_events"}

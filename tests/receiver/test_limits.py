@@ -10,7 +10,6 @@ import pytest
 
 from relay.outbox.entries import Arrival
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.receiver.backpressure import Capacity
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import RelayProcess, SqliteStore, Store, pending, run_sql, within
 
