@@ -184,7 +184,9 @@ def states_after_crash(postgres: PostgresServer, url: str) -> dict[str, str]:
 
 def test_what_is_gone_leaves_no_keys(url: str, outbox: Outbox) -> None:
     keys = Keys(1, 2, 3)
-    arrivals = [Arrival("vero", "segment", name, NOON, b"{}", None, "Email Sent", keys) for name in "abc"]
+    arrivals = [
+        Arrival("vero", "segment", name, NOON, b"{}", None, "Email Sent", keys) for name in "abc"
+    ]
     outbox.add(arrivals)
     entries = by_name(outbox.entries)
     outbox.ack(
