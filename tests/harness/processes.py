@@ -28,7 +28,7 @@ PATH = f"/webhooks/vero/{SECRET}"
 _ROOT = Path(__file__).parents[2]
 _START_SECONDS = 30
 _STORED = """
-    SELECT provider, message_id, state, {due_at}, attempts, reason, detail, body
+    SELECT source, message_id, state, {due_at}, attempts, reason, detail, body
     FROM entries ORDER BY id
 """
 

@@ -27,7 +27,7 @@ from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.postgres import PostgresServer
 from tests.harness.processes import PostgresStore, RelayProcess, SqliteStore, Store, within
 
-LATEST = {"sqlite": 1, "postgres": 1}
+LATEST = {"sqlite": 1, "postgres": 2}
 """The versions of the latest release."""
 
 RELEASED = Path(__file__).with_name("released")
@@ -74,7 +74,8 @@ def work(store: Store) -> None:
         desk.run("erase", "--user-id", "user-gone", "--yes")
         segment.judge = lambda _batch: Answer(503)
         desk.post(*PENDING)
-        assert within(20, lambda: bool(store.run_sql("SELECT 1 FROM history WHERE said LIKE '5%'")))
+        answered = "SELECT 1 FROM history WHERE detail LIKE '5%'"
+        assert within(20, lambda: bool(store.run_sql(answered)))
 
 
 def _dump_sqlite(store: SqliteStore) -> str:

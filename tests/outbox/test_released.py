@@ -57,7 +57,7 @@ def by_body(store: Store) -> dict[bytes, StoredEntry]:
 
 
 def what_happened(entry: StoredEntry) -> list[tuple[str, str]]:
-    return [(event.what, event.said) for event in entry.history]
+    return [(event.what, event.detail) for event in entry.history]
 
 
 @pytest.mark.parametrize("kind", MIGRATIONS)
