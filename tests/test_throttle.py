@@ -10,7 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from relay.throttle import PROBE_LEASE, Permit, Throttle, full_jitter
 from tests.harness.fakes import Clock
 
-
 REQUESTS_PER_SECOND = 50
 
 

@@ -12,7 +12,6 @@ from relay.errors import OutboxError
 from relay.operations.importing import MAX_LINE_BYTES, STEP, BadLine, Importer, lines
 from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.sources.vero import Vero, VeroSettings
 from tests.cli.desk import Desk, kill_once, webhook
 from tests.harness.processes import SqliteStore
 from tests.harness.routes import route

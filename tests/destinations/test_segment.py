@@ -20,12 +20,12 @@ from segment.analytics import Client
 from segment.analytics import request as sdk
 
 from relay import __version__
+from relay.destinations import batches
+from relay.destinations.responses import retry_after
 from relay.destinations.segment import (
     MAX_MESSAGE_BYTES,
     Segment,
 )
-from relay.destinations import batches
-from relay.destinations.responses import retry_after
 from relay.errors import (
     DestinationError,
     RefusedError,
@@ -210,7 +210,9 @@ def test_an_address_of_any_length_is_omitted_without_delay() -> None:
     )
     message = track_call(event, omitting, integrations=BLOCKED)
 
-    assert message["properties"] == {"email_subject": hashlib.sha256(email.json.dumps().encode()).hexdigest()}
+    assert message["properties"] == {
+        "email_subject": hashlib.sha256(email.json.dumps().encode()).hexdigest()
+    }
 
 
 def test_an_address_that_is_omitted_changes_nothing_else() -> None:
@@ -483,7 +485,9 @@ def test_a_rejection_does_not_repeat_the_write_key(
     segment: Segment, server: SegmentServer, said: str
 ) -> None:
     login = b64encode(f"{WRITE_KEY}:".json.dumps().encode()).decode()
-    server.answers += [Answer(400, body=each.json.dumps().encode()) for each in (said, f"Basic {login}")]
+    server.answers += [
+        Answer(400, body=each.json.dumps().encode()) for each in (said, f"Basic {login}")
+    ]
     for begun in (said.partition(WRITE_KEY)[0], "Basic "):
         with pytest.raises(RejectedError) as caught:
             segment.send([MESSAGE])

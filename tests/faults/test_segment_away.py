@@ -13,7 +13,6 @@ import pytest
 from relay.destinations.segment import Segment
 from relay.forwarder.forwarder import Forwarder
 from relay.outbox import open_outbox
-from relay.sources.vero import Vero, VeroSettings
 from relay.throttle import full_jitter
 from tests.faults.segment import (
     Fault,
@@ -295,7 +294,9 @@ def test_endless_answers_to_all_workers_stop_no_other(
     with closing(open_outbox(relay.store.url, allow_ephemeral=True)) as outbox:
         forwarder = Forwarder(outbox, segment, routes(destination=segment))
         forwarder.start()
-        settled = within(60, lambda: relay.fates() == {"delivered": 100 * (Segment.limits.in_flight + 1)})
+        settled = within(
+            60, lambda: relay.fates() == {"delivered": 100 * (Segment.limits.in_flight + 1)}
+        )
         forwarder.stop(10)
 
     assert settled

@@ -672,7 +672,11 @@ def test_waiting_is_no_hang(
             threading.Event().wait(0.001)
 
     forwarder = Forwarder(
-        relay.outbox, relay.segment, routes(destination=relay.segment), clock=relay.clock.monotonic, sleep=sleep
+        relay.outbox,
+        relay.segment,
+        routes(destination=relay.segment),
+        clock=relay.clock.monotonic,
+        sleep=sleep,
     )
     forwarder.start()
     waited = enough.wait(60)

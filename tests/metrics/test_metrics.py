@@ -23,7 +23,6 @@ from relay.metrics.exporter import AcceptedVsStored, from_counters
 from relay.outbox.counters import Change, CounterRow
 from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.sources.vero import Vero, VeroSettings
 from tests.harness.fakes import Answer, Clock, SegmentServer
 from tests.harness.postgres import query
 from tests.harness.processes import (
@@ -178,7 +177,9 @@ def test_a_delivery_is_timed_from_the_receipt(
         outbox.add([_arrival(2, clock.now() + timedelta(hours=1))])  # the clock was put back since
         assert forwarder.step()
 
-    assert _sample(FORWARDING, "relay_delivery_seconds_sum", destination="segment") - before == 7_200
+    assert (
+        _sample(FORWARDING, "relay_delivery_seconds_sum", destination="segment") - before == 7_200
+    )
 
 
 def _forwarder(outbox: SqliteOutbox, url: str, clock: Clock) -> Forwarder:

@@ -19,7 +19,6 @@ from relay.operations.lineage import (
 )
 from relay.outbox.entries import Arrival
 from relay.routes import Rendered
-from relay.sources.vero import Vero, VeroSettings
 from tests.harness.routes import route
 
 ROUTE = route()

@@ -21,14 +21,13 @@ import apsw
 import psycopg
 
 from relay.outbox.postgres import schema as postgres_schema
-from relay.outbox.sqlite import migrations as sqlite_migrations
-from relay.outbox.sqlite.schema import MARK
+from relay.outbox.sqlite import schema as sqlite_schema
 from tests.cli.desk import Desk, webhook
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.postgres import PostgresServer
 from tests.harness.processes import PostgresStore, RelayProcess, SqliteStore, Store, within
 
-LATEST = {"sqlite": 1, "postgres": 1}
+LATEST = {"sqlite": 1, "postgres": 2}
 """The versions of the latest release."""
 
 RELEASED = Path(__file__).with_name("released")
@@ -75,9 +74,8 @@ def work(store: Store) -> None:
         desk.run("erase", "--user-id", "user-gone", "--yes")
         segment.judge = lambda _batch: Answer(503)
         desk.post(*PENDING)
-        assert within(
-            20, lambda: bool(store.run_sql("SELECT 1 FROM history WHERE detail LIKE '5%'"))
-        )
+        answered = "SELECT 1 FROM history WHERE detail LIKE '5%'"
+        assert within(20, lambda: bool(store.run_sql(answered)))
 
 
 def _dump_sqlite(store: SqliteStore) -> str:
@@ -88,7 +86,7 @@ def _dump_sqlite(store: SqliteStore) -> str:
         ).fetchall()
         version = connection.pragma("user_version")
         lines = [
-            f"PRAGMA application_id = {MARK};",
+            f"PRAGMA application_id = {sqlite_schema.MARK};",
             f"PRAGMA user_version = {version};",
         ]
         lines += [f"{sql};" for type_, _, sql in objects if type_ == "table"]
@@ -138,7 +136,7 @@ def main() -> None:
             work(postgres)
             return _dump_postgres(server, postgres)
 
-        _write("sqlite", len(sqlite_migrations.MIGRATIONS), of_sqlite)
+        _write("sqlite", len(sqlite_schema.MIGRATIONS), of_sqlite)
         _write("postgres", len(postgres_schema.MIGRATIONS), of_postgres)
 
 

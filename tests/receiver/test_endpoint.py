@@ -25,7 +25,6 @@ from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import (
     PATH,
     SECRET,
-    WRITE_KEY,
     RelayProcess,
     Reply,
     WholeConnection,

@@ -16,8 +16,7 @@ from relay.receiver.bodies import MAX_BODY_BYTES, MAX_CUT_BYTES
 from relay.routes import Rendered
 from relay.sources.customerio import Customerio, CustomerioSettings
 from relay.truncation import KEPT_BYTES, cut
-from tests.harness.processes import WRITE_KEY, RelayProcess, Reply, run_sql, stored, within
-from tests.harness.routes import segment_at
+from tests.harness.processes import RelayProcess, Reply, run_sql, stored, within
 
 NOBODY = "http://127.0.0.1:1"
 KEY = "a-signing-key-for-the-tests"
