@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+from relay.destinations.segment import Segment
 from relay.events import EmailEvent
 from relay.forwarder.forwarder import Forwarder
 from relay.outbox.entries import Arrival

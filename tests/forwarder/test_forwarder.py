@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from relay import __version__
+from relay.destinations.segment import Segment
 from relay.errors import OutboxError
 from relay.events import EmailEvent, ParseResult
 from relay.forwarder.forwarder import STUCK_SECONDS, Forwarder
-from relay.outbox.entries import Arrival, Entry, T, total
+from relay.outbox.entries import Arrival, Entry, total
 from relay.outbox.sqlite.store import SqliteOutbox
 from relay.sources.vero import Vero, VeroSettings
 from relay.throttle import Throttle
 from tests.harness.fakes import Answer, Clock, SegmentServer
 from tests.harness.processes import StoredRow, run_sql, stored, within
-from tests.harness.routes import segment_at
+from tests.harness.routes import routes, segment_at
 
 LEASE = timedelta(seconds=60)
 LINEAGE = 7
@@ -40,7 +42,7 @@ class FaultyVero(Vero):
         return super().parse(body, received_at)
 
 
-def vero(**settings: str) -> Vero:
+def faulty_vero(**settings: str) -> Vero:
     return FaultyVero(VeroSettings.model_validate(settings))
 
 
@@ -77,7 +79,7 @@ class Relay:
         self.segment = segment_at(server.url)
         self.path = path
         self.outbox = store(path, clock=self.clock.now, elapsed=self.clock.monotonic)
-        self.forwarder = self.forwarder_with(vero())
+        self.forwarder = self.forwarder_with(faulty_vero())
 
     def forwarder_with(self, *sources: Vero) -> Forwarder:
         """A forwarder that lets the test's clock pass where it would wait."""
@@ -217,7 +219,7 @@ def test_nothing_is_used_up_by_waiting(relay: Relay) -> None:
     relay.add(*mails(120))
     for _ in range(400):
         relay.forwarder.step()
-    waiting = total(relay.counts())
+    waiting = relay.counts()
     relay.server.judge = lambda _batch: Answer()
     relay.forward()
 
@@ -257,11 +259,11 @@ class AbsentOutbox(SqliteOutbox):
 
     away = False
 
-    def throttle(self, change: Callable[[Throttle, float], T]) -> T:
+    def throttle(self, destination: str, change: Callable[[Throttle, float], Any]) -> Any:
         """See `Outbox.throttle`."""
         if self.away:
             raise OutboxError("away")
-        return super().throttle(change)
+        return super().throttle(destination, change)
 
 
 def test_a_probe_that_fails_while_the_outbox_is_away_keeps_nobody_waiting(
@@ -310,7 +312,7 @@ def test_a_refusal_holds_everything_until_it_is_mended(
         relay.forwarder.step()
     held, waiting, probes = (
         relay.outbox.destination_status("segment").hold,
-        total(relay.counts()),
+        relay.counts(),
         len(relay.server.received),
     )
     waited = relay.clock.monotonic()
@@ -408,7 +410,7 @@ def test_whoever_holds_an_older_claim_settles_nothing(relay: Relay) -> None:
     relay.server.judge = judge
     relay.add(clicked("mail-1"))
     relay.forwarder.step()
-    left_alone = total(relay.counts())
+    left_alone = relay.counts()
     relay.outbox.ack(taken)
 
     assert left_alone == (1, 0, 0)
@@ -633,7 +635,7 @@ def test_stopping_makes_what_is_still_unanswered_due_at_once(relay: Relay) -> No
 class Away(SqliteOutbox):
     """An outbox of which nothing can be claimed."""
 
-    def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:  # noqa: ARG002 (as its parent's)
+    def claim(self, *_given: object, **_named: object) -> list[Entry]:
         """See `Outbox.claim`."""
         raise OutboxError("away")
 
@@ -654,9 +656,8 @@ def test_waiting_is_no_hang(
     store: type[SqliteOutbox],
     answer: Answer,
 ) -> None:
-    monkeypatch.setattr(
-        Segment, "limits", structs.replace(Segment.limits, in_flight=1)
-    )  # so that all of its time is the clock's
+    # With one worker all of its time is the clock's.
+    monkeypatch.setattr(Segment, "limits", structs.replace(Segment.limits, in_flight=1))
     relay = Relay(tmp_path / "relay.db", server, store)
     server.judge = lambda _: answer
     relay.add(clicked("mail-1"))

@@ -17,6 +17,7 @@ from relay.routes import Rendered
 from relay.sources.customerio import Customerio, CustomerioSettings
 from relay.truncation import KEPT_BYTES, cut
 from tests.harness.processes import RelayProcess, Reply, run_sql, stored, within
+from tests.harness.routes import route
 
 NOBODY = "http://127.0.0.1:1"
 KEY = "a-signing-key-for-the-tests"
