@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from math import ceil, log2
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from msgspec import structs
@@ -26,6 +26,7 @@ from tests.harness.fakes import Answer, Clock, SegmentServer
 from tests.harness.processes import StoredRow, run_sql, stored, within
 from tests.harness.routes import routes, segment_at
 
+T = TypeVar("T")
 LEASE = timedelta(seconds=60)
 LINEAGE = 7
 
@@ -259,7 +260,7 @@ class AbsentOutbox(SqliteOutbox):
 
     away = False
 
-    def throttle(self, destination: str, change: Callable[[Throttle, float], Any]) -> Any:
+    def throttle(self, destination: str, change: Callable[[Throttle, float], T]) -> T:
         """See `Outbox.throttle`."""
         if self.away:
             raise OutboxError("away")
