@@ -41,9 +41,9 @@ from relay.forwarder.retention import Retention
 from relay.forwarder.supervisor import publish_metrics
 from relay.metrics.definitions import (
     ALL,
-    FORWARDER_LINES_DROPPED,
+    FORWARDER_LOG_LINES_DROPPED,
     FORWARDING,
-    RECEIVER_LINES_DROPPED,
+    RECEIVER_LOG_LINES_DROPPED,
 )
 from relay.outbox.entries import Role, total
 from relay.process import systemd
@@ -82,7 +82,7 @@ def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
     raise_file_limit()
     settings, routes = load_settings()
-    configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
+    configure_logs(settings, dropped=RECEIVER_LOG_LINES_DROPPED.inc)
     warn(routes)
     listener = _listen(host, settings.port if port is None else port, "--port")
     _run(Service(settings, routes, listener, None if no_forward else os.environ))
@@ -125,7 +125,7 @@ def forward(
     """
     raise_file_limit()
     settings, routes = load_settings()
-    configure_logs(settings, dropped=FORWARDER_LINES_DROPPED.inc)
+    configure_logs(settings, dropped=FORWARDER_LOG_LINES_DROPPED.inc)
     crashed = threading.Event()
     end_with_any_thread(crashed.set)
     aside: AbstractContextManager[None] = nullcontext()
@@ -257,7 +257,7 @@ def demo(host: str, port: int | None) -> None:
         }
         environ |= {name: os.environ[name] for name in ("PATH", "PORT") if name in os.environ}
         settings, routes = load_settings(environ)
-        configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
+        configure_logs(settings, dropped=RECEIVER_LOG_LINES_DROPPED.inc)
         listener = _listen(host, settings.port if port is None else port, "--port")
         host, port = listener.getsockname()[:2]
         traffic = Traffic(host, port, ledger, Random())  # noqa: S311 (it makes up names)

@@ -27,7 +27,7 @@ from relay.errors import (
 from relay.events import DeadReason, Unusable
 from relay.forwarder.in_hand import InHand
 from relay.forwarder.permits import Permits
-from relay.metrics.definitions import BATCHES, DELIVERIES, MESSAGES
+from relay.metrics.definitions import BATCHES, DELIVERY_SECONDS, MESSAGES, start_at_zero
 from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Clock, Entry, utc_now
 from relay.outbox.protocol import Outbox
 from relay.process.pulse import Pulse
@@ -130,6 +130,7 @@ class Forwarder:
         self._permits = Permits(
             outbox, self._name, self._limits.requests_per_second, clock=clock, jitter=jitter
         )
+        start_at_zero(self._name)
         self.broken = threading.Event()
         self.problem: str | None = None
         self.pulse = Pulse()
@@ -382,7 +383,7 @@ class Forwarder:
 
     def _observe(self, delivered: Sequence[Entry]) -> None:
         now = self._now()
-        seconds = DELIVERIES.labels(self._name)
+        seconds = DELIVERY_SECONDS.labels(self._name)
         for entry in delivered:  # a clock may have been put back since
             seconds.observe(max(0, (now - entry.received_at).total_seconds()))
 

@@ -75,7 +75,7 @@ class MetricsPage:
             self._read_at = time.monotonic()
             self._reading = asyncio.create_task(run_in_threadpool(exporter.read))
         await asyncio.wait([self._reading], timeout=_WAIT_SECONDS)
-        return self._reading.result() if self._reading.done() else exporter.unread()
+        return self._reading.result() if self._reading.done() else exporter.away()
 
 
 def _token(request: Request) -> bytes:
