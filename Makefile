@@ -1,6 +1,9 @@
 # Each target does its own set-up: Python 3.11 or newer with venv, and make, are all it needs.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test faults pictures mutants lint types imports format bench lock clean
+# Python started by a test, too, keeps what it has compiled.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help run demo check test faults pictures mutants lint types imports format bench lock clean
 
 # pyenv reads .python-version, and its python3 may not run here where it lacks that version; then it
 # is the one of the root directory.
@@ -20,6 +23,9 @@ run: $(VENV)/run  ## relay serve with SEGMENT_WRITE_KEY set, otherwise the demo
 
 demo: $(VENV)/run  ## the real relay between a stand-in for Vero and one for Segment
 	@exec $(BIN)/relay demo
+
+check: lint types imports  ## lint, types, imports and the quick tests, in about a minute
+	$(BIN)/python -m pytest --quiet --numprocesses 2 -m "not (browser or fault or postgres or slow)"
 
 test: $(VENV)/dev  ## the whole test suite
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal

@@ -4,8 +4,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.harness.fakes import SegmentServer
 from tests.harness.postgres import PostgresServer
-from tests.harness.processes import PostgresStore, SqliteStore
+from tests.harness.processes import PostgresStore, SqliteStore, Store
+
+_FAULTS = Path(__file__).parent / "faults"
 
 pytest.register_assert_rewrite("tests.contracts")
 # A machine shared with others stalls now and then: how long an example takes says nothing.
@@ -44,6 +47,40 @@ def postgres_store(postgres: PostgresServer, tmp_path: Path) -> Iterator[Postgre
     url = postgres.create_database()
     yield PostgresStore(url, tmp_path)
     postgres.drop_database(url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which of the stores."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def store(kind: str, request: pytest.FixtureRequest) -> Store:
+    """An outbox of each kind that nobody has opened yet."""
+    store: Store = request.getfixturevalue(f"{kind}_store")
+    return store
+
+
+@pytest.fixture
+def server() -> Iterator[SegmentServer]:
+    """A stand-in for Segment."""
+    with SegmentServer() as server:
+        yield server
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that `make check` leaves out."""
+    if item.path.is_relative_to(_FAULTS):
+        item.add_marker("fault")
+    fixtures: set[str] = {*getattr(item, "fixturenames", ())}
+    parameters: str = item.callspec.id if hasattr(item, "callspec") else ""
+    if "postgres" in fixtures or "postgres" in parameters.lower():
+        item.add_marker("postgres")
+    if "browser" in fixtures:
+        item.add_marker("browser")
 
 
 @pytest.hookimpl(trylast=True)

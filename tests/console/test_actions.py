@@ -30,13 +30,6 @@ from tests.harness.processes import (
 PAGES = ["", "events", "events?q=x", "events/1", "dead", "dead/export"]
 
 
-@pytest.fixture(params=["sqlite_store", "postgres_store"])
-def store(request: pytest.FixtureRequest) -> Store:
-    """Empty, for relays of the test's own."""
-    store: Store = request.getfixturevalue(request.param)
-    return store
-
-
 def test_a_dead_letter_is_replayed_once_under_its_message_id(desk: Desk) -> None:
     (id_,) = rejected(desk, webhook("replayed"))
     ((message_id, _),) = desk.states("replayed")

@@ -1,6 +1,5 @@
 """The Procfile's own commands, in the environment that Heroku gives them."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from tests.harness.fakes import SegmentServer
 from tests.harness.postgres import PostgresServer
 from tests.harness.processes import PATH, SECRET, WRITE_KEY, Reply, ask, closed_port, within
+from tests.harness.webhooks import opened
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,12 +67,6 @@ def reply(port: int, method: str, path: str, body: bytes | None = None) -> Reply
 def ready(port: int) -> bool:
     answer = reply(port, "GET", "/readyz")
     return answer is not None and answer.status == 200
-
-
-def opened(number: int) -> bytes:
-    at = {"opened_at": 1_772_366_400}  # without it, each would be another event
-    webhook = {"type": "opened", "user": {"id": number}, "message_id": f"mail-{number}", **at}
-    return json.dumps(webhook).encode()
 
 
 def test_a_web_dyno_alone_receives_and_forwards(

@@ -20,12 +20,6 @@ HOST = "segment.invalid"  # a name that only the proxy leads anywhere
 
 
 @pytest.fixture
-def server() -> Iterator[SegmentServer]:
-    with SegmentServer() as server:
-        yield server
-
-
-@pytest.fixture
 def http(server: SegmentServer) -> Iterator[Proxy]:
     at = urlsplit(server.url)
     with Proxy((str(at.hostname), at.port or 0), LOGIN) as proxy:

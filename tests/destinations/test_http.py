@@ -22,12 +22,6 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture
-def server() -> Iterator[SegmentServer]:
-    with SegmentServer() as server:
-        yield server
-
-
-@pytest.fixture
 def road(server: SegmentServer) -> Iterator[Road]:
     road = Road(server)
     yield road

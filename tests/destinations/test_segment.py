@@ -104,12 +104,6 @@ def as_the_sdk_builds(event: EmailEvent) -> dict[str, Any]:
 
 
 @pytest.fixture
-def server() -> Iterator[SegmentServer]:
-    with SegmentServer() as server:
-        yield server
-
-
-@pytest.fixture
 def segment(server: SegmentServer) -> Segment:
     return segment_at(server.url, WRITE_KEY)
 

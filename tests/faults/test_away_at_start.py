@@ -19,8 +19,7 @@ from tests.harness.processes import (
     closed_port,
     within,
 )
-
-WEBHOOK = b'{"type": "opened", "user": {"id": 7}, "message_id": "mail", "opened_at": 1767225600}'
+from tests.harness.webhooks import opened
 
 
 class StartingRelay(RelayProcess):
@@ -64,11 +63,11 @@ def test_database_away_at_start_is_awaited_behind_503(
         SegmentServer() as segment,
         StartingRelay(postgres_store, segment.url, port=closed_port()) as relay,
     ):
-        refused = relay.post(WEBHOOK)
+        refused = relay.post(opened())
         readiness = relay.ask("GET", "/readyz")
         health = relay.ask("GET", "/healthz")
         start_database()
-        accepted = within(30, lambda: relay.post(WEBHOOK).status == 200)
+        accepted = within(30, lambda: relay.post(opened()).status == 200)
         delivered = within(30, lambda: bool(segment.accepted))
         ready = within(30, lambda: relay.ask("GET", "/readyz").status == 200)
 
@@ -101,7 +100,7 @@ def test_forwarder_of_its_own_awaits_its_database(
 ) -> None:
     with SegmentServer() as segment:
         with RelayProcess(postgres_store, segment.url, options=["--no-forward"]) as receiver:
-            receiver.post(WEBHOOK)
+            receiver.post(opened())
         with (
             away(postgres) as start_database,
             StartingForwarder(postgres_store, segment.url),

@@ -23,16 +23,11 @@ from tests.harness.processes import (
     pending,
     within,
 )
+from tests.harness.webhooks import opened
 
 WRONG = "/webhooks/vero/a-guess-at-the-secret"
 TOO_LARGE = b" " * (2**20 + 1)
 CHUNKED = {"Transfer-Encoding": "chunked"}
-
-
-def opened(mail: str, **changed: object) -> bytes:
-    user = {"id": 42, "email": "reader@example.com"}
-    webhook = {"type": "opened", "opened_at": 1_772_366_400, "user": user, "message_id": mail}
-    return json.dumps(webhook | changed).encode()
 
 
 @pytest.fixture(scope="module", params=["SQLite", "PostgreSQL"])

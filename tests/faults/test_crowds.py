@@ -21,17 +21,13 @@ from tests.harness.processes import (
     pending,
     within,
 )
+from tests.harness.webhooks import opened
 
 NOBODY = "http://127.0.0.1:1"
 MEBIBYTE = 2**20
 KEY = "a-signing-key-for-the-tests"
 SENT = b"1772366400"
 MOST_FILES = 300
-
-
-def opened(mail: str) -> bytes:
-    webhook = {"type": "opened", "opened_at": 1_772_366_400, "user": {"id": 42}}
-    return json.dumps({**webhook, "message_id": mail}).encode()
 
 
 def delivered(event_id: str) -> bytes:

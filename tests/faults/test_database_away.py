@@ -134,7 +134,7 @@ def says_why(relay: RelayProcess) -> bool:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("problem", TROUBLES)
 @pytest.mark.slow
 def test_while_the_database_is_away_webhooks_are_refused_and_none_is_lost(
     problem: Trouble,

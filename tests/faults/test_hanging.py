@@ -11,8 +11,7 @@ import pytest
 
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import ForwarderProcess, RelayProcess, within
-
-OPENED = b'{"type": "opened", "opened_at": 1772366400, "user": {"id": 7}, "message_id": "%d"}'
+from tests.harness.webhooks import opened
 
 
 class FaultyRelay(RelayProcess):
@@ -75,7 +74,7 @@ def test_a_forwarder_that_gets_nowhere_ends_itself(
     file = tmp_path / "relay.db"
     with SegmentServer() as server:
         with RelayProcess(file, server.url, options=["--no-forward"]) as relay:
-            relay.post(OPENED % 1)
+            relay.post(opened(1))
         with FaultyForwarder(file, server.url) as forwarder:
             assert forwarder.wait(60) == os.EX_SOFTWARE
             # Between these two and behind them, workers may tell that they fail.
@@ -109,7 +108,7 @@ def test_a_commit_that_never_ends_makes_relay_unhealthy_and_systemd_hears_no_mor
     path, file, options = str(tmp_path / "notify"), tmp_path / "relay.db", ["--no-forward"]
     with FaultyRelay(file, "http://127.0.0.1:9", options=options, NOTIFY_SOCKET=path) as relay:
         before = relay.ask("GET", "/healthz")
-        assert relay.post(OPENED % 1).status == 503
+        assert relay.post(opened(1)).status == 503
         assert within(60, lambda: relay.ask("GET", "/healthz").status == 503)
 
         assert before.content == {"status": "alive"}
@@ -128,7 +127,7 @@ def test_relay_ends_with_its_committing_thread(
     monkeypatch.setattr(FaultyRelay, "fault", "committing ends")
     options = ["--no-forward"]
     with FaultyRelay(tmp_path / "relay.db", "http://127.0.0.1:9", options=options) as relay:
-        assert relay.post(OPENED % 1).status == 503
+        assert relay.post(opened(1)).status == 503
         assert relay.wait(60) == os.EX_SOFTWARE
 
 

@@ -1,4 +1,3 @@
-import json
 import re
 import socket
 import zlib
@@ -23,15 +22,11 @@ from tests.harness.processes import (
     stored,
     within,
 )
+from tests.harness.webhooks import opened
 
 NOBODY = "http://127.0.0.1:1"
 MEBIBYTE = 2**20
 GUESS = "/webhooks/vero/a-guess-at-the-secret"
-
-
-def opened(mail: str) -> bytes:
-    webhook = {"type": "opened", "opened_at": 1_772_366_400, "user": {"id": 42}}
-    return json.dumps({**webhook, "message_id": mail}).encode()
 
 
 def request(body: bytes, *headers: str, path: str = PATH) -> bytes:

@@ -30,12 +30,6 @@ FORGED = '{"event":"forged","level":"error","timestamp":"2026-03-01T12:00:00Z"}'
 BREAKS = ["\n", "\r\n", "\r", "\x1b[2K\x1b[1A", "\0", "\u2028", "\x85", "\x0b", "\x0c", '"}\n', " "]
 
 
-@pytest.fixture(params=["sqlite_store", "postgres_store"])
-def store(request: pytest.FixtureRequest) -> Store:
-    found: Store = request.getfixturevalue(request.param)
-    return found
-
-
 def everywhere(text: str, **changed: Any) -> bytes:  # noqa: ANN401 (any JSON)
     """An event with the text wherever there may be text, but for its type and its channel."""
     campaign = {**dict.fromkeys(DOCUMENT["campaign"], text), "channel": "email"}

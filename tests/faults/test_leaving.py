@@ -1,6 +1,5 @@
 """relay is told to stop: what the kernel has taken by then is answered."""
 
-import json
 import signal
 import socket
 import threading
@@ -25,13 +24,9 @@ from tests.harness.processes import (
     stored,
     within,
 )
+from tests.harness.webhooks import opened
 
 NOBODY = "http://127.0.0.1:1"
-
-
-def opened(mail: str) -> bytes:
-    webhook = {"type": "opened", "opened_at": 1_772_366_400, "user": {"id": 42}}
-    return json.dumps({**webhook, "message_id": mail}).encode()
 
 
 def request(mail: str) -> bytes:

@@ -12,18 +12,11 @@ _BEFORE = 250
 _DEATHS = 5  # two in company, three alone
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def store(request: pytest.FixtureRequest) -> Store:
-    """An empty one."""
-    if request.param == "postgres" and not request.config.getoption("--long"):
-        pytest.skip("each death costs a lease of a minute")
-    store: Store = request.getfixturevalue(f"{request.param}_store")
-    return store
-
-
 def test_a_webhook_that_kills_each_forwarder_is_set_apart_and_all_others_arrive(
-    store: Store,
+    store: Store, request: pytest.FixtureRequest
 ) -> None:
+    if isinstance(store, PostgresStore) and not request.config.getoption("--long"):
+        pytest.skip("each death costs a lease of a minute")
     ledger = Ledger(Random(5))  # noqa: S311 (no secret hangs on it)
     deadly = next(w for w in iter(ledger.next, None) if w.fate == "delivered" and w.unique)
     deadly.fate = "poison"
@@ -66,12 +59,8 @@ def test_a_webhook_that_kills_each_forwarder_is_set_apart_and_all_others_arrive(
 _REASONS = "SELECT reason, count(*) FROM entries WHERE state = 'dead' GROUP BY reason"
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 @pytest.mark.slow
-def test_kills_of_all_of_relay_while_segment_is_silent_condemn_nobody(
-    kind: str, request: pytest.FixtureRequest
-) -> None:
-    store: Store = request.getfixturevalue(f"{kind}_store")
+def test_kills_of_all_of_relay_while_segment_is_silent_condemn_nobody(store: Store) -> None:
     ledger = Ledger(Random(6))  # noqa: S311 (no secret hangs on it)
     webhook = next(w for w in iter(ledger.next, None) if w.fate == "delivered" and w.unique)
     asked: list[int] = []

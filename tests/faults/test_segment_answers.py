@@ -31,18 +31,6 @@ Times = Callable[[int, int], int]
 LOGIN = b"<!DOCTYPE html><title>Log in to go on</title>"
 
 
-@pytest.fixture(params=["sqlite_store", "postgres_store"])
-def store(request: pytest.FixtureRequest) -> Store:
-    kept: Store = request.getfixturevalue(request.param)
-    return kept
-
-
-@pytest.fixture
-def server() -> Iterator[SegmentServer]:
-    with SegmentServer() as server:
-        yield server
-
-
 @pytest.fixture
 def relay(store: Store, server: SegmentServer) -> Iterator[Relay]:
     relay = Relay(store, server.url)
@@ -244,7 +232,7 @@ def test_a_limit_of_segments_own_is_found_and_only_what_is_over_it_by_itself_die
     assert {*details(relay).values()} == {f"413 {responses[413]}: 4000 at the most"}
 
 
-@pytest.mark.parametrize("trouble", [Answer(401), Answer(429), Answer(0)])
+@pytest.mark.parametrize("problem", [Answer(401), Answer(429), Answer(0)])
 def test_trouble_in_the_middle_of_halving_condemns_nobody(
     relay: Relay, server: SegmentServer, problem: Answer
 ) -> None:

@@ -38,18 +38,6 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 16\r\n\r\n"
 
 
-@pytest.fixture(params=["sqlite_store", "postgres_store"])
-def store(request: pytest.FixtureRequest) -> Store:
-    kept: Store = request.getfixturevalue(request.param)
-    return kept
-
-
-@pytest.fixture
-def server() -> Iterator[SegmentServer]:
-    with SegmentServer() as server:
-        yield server
-
-
 @pytest.fixture
 def road(server: SegmentServer) -> Iterator[Road]:
     with closing(Road(server)) as road:

@@ -1,4 +1,3 @@
-import json
 import resource
 import socket
 import statistics
@@ -14,6 +13,7 @@ import pytest
 
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import PATH, RelayProcess, Reply, ask, pending, within
+from tests.harness.webhooks import opened
 
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: relay\r\n".encode()
 LENGTH = b"Content-Length: 9999\r\n\r\n{"
@@ -40,11 +40,6 @@ SLOW = {
     UNREAD: (METRICS + b"\r\n", b"", "200"),
 }
 SHOWN_OUT_SECONDS = 20
-
-
-def opened(mail: str) -> bytes:
-    webhook = {"type": "opened", "opened_at": 1_772_366_400, "user": {"id": 42}}
-    return json.dumps({**webhook, "message_id": mail}).encode()
 
 
 class WatchedRelay(RelayProcess):

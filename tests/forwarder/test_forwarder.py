@@ -127,12 +127,6 @@ class Relay:
 
 
 @pytest.fixture
-def server() -> Iterator[SegmentServer]:
-    with SegmentServer() as server:
-        yield server
-
-
-@pytest.fixture
 def relay(tmp_path: Path, server: SegmentServer) -> Iterator[Relay]:
     relay = Relay(tmp_path / "relay.db", server)
     yield relay

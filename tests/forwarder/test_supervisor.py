@@ -29,8 +29,7 @@ from tests.harness.processes import (
     run,
     within,
 )
-
-OPENED = b'{"type": "opened", "opened_at": 1772366400, "user": {"id": 7}, "message_id": "%d"}'
+from tests.harness.webhooks import opened
 
 
 def _runs(process: int) -> bool:
@@ -51,7 +50,7 @@ def test_a_forwarder_that_dies_is_started_again(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         first = relay.forwarder()
         os.kill(first, signal.SIGKILL)
-        answer = relay.post(OPENED % 1)
+        answer = relay.post(opened(1))
 
         assert answer.content["status"] == "accepted"
         assert within(20, lambda: len(server.accepted) == 1)
@@ -70,12 +69,12 @@ def test_what_a_dead_forwarder_counted_is_told_until_the_next_one_tells_its_own(
 
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         for mail in range(2):
-            relay.post(OPENED % mail)
+            relay.post(opened(mail))
         assert within(20, lambda: sent(relay) == ["2.0"])
         os.kill(relay.forwarder(), signal.SIGKILL)
         assert within(20, lambda: any(line["event"] == "companion.died" for line in relay.log()))
         afterwards = sent(relay)
-        relay.post(OPENED % 3)
+        relay.post(opened(3))
 
         assert afterwards == ["2.0"]
         assert within(20, lambda: sent(relay) == ["1.0"])
@@ -132,7 +131,7 @@ def test_relay_is_not_ready_without_its_forwarder(tmp_path: Path) -> None:
 def test_a_forwarder_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         forwarder = relay.forwarder()
-        relay.post(OPENED % 1)
+        relay.post(opened(1))
         assert within(20, lambda: len(server.accepted) == 1)  # it is up, and its main thread asleep
         relay.kill_alone()
 
@@ -159,7 +158,7 @@ def test_signals_that_follow_do_not_cut_the_ending_short(tmp_path: Path) -> None
 
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         server.judge = judge
-        relay.post(OPENED % 1)
+        relay.post(opened(1))
         forwarder = relay.forwarder()
         assert asked.wait(20)
         while _runs(forwarder):
@@ -180,7 +179,7 @@ def test_a_second_one_on_a_file_is_refused_and_leaves_the_first_in_peace(
 ) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         forwarder = relay.forwarder()
-        relay.post(OPENED % 1)
+        relay.post(opened(1))
         assert within(20, lambda: len(server.accepted) == 1)  # it has taken its role
         refused = run(
             *command,
@@ -189,7 +188,7 @@ def test_a_second_one_on_a_file_is_refused_and_leaves_the_first_in_peace(
             RELAY_VERO_SECRET=SECRET,
             RELAY_OUTBOX_URL=relay.store.url,
         )
-        relay.post(OPENED % 2)
+        relay.post(opened(2))
 
         assert refused.returncode == 1
         assert refused.stderr == (
@@ -207,29 +206,22 @@ def test_a_file_takes_one_receiver_and_one_forwarder_apart(tmp_path: Path) -> No
         RelayProcess(file, server.url, options=["--no-forward"]) as relay,
         ForwarderProcess(file, server.url),
     ):
-        relay.post(OPENED % 1)
+        relay.post(opened(1))
 
         assert within(20, lambda: len(server.accepted) == 1)
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def store(request: pytest.FixtureRequest) -> Store:
-    """An empty one."""
-    store: Store = request.getfixturevalue(f"{request.param}_store")
-    return store
 
 
 @pytest.mark.slow
 def test_a_forwarder_that_hangs_makes_relay_unready_and_is_replaced(store: Store) -> None:
     with SegmentServer() as server, RelayProcess(store, server.url) as relay:
-        relay.post(OPENED % 1)
+        relay.post(opened(1))
         assert within(20, lambda: len(server.accepted) == 1)
         hanging = relay.forwarder()
         os.kill(hanging, signal.SIGSTOP)
 
         assert within(60, lambda: "the forwarder is not running" in reasons(relay))
         # Not before: it may have been stopped while it wrote to the file.
-        assert within(60, lambda: relay.post(OPENED % 2).status == 200)
+        assert within(60, lambda: relay.post(opened(2)).status == 200)
         # What it had posted and not settled is sent again, under its id.
         assert within(60, lambda: len({each["messageId"] for each in server.accepted}) == 2)
         assert within(60, lambda: reasons(relay) == [])
@@ -242,7 +234,7 @@ def test_relay_is_not_ready_while_its_forwarder_cannot_have_the_file(tmp_path: P
         os.kill(relay.forwarder(), signal.SIGKILL)
         with (tmp_path / "relay.db-forwarder").open("ab") as taken:
             fcntl.flock(taken, fcntl.LOCK_EX)
-            relay.post(OPENED % 1)
+            relay.post(opened(1))
             waits = ["the forwarder does not get on: it waits for the outbox"]
 
             assert within(60, lambda: reasons(relay) == waits)
@@ -260,7 +252,7 @@ def test_relay_is_not_ready_while_somebody_keeps_its_forwarder_from_the_pace(
     ):
         with psycopg.connect(postgres_store.url) as stranger:
             stranger.execute("SELECT FROM relay.pace FOR UPDATE")
-            relay.post(OPENED % 1)
+            relay.post(opened(1))
             cancelled = "PostgreSQL: canceling statement due to statement timeout"
 
             assert within(
@@ -285,7 +277,7 @@ def test_a_forwarder_that_cannot_be_started_is_started_once_it_can(tmp_path: Pat
         resource.prlimit(relay.pid, resource.RLIMIT_NOFILE, before)
 
         assert within(60, lambda: relay.ask("GET", "/readyz").status == 200)
-        relay.post(OPENED % 1)
+        relay.post(opened(1))
         assert within(60, lambda: len(server.accepted) == 1)
 
 

@@ -16,6 +16,7 @@ import pytest
 from relay.logs.writer import BackgroundWriter
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import PATH, SECRET, WRITE_KEY, ask, closed_port, within
+from tests.harness.webhooks import opened
 
 _LINES = 500
 _SMALLEST_PIPE = 4096
@@ -151,10 +152,6 @@ def test_a_crash_is_told_after_all_that_was_said_before(arguments: list[str]) ->
     assert first == "said before"
     assert traceback[-1] == "RuntimeError: this is why"
     assert any("in crash" in line for line in traceback)
-
-
-def opened(number: int) -> bytes:
-    return json.dumps({"type": "opened", "user": {"id": 7}, "message_id": f"{number}"}).encode()
 
 
 @contextmanager

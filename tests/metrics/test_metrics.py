@@ -1,7 +1,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -40,16 +40,11 @@ from tests.harness.processes import (
     within,
 )
 from tests.harness.routes import routes, segment_at
+from tests.harness.webhooks import opened
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-for-the-tests"
 NOBODY = "http://127.0.0.1:1"
-
-
-def opened(mail: object, **changed: object) -> bytes:
-    user = {"id": 42, "email": "reader@example.com"}
-    webhook = {"type": "opened", "opened_at": 1_772_366_400, "user": user, "message_id": f"{mail}"}
-    return json.dumps(webhook | changed).encode()
 
 
 def fetch(port: int, path: str = "/metrics", **headers: str) -> tuple[int, Mapping[str, str], str]:
@@ -88,19 +83,6 @@ def comes_true(port: int, name: str, value: float, **labels: str) -> bool:
     return within(20, lambda: Page.of(port).value(name, **labels) == value)
 
 
-@pytest.fixture(params=["SQLite", "PostgreSQL"])
-def store(request: pytest.FixtureRequest) -> Store:
-    name = {"SQLite": "sqlite_store", "PostgreSQL": "postgres_store"}[request.param]
-    found: Store = request.getfixturevalue(name)
-    return found
-
-
-@pytest.fixture
-def segment() -> Iterator[SegmentServer]:
-    with SegmentServer() as server:
-        yield server
-
-
 def test_the_readme_has_the_table_of_metrics() -> None:
     table = CliRunner().invoke(main, ["metrics"]).stdout
 
@@ -109,9 +91,9 @@ def test_the_readme_has_the_table_of_metrics() -> None:
 
 
 def test_the_page_has_every_defined_metric_once_and_no_other(
-    sqlite_store: SqliteStore, segment: SegmentServer
+    sqlite_store: SqliteStore, server: SegmentServer
 ) -> None:
-    with RelayProcess(sqlite_store, segment.url, RELAY_MAX_BACKLOG="1000") as relay:
+    with RelayProcess(sqlite_store, server.url, RELAY_MAX_BACKLOG="1000") as relay:
         relay.post(opened(1))
         assert comes_true(relay.port, "relay_delivery_seconds_count", 1)
         page = Page.of(relay.port)
@@ -144,13 +126,13 @@ def test_each_destination_has_its_series_from_the_start(sqlite_store: SqliteStor
         assert page.value(name, **segment, answer="accepted") == 0
 
 
-def test_events_are_counted_by_collection_and_state(store: Store, segment: SegmentServer) -> None:
-    with RelayProcess(store, segment.url) as relay:
-        segment.judge = lambda batch: Answer(400 if "bad" in json.dumps(batch) else 200)
+def test_events_are_counted_by_collection_and_state(store: Store, server: SegmentServer) -> None:
+    with RelayProcess(store, server.url) as relay:
+        server.judge = lambda batch: Answer(400 if "bad" in json.dumps(batch) else 200)
         for body in (opened(1), opened(2), opened(2), opened("bad"), b"no JSON"):
             relay.post(body)
         assert within(20, lambda: pending(store) == 0)
-        segment.judge = lambda _batch: Answer(401)
+        server.judge = lambda _batch: Answer(401)
         relay.post(opened(3))
         assert comes_true(relay.port, "relay_hold", 1)
         time.sleep(1)  # so long, the same reading is answered
@@ -175,13 +157,13 @@ def test_events_are_counted_by_collection_and_state(store: Store, segment: Segme
 
 
 def test_segments_answers_are_counted_by_a_bounded_word(
-    sqlite_store: SqliteStore, segment: SegmentServer
+    sqlite_store: SqliteStore, server: SegmentServer
 ) -> None:
     page_of_html = Answer(200, {"Content-Type": "text/html"}, b"<p>reader@example.com</p>")
-    segment.answers.extend([Answer(503), Answer(0), page_of_html, Answer(302), Answer(599)])
+    server.answers.extend([Answer(503), Answer(0), page_of_html, Answer(302), Answer(599)])
     clock, names = Clock(), ["503", "ProtocolError", "200", "302", "599", "accepted"]
     outbox = SqliteOutbox(sqlite_store.path, clock=clock.now, elapsed=clock.monotonic)
-    forwarder = _forwarder(outbox, segment.url, clock)
+    forwarder = _forwarder(outbox, server.url, clock)
     before = [_messages(name) for name in names]
     with closing(outbox):
         outbox.add([_arrival(mail, clock.now()) for mail in range(2)])
@@ -193,11 +175,11 @@ def test_segments_answers_are_counted_by_a_bounded_word(
 
 
 def test_a_delivery_is_timed_from_the_receipt(
-    sqlite_store: SqliteStore, segment: SegmentServer
+    sqlite_store: SqliteStore, server: SegmentServer
 ) -> None:
     clock = Clock()
     outbox = SqliteOutbox(sqlite_store.path, clock=clock.now, elapsed=clock.monotonic)
-    forwarder = _forwarder(outbox, segment.url, clock)
+    forwarder = _forwarder(outbox, server.url, clock)
     before = _sample(FORWARDING, "relay_delivery_seconds_sum", destination="segment")
     with closing(outbox):
         outbox.add([_arrival(1, clock.now() - timedelta(hours=2))])
@@ -348,9 +330,9 @@ def test_events_from_elsewhere_make_none_missing() -> None:
 
 
 def test_no_event_is_missing_while_webhooks_come(
-    sqlite_store: SqliteStore, segment: SegmentServer
+    sqlite_store: SqliteStore, server: SegmentServer
 ) -> None:
-    with RelayProcess(sqlite_store, segment.url) as relay:
+    with RelayProcess(sqlite_store, server.url) as relay:
         relay.post(opened("before"))
         come = threading.Event()
 
@@ -441,14 +423,14 @@ _HANGING = """
 
 @pytest.mark.parametrize("command", ["serve", "forward"])
 def test_only_readers_with_the_token_get_the_page(
-    sqlite_store: SqliteStore, segment: SegmentServer, command: str
+    sqlite_store: SqliteStore, server: SegmentServer, command: str
 ) -> None:
     port = closed_port()
     SqliteOutbox(sqlite_store.path).close()
     with (
-        RelayProcess(sqlite_store, segment.url, port=port, RELAY_METRICS_TOKEN=TOKEN)
+        RelayProcess(sqlite_store, server.url, port=port, RELAY_METRICS_TOKEN=TOKEN)
         if command == "serve"
-        else LoneForwarder(sqlite_store, segment.url, port=port, RELAY_METRICS_TOKEN=TOKEN)
+        else LoneForwarder(sqlite_store, server.url, port=port, RELAY_METRICS_TOKEN=TOKEN)
     ) as relay:
         assert within(20, lambda: fetch(port, "/healthz")[0] == 200)
         guesses = ["", TOKEN, "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer \xe9"]
@@ -476,11 +458,11 @@ class LoneForwarder(ForwarderProcess):
         return ["forward", "--metrics-port", str(self.port)]
 
 
-def test_a_lone_forwarder_has_a_page_of_its_own(store: Store, segment: SegmentServer) -> None:
+def test_a_lone_forwarder_has_a_page_of_its_own(store: Store, server: SegmentServer) -> None:
     port = closed_port()
     with (
-        RelayProcess(store, segment.url, options=["--no-forward"]) as receiver,
-        LoneForwarder(store, segment.url, port=port) as forwarder,
+        RelayProcess(store, server.url, options=["--no-forward"]) as receiver,
+        LoneForwarder(store, server.url, port=port) as forwarder,
     ):
         receiver.post(opened(1))
         assert comes_true(port, "relay_delivery_seconds_count", 1)

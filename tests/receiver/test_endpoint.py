@@ -36,22 +36,13 @@ from tests.harness.processes import (
     within,
 )
 from tests.harness.routes import routes
+from tests.harness.webhooks import opened
 
 OTHER_SECRET = "another-secret-for-the-tests"
 WRONG_SECRET = "wrong-secret-for-the-tests"
 NOBODY = "http://127.0.0.1:1"
 BREAK = "ALTER TABLE entries RENAME TO away"
 MEND = "ALTER TABLE away RENAME TO entries"
-
-
-def opened(**changed: object) -> bytes:
-    webhook = {
-        "type": "opened",
-        "opened_at": 1_772_366_400,
-        "user": {"id": 42, "email": "ann@example.com"},
-        "message_id": "mail-1",
-    }
-    return json.dumps(webhook | changed).encode()
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from relay.sources.customerio import Customerio, CustomerioSettings
 from relay.truncation import KEPT_BYTES, cut
 from tests.harness.processes import RelayProcess, Reply, run_sql, stored, within
 from tests.harness.routes import route
+from tests.harness.webhooks import opened
 
 NOBODY = "http://127.0.0.1:1"
 KEY = "a-signing-key-for-the-tests"
@@ -34,10 +35,6 @@ def event(event_id: str = "event-1", **data: object) -> bytes:
         "data": {"delivery_id": "mail-1", "identifiers": {"id": "42"}, **data},
     }
     return json.dumps(webhook).encode()
-
-
-def opened() -> bytes:
-    return json.dumps({"type": "opened", "user": {"id": 42}, "message_id": "mail-1"}).encode()
 
 
 def signed(body: bytes, key: str = KEY) -> dict[str, str]:

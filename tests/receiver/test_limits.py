@@ -13,18 +13,12 @@ from relay.outbox.sqlite.store import SqliteOutbox
 from relay.receiver.backpressure import Capacity
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import RelayProcess, SqliteStore, Store, pending, run_sql, within
+from tests.harness.webhooks import opened
 
 BACKLOG = 5
 MEBIBYTE = 2**20
 MARGIN = 512
 """MiB by which the disk is above the limit, and then below it; others write to it, too."""
-
-
-@pytest.fixture(params=["sqlite_store", "postgres_store"])
-def store(request: pytest.FixtureRequest) -> Store:
-    """Each kind of store, empty."""
-    store: Store = request.getfixturevalue(request.param)
-    return store
 
 
 class SilentSegment(SegmentServer):
@@ -40,16 +34,11 @@ class SilentSegment(SegmentServer):
         return Answer()
 
 
-def webhook(number: int) -> bytes:
-    """Each number gives another one."""
-    return b'{"type": "opened", "user": {"id": 7}, "message_id": "mail-%d"}' % number
-
-
 def closes(relay: RelayProcess, variable: str, numbers: Iterator[int]) -> bool:
     """Whether it comes to refuse webhooks, and says so where it is asked."""
 
     def refuses() -> bool:
-        reply = relay.post(webhook(next(numbers)))
+        reply = relay.post(opened(next(numbers)))
         return reply.status == 503 and int(reply.headers["retry-after"]) > 0
 
     refused = within(10, refuses)
@@ -61,7 +50,7 @@ def closes(relay: RelayProcess, variable: str, numbers: Iterator[int]) -> bool:
 def opens(relay: RelayProcess, numbers: Iterator[int]) -> bool:
     """Whether it takes webhooks again, by itself and soon."""
     ready = within(5, lambda: relay.ask("GET", "/readyz").status == 200)
-    return ready and relay.post(webhook(next(numbers))).content["status"] == "accepted"
+    return ready and relay.post(opened(next(numbers))).content["status"] == "accepted"
 
 
 def test_beyond_its_backlog_relay_takes_nothing_until_it_is_forwarded(store: Store) -> None:
@@ -93,7 +82,7 @@ def test_without_room_on_the_disk_relay_takes_nothing_and_forwards_what_it_has(
         RelayProcess(sqlite_store, segment.url, RELAY_MIN_FREE_DISK=str(least)) as relay,
         ballast.open("wb") as file,
     ):
-        relay.post(webhook(next(numbers)))
+        relay.post(opened(next(numbers)))
         os.posix_fallocate(file.fileno(), 0, 2 * MARGIN * MEBIBYTE)
         closed = closes(relay, "RELAY_MIN_FREE_DISK", numbers)
         segment.free.set()
