@@ -1,31 +1,79 @@
-"""Email addresses in texts: masked, or replaced by their digest."""
+"""Email addresses in text: the patterns that find them, their mask and their digest.
+
+A match begins where a word does and nowhere else, so that the time taken grows with the text's
+length and not with its square. Every kind of text has a pattern of its own, because they disagree
+on what ends a word:
+
+- a field that is an address and nothing else (`is_address`);
+- a field that names a person, like `Ann <ann@example.com>` (`in_mailbox`): `=`, `&` and braces
+  belong to the address, as mail servers allow them;
+- a body of any form, like a query string or half of a JSON document (`in_body`): `=`, `&` and
+  braces end an address, and a full stop behind it does not belong to it;
+- a text that must hold no address (`mask`): at signs may be escaped and names quoted, and masking
+  too much is better than too little;
+- a line of a log (`mask_line`): colons and parentheses end an address, so that the words around it
+  stay readable.
+"""
 
 import re
 from hashlib import sha256
 from typing import Any, Final
 
-# An at sign, as it is or as URLs and JSON escape it, and all that stands around it. A match begins
-# where a word or a quotation does and nowhere else, so the time taken grows with the text's length
-# and not with its square.
-_ADDRESS: Final = re.compile(
-    r"""(?:(?<![^\s"<>,;])[^\s"<>,;]+|"[^"]{1,100}")"""
-    r"""(?:@|%(?:25)*40|\\u0040)[^\s"<>,;]+""",
+MASK: Final = "***"
+
+_ESCAPED_AT: Final = r"%(?:25)*40|\\u0040"
+"""An at sign as URLs and JSON escape it."""
+
+_ADDRESS: Final = re.compile(r"[^\s@]+@[^\s@]+")
+
+# The letters of no width are left behind by pasting.
+_AROUND_MAILBOX: Final = r"\s<>\"',;:()\[\]\u200b-\u200d\u2060\ufeff"
+_IN_MAILBOX: Final = re.compile(
+    rf"(?<![^{_AROUND_MAILBOX}])[^{_AROUND_MAILBOX}]+@[^{_AROUND_MAILBOX}]+"
+)
+
+_AROUND_IN_BODY: Final = r"""\s<>",;:()\[\]{}=&\ufffd"""
+_IN_BODY: Final = re.compile(rf"(?<![^{_AROUND_IN_BODY}])[^{_AROUND_IN_BODY}]+@[\w.-]+\w")
+_AT_IN_BODY: Final = re.compile(_ESCAPED_AT, re.IGNORECASE)
+
+# All that stands around an at sign; a quoted local part may hold blanks.
+_MASKED: Final = re.compile(
+    rf"""(?:(?<![^\s"<>,;])[^\s"<>,;]+|"[^"]{{1,100}}")(?:@|{_ESCAPED_AT})[^\s"<>,;]+""",
     re.IGNORECASE,
 )
 # An email id may look like an address, as Vero's do; nobody is called like this.
 _MACHINE_MADE: Final = re.compile(r"(?=[^@]*\d)[\da-f.-]{20,}@[\w.-]+", re.IGNORECASE | re.ASCII)
-_MASK: Final = "***"
+
+_AROUND_IN_LINE: Final = r"\s@<>\"',;:()\[\]"
+_IN_LINE: Final = re.compile(
+    rf"(?<![^{_AROUND_IN_LINE}])[^{_AROUND_IN_LINE}]+@[^{_AROUND_IN_LINE}]+"
+)
+
+
+def is_address(text: str) -> bool:
+    """Return whether the text is an address and nothing else."""
+    return bool(_ADDRESS.fullmatch(text))
+
+
+def in_mailbox(text: str) -> list[str]:
+    """Return the addresses in a field that names a person, like `Ann <ann@example.com>`."""
+    return _IN_MAILBOX.findall(text)
+
+
+def in_body(text: str) -> list[str]:
+    """Return the addresses in a body of any form, with their at signs unescaped."""
+    return [found.strip("'") for found in _IN_BODY.findall(_AT_IN_BODY.sub("@", text))]
 
 
 def mask(text: str) -> str:
-    """The text without any address in it; raw bodies hold them in more forms than logs do."""
+    """Return the text without any address in it."""
     if "@" not in text and "40" not in text:
         return text
-    return _ADDRESS.sub(lambda m: m[0] if _MACHINE_MADE.fullmatch(m[0]) else _MASK, text)
+    return _MASKED.sub(lambda m: m[0] if _MACHINE_MADE.fullmatch(m[0]) else MASK, text)
 
 
 def masked(value: Any) -> Any:  # noqa: ANN401 (any JSON)
-    """The document without any address in it."""
+    """Return the document without any address in it."""
     if isinstance(value, str):
         return mask(value)
     if isinstance(value, dict):
@@ -35,6 +83,16 @@ def masked(value: Any) -> Any:  # noqa: ANN401 (any JSON)
     return value
 
 
-def hashed(address: str) -> str:
-    """The hex SHA-256 of the address in lower case: one for each way to capitalise it."""
+def mask_line(text: str) -> str:
+    """Return a log's line without any address in it."""
+    return _IN_LINE.sub(MASK, text) if "@" in text else text
+
+
+def digest(address: str) -> str:
+    """Return the hex SHA-256 of the address in lower case, the same for every capitalisation."""
     return sha256(address.lower().encode()).hexdigest()
+
+
+def names(wanted: str, address: str) -> bool:
+    """Return whether `wanted` is the address, capitalised in any way, or its digest."""
+    return wanted.lower() in {address.lower(), digest(address)}

@@ -7,15 +7,11 @@ from urllib.parse import unquote
 
 from msgspec import structs
 
-from relay.addresses import hashed, mask
+from relay.addresses import digest, in_mailbox, mask
 from relay.events import EmailEvent
 
 _LONGEST: Final = 320
 """Characters of an address at the most (RFC 5321); of what is longer, no pattern is made."""
-# What stands around an address, with the letters of no width that pasting leaves behind. A match
-# begins where a word does, so that the time taken grows with the text's length and not its square.
-_AROUND: Final = r"\s<>\"',;:()\[\]\u200b-\u200d\u2060\ufeff"
-_BARE: Final = re.compile(rf"(?<![^{_AROUND}])[^{_AROUND}]+@[^{_AROUND}]+")
 
 
 def without_address(event: EmailEvent) -> EmailEvent:
@@ -32,7 +28,7 @@ def without_address(event: EmailEvent) -> EmailEvent:
         properties = {**properties, "bounce_message": mask(properties["bounce_message"])}
     return structs.replace(
         event,
-        user_id=hashed(user_id) if user_id and "@" in user_id else user_id,
+        user_id=digest(user_id) if user_id and "@" in user_id else user_id,
         user_agent=user_agent,
         properties=properties,
     )
@@ -42,7 +38,7 @@ def _spellings(text: str | None) -> Iterator[str]:
     """The text if it holds an address, then the addresses in it: it may be `Ann <ann@...>`."""
     if text and "@" in text:
         yield text
-        yield from _BARE.findall(text)
+        yield from in_mailbox(text)
 
 
 def _without(text: str, address: str) -> str:
@@ -50,14 +46,14 @@ def _without(text: str, address: str) -> str:
     if not _holds(text, address):
         return text
     if len(address) > _LONGEST:
-        return hashed(address)
+        return digest(address)
     letters = (
         "|".join((re.escape(letter), "".join(rf"%(?:25)?{byte:02X}" for byte in letter.encode())))
         for letter in address
     )
     pattern = "".join(f"(?:{letter})" for letter in letters)
-    said = re.sub(pattern, hashed(address), text, flags=re.IGNORECASE)
-    return hashed(address) if _holds(said, address) else said
+    said = re.sub(pattern, digest(address), text, flags=re.IGNORECASE)
+    return digest(address) if _holds(said, address) else said
 
 
 def _holds(text: str, address: str) -> bool:

@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from relay import __version__
-from relay.addresses import hashed
+from relay.addresses import digest
 from relay.destinations import Limits, Message
 from relay.destinations.http import HttpClient, Response, is_loopback
 from relay.destinations.redaction import without_address
@@ -205,9 +205,8 @@ class Segment:
         if dedupe_key is None:
             return f"{source}-{uuid4().hex}"
         seconds = 0 if reported_at is None else int(reported_at.timestamp())
-        digest = sha256(self._fingerprint)
-        digest.update(_encode([*dedupe_key]))
-        return f"{source}-{seconds:08x}{digest.hexdigest()[:24]}"
+        hashed = sha256(self._fingerprint + _encode([*dedupe_key])).hexdigest()
+        return f"{source}-{seconds:08x}{hashed[:24]}"
 
     def render(
         self, event: EmailEvent, *, source: str, message_id: str, integrations: Mapping[str, bool]
@@ -245,7 +244,7 @@ class Segment:
 
     def _anonymous_id(self, email: str | None) -> str | None:
         if email and self._hash_anonymous_id:
-            return hashed(email)
+            return digest(email)
         return email
 
     def send(self, batch: Sequence[bytes], *, attempt: int = 1) -> None:

@@ -16,10 +16,9 @@ from typing import Final, Literal, TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from relay.addresses import MASK, mask_line
 from relay.logs.writer import BackgroundWriter
 
-_ADDRESS: Final = re.compile(r"[^\s@<>\"',;:()\[\]]+@[^\s@<>\"',;:()\[\]]+")
-_MASK: Final = "***"
 _SHORTEST: Final = 4
 # Of a shorter secret, letters that stand in a word say nothing; in a URL or an assignment they do.
 _ASSIGNED: Final = r"""(?<=[:=])(?<!://){}(?=[@&,;\s"')]|$)"""
@@ -29,10 +28,10 @@ def mask(text: str, secrets: Iterable[str] = ()) -> str:
     """The text with every address and each of the secrets replaced."""
     for secret in sorted(secrets, key=len, reverse=True):  # one may begin another
         if len(secret) >= _SHORTEST:
-            text = text.replace(secret, _MASK)
+            text = text.replace(secret, MASK)
         elif secret in text:
-            text = re.sub(_ASSIGNED.format(re.escape(secret)), _MASK, text)
-    return _ADDRESS.sub(_MASK, text) if "@" in text else text
+            text = re.sub(_ASSIGNED.format(re.escape(secret)), MASK, text)
+    return mask_line(text)
 
 
 def _masked(value: object, secrets: Iterable[str]) -> object:

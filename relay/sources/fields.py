@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import msgspec
 
+from relay.addresses import is_address
 from relay.errors import UnreadableError
 from relay.events import Collection, DeadReason, Unusable
 
 MAX_NESTING: Final = 50
 
-_ADDRESS: Final = re.compile(r"[^\s@]+@[^\s@]+")
 _TYPE_NAME: Final = re.compile(r"[a-z][a-z_]{0,39}")
 _NUMBER: Final = re.compile(r"-?\d{1,15}(\.\d{1,9})?", re.ASCII)
 _FIRST_MILLISECONDS: Final = 10**12  # 13 digits; as seconds this would be the year 33658
@@ -131,7 +131,7 @@ def word(value: object) -> str | None:
 def address(value: object) -> str | None:
     """The value if it is an address."""
     candidate = word(value)
-    return candidate if candidate and _ADDRESS.fullmatch(candidate) else None
+    return candidate if candidate and is_address(candidate) else None
 
 
 def instant(value: object) -> datetime | None:
