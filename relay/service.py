@@ -163,7 +163,7 @@ class Service:
             [RECEIVING],
             self._exporter,
             token=self._settings.metrics_token,
-            more=self._forwarder.told if self._forwarder else bytes,
+            more=self._forwarder.metrics if self._forwarder else bytes,
         )
         return [Route("/metrics", metrics_page.answer), *self._console.routes]
 

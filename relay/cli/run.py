@@ -37,8 +37,8 @@ from relay.demo.demo import SECRET, Ledger, StandIn, Traffic, introduction, outa
 from relay.errors import CrashError, DestinationError, OutboxBrokenError, OutboxError
 from relay.forwarder.forwarder import STUCK_SECONDS
 from relay.forwarder.forwarders import Forwarders
+from relay.forwarder.report import reporting
 from relay.forwarder.retention import Retention
-from relay.forwarder.supervisor import publish_metrics
 from relay.metrics.definitions import (
     ALL,
     FORWARDER_LOG_LINES_DROPPED,
@@ -138,12 +138,12 @@ def forward(
     if until_stdin_closes:
         threading.Thread(target=_leave_with_stdin, daemon=True).start()
     progress = _Progress()
-    told = progress.publish_metrics() if until_stdin_closes else nullcontext()
+    report = progress.reporting() if until_stdin_closes else nullcontext()
     logged = _logged() if until_stdin_closes else nullcontext()
     with (
         logged,
         aside,
-        told,
+        report,
         open_outbox_or_exit(settings, patient=True) as outbox,
         outbox_errors(),
     ):
@@ -190,10 +190,10 @@ class _Progress:
 
     forwarders: Forwarders | None = None
 
-    def publish_metrics(self) -> AbstractContextManager[None]:
+    def reporting(self) -> AbstractContextManager[None]:
         """Tell what it counts, and why it does not get on."""
         counted = partial(generate_latest, FORWARDING)
-        return publish_metrics(counted, sys.stdout.fileno(), problem=self._problem)
+        return reporting(counted, sys.stdout.fileno(), problem=self._problem)
 
     def _problem(self) -> str | None:
         return self.forwarders.problem if self.forwarders else "it waits for the outbox"

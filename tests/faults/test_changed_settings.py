@@ -82,7 +82,7 @@ def test_what_is_ignored_by_now_is_settled_as_such_and_sent_once_it_is_not(
     assert left_alone.stdout.startswith("0 entries to send\n1 entry left alone: still ignored")
     assert ready == 200
     assert {line["level"] for line in logged if line["event"] == "forward.ignored"} == {"info"}
-    assert not [line for line in logged if line["event"] == "forward.buried"]
+    assert not [line for line in logged if line["event"] == "forward.dead_letter"]
     assert "leave it, or replay it once they are changed back" in told.stdout
     assert not posted_by_then
     assert sent

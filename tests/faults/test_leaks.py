@@ -131,7 +131,7 @@ def test_neither_an_address_nor_a_secret_is_told_to_anyone(
     assert held
     assert away
     assert {"webhook.accepted", "webhook.dead", "webhook.not_stored", "forward.held"} <= events
-    assert {"forward.sent", "forward.rejected", "forward.buried"} <= events
+    assert {"forward.sent", "forward.rejected", "forward.dead_letter"} <= events
     assert not [text for text in told for private in PRIVATE if private in text]
 
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
@@ -16,7 +15,7 @@ import psycopg
 import pytest
 
 import relay
-from relay.forwarder.supervisor import Supervisor, publish_metrics, texts
+from relay.forwarder.supervisor import Supervisor
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import (
     SECRET,
@@ -46,6 +45,12 @@ def reasons(relay: RelayProcess) -> list[str]:
     return reasons
 
 
+def codes_of_the_dead(relay: RelayProcess) -> list[int]:
+    """Exit codes of the forwarders that have died."""
+    died = "supervisor.process_died"
+    return [line["code"] for line in relay.log() if line["event"] == died]
+
+
 def test_a_forwarder_that_dies_is_started_again(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         first = relay.forwarder()
@@ -55,65 +60,37 @@ def test_a_forwarder_that_dies_is_started_again(tmp_path: Path) -> None:
         assert answer.content["status"] == "accepted"
         assert within(20, lambda: len(server.accepted) == 1)
         assert relay.forwarder() != first
-        assert [line["code"] for line in relay.log() if line["event"] == "companion.died"] == [-9]
+        assert [
+            line["code"] for line in relay.log() if line["event"] == "supervisor.process_died"
+        ] == [-9]
 
 
-def test_what_a_dead_forwarder_counted_is_told_until_the_next_one_tells_its_own(
+def test_metrics_of_a_dead_forwarder_stay_until_the_next_one_reports(
     tmp_path: Path,
 ) -> None:
     def sent(relay: RelayProcess) -> list[str]:
         with closing(HTTPConnection("127.0.0.1", relay.port, timeout=30)) as connection:
             connection.request("GET", "/metrics")
             page = connection.getresponse().read().decode()
-        return re.findall(r'^relay_messages_total{answer="accepted"} (.*)$', page, re.MULTILINE)
+        return re.findall(
+            r'^relay_messages_total{answer="accepted",destination="segment"} (.*)$',
+            page,
+            re.MULTILINE,
+        )
 
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         for mail in range(2):
             relay.post(opened(mail))
         assert within(20, lambda: sent(relay) == ["2.0"])
         os.kill(relay.forwarder(), signal.SIGKILL)
-        assert within(20, lambda: any(line["event"] == "companion.died" for line in relay.log()))
+        assert within(
+            20, lambda: any(line["event"] == "supervisor.process_died" for line in relay.log())
+        )
         afterwards = sent(relay)
         relay.post(opened(3))
 
         assert afterwards == ["2.0"]
         assert within(20, lambda: sent(relay) == ["1.0"])
-
-
-def test_texts_are_told_apart_and_one_that_is_cut_off_is_none() -> None:
-    lines = [b"one 1\n", b"# EOF\n", b"one 2\n", b"two 1\n", b"# EOF\n", b"one 3\n"]
-
-    assert list(texts(lines)) == [b"one 1\n", b"one 2\ntwo 1\n"]
-
-
-def test_what_is_told_comes_whole_at_once_and_at_the_end_once_more() -> None:
-    listening, speaking = os.pipe()
-    count = 0
-    with os.fdopen(listening, "rb") as output, ThreadPoolExecutor() as threads:
-        heard = texts(output)
-        with publish_metrics(lambda: b"# HELP\ncount %d\n" % count, speaking):
-            assert threads.submit(next, heard).result(20) == b"# HELP\ncount 0\n"
-            count = 7
-        os.write(speaking, b"count 8\n")  # cut off
-        os.close(speaking)
-
-        assert threads.submit(list, heard).result(20)[-1] == b"# HELP\ncount 7\n"
-
-
-@pytest.mark.parametrize("hung_up", [True, False])
-def test_whoever_tells_ends_though_nobody_listens(*, hung_up: bool) -> None:
-    listening, speaking = os.pipe()
-    if hung_up:
-        os.close(listening)
-    with publish_metrics(lambda: b"x" * 2**20, speaking):
-        pass
-
-    if not hung_up:
-        os.close(listening)
-    for thread in threading.enumerate():
-        if thread.name == "telling":
-            thread.join(20)
-    os.close(speaking)
 
 
 def test_relay_is_not_ready_without_its_forwarder(tmp_path: Path) -> None:
@@ -226,7 +203,9 @@ def test_a_forwarder_that_hangs_makes_relay_unready_and_is_replaced(store: Store
         assert within(60, lambda: len({each["messageId"] for each in server.accepted}) == 2)
         assert within(60, lambda: reasons(relay) == [])
         assert relay.forwarder() != hanging
-        assert [line["code"] for line in relay.log() if line["event"] == "companion.died"] == [-9]
+        assert [
+            line["code"] for line in relay.log() if line["event"] == "supervisor.process_died"
+        ] == [-9]
 
 
 def test_relay_is_not_ready_while_its_forwarder_cannot_have_the_file(tmp_path: Path) -> None:
@@ -242,7 +221,7 @@ def test_relay_is_not_ready_while_its_forwarder_cannot_have_the_file(tmp_path: P
         assert within(60, lambda: len(server.accepted) == 1)
 
 
-def test_relay_is_not_ready_while_somebody_keeps_its_forwarder_from_the_pace(
+def test_relay_is_not_ready_while_the_throttle_is_locked_by_a_stranger(
     postgres_store: PostgresStore,
 ) -> None:
     """The receiver, which only reads it, finds nothing wrong."""
@@ -250,8 +229,10 @@ def test_relay_is_not_ready_while_somebody_keeps_its_forwarder_from_the_pace(
         SegmentServer() as server,
         RelayProcess(postgres_store, server.url) as relay,
     ):
+        throttles = "SELECT FROM relay.throttles"
+        assert within(60, lambda: bool(postgres_store.run_sql(throttles)))
         with psycopg.connect(postgres_store.url) as stranger:
-            stranger.execute("SELECT FROM relay.pace FOR UPDATE")
+            stranger.execute(f"{throttles} FOR UPDATE")
             relay.post(opened(1))
             cancelled = "PostgreSQL: canceling statement due to statement timeout"
 
@@ -270,7 +251,7 @@ def test_a_forwarder_that_cannot_be_started_is_started_once_it_can(tmp_path: Pat
         failures = [{"error": "[Errno 24] Too many open files", "kind": "OSError"}] * 2
 
         def failed() -> list[dict[str, str]]:
-            lines = [line for line in relay.log() if line["event"] == "companion.failed"]
+            lines = [line for line in relay.log() if line["event"] == "supervisor.failed"]
             return [{"error": line["error"], "kind": line["kind"]} for line in lines]
 
         assert within(60, lambda: failed()[:2] == failures)
@@ -294,42 +275,44 @@ while True:
 """
 
 
-def test_one_that_is_silent_is_ended_and_the_next_is_told_so(tmp_path: Path) -> None:
+def test_a_silent_process_is_killed_and_the_next_knows_of_the_crash(
+    tmp_path: Path,
+) -> None:
     script, starts = tmp_path / "script.py", tmp_path / "starts"
     script.write_text(_HANGS_THE_FIRST_TIME)
     starts.touch()
     command = [sys.executable, str(script)]
-    companion = Supervisor([str(starts), "forward"], {}, command=command, silence_seconds=2)
-    companion.start()
+    supervisor = Supervisor([str(starts), "forward"], {}, command=command, silence_seconds=2)
+    supervisor.start()
     try:
         assert within(60, lambda: starts.read_text().startswith("forward.forward --after-crash."))
-        assert within(60, lambda: companion.running)
+        assert within(60, lambda: supervisor.running)
     finally:
-        companion.stop(0)
+        supervisor.stop(0)
 
 
-def test_one_that_closes_its_output_and_stays_is_ended(tmp_path: Path) -> None:
+def test_a_process_that_closes_its_output_and_stays_is_killed(tmp_path: Path) -> None:
     script, starts = tmp_path / "script.py", tmp_path / "starts"
     script.write_text(
         "import os, sys, time; open(sys.argv[1], 'a').write('.'); os.close(1); time.sleep(999)"
     )
     command = [sys.executable, str(script)]
-    companion = Supervisor([str(starts)], {}, command=command, silence_seconds=1)
-    companion.start()
+    supervisor = Supervisor([str(starts)], {}, command=command, silence_seconds=1)
+    supervisor.start()
     try:
         assert within(60, lambda: starts.exists() and len(starts.read_text()) >= 2)
     finally:
-        companion.stop(0)
+        supervisor.stop(0)
 
 
-def test_who_started_it_hears_when_nothing_starts_it_again(
+def test_the_end_of_the_supervisor_itself_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # pytest's would fail the test
     lost = threading.Event()
     command = [sys.executable, "-c", f"raise SystemExit({os.EX_IOERR})"]
-    companion = Supervisor([], {}, command=command, broken=sys.exit, lost=lost.set)
-    companion.start()
+    supervisor = Supervisor([], {}, command=command, broken=sys.exit, lost=lost.set)
+    supervisor.start()
 
     assert lost.wait(60)
 
@@ -350,7 +333,7 @@ def test_a_forwarder_is_this_very_relay_and_imports_nothing_from_the_working_dir
     here.mkdir()
     mine = tmp_path / "mine"
     shutil.copytree(Path(relay.__file__).parent, mine / "relay")
-    with (mine / "relay" / "forwarder.py").open("a") as code:
+    with (mine / "relay" / "forwarder" / "forwarder.py").open("a") as code:
         code.write(_TELLS_WHO_IMPORTS_IT.format(str(imported)))
     environ = {
         "PATH": os.environ["PATH"],
