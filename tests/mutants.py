@@ -271,7 +271,7 @@ MUTANTS = [
         "outbox/sqlite/statements.py",
         "SELECT id FROM entries WHERE state = 'delivered' AND delivered_at < ?",
         "SELECT id FROM entries WHERE coalesce(delivered_at, 0) < ?",
-        "tests/outbox/test_sqlite.py -k forgotten",
+        "tests/outbox/test_sqlite.py -k purged",
     ),
     Mutant(
         "a message that kills is tried for ever",
@@ -313,7 +313,7 @@ MUTANTS = [
         "outbox/sqlite/migrations.py",
         '        {_count("new", "requeued")}\n',
         "",
-        "tests/outbox/test_sqlite.py -k tallied",
+        "tests/outbox/test_sqlite.py -k counters_agree",
     ),
     Mutant(
         "an action for a page of any other origin",

@@ -1,4 +1,4 @@
-"""What every store is held to when it has several destinations: its test class inherits this."""
+"""What every store keeps apart for several destinations: its test class inherits this suite."""
 
 from collections import Counter
 from contextlib import closing
@@ -66,7 +66,7 @@ def crash(outbox: Outbox, clock: Clock, destination: str) -> None:
 
 
 class DestinationsContract:
-    """How the destinations of one outbox are kept apart: see `relay.outbox.protocol.Outbox`."""
+    """Two destinations in one outbox: see `relay.outbox.protocol.Outbox`."""
 
     @_every_destination
     def test_a_claim_is_of_one_destination(self, outbox: Outbox, destination: str) -> None:
@@ -103,7 +103,9 @@ class DestinationsContract:
         assert outbox.counts()[ONE].delivered == 1
         assert getattr(outbox.counts()[OTHER], outcome) >= 2
 
-    def test_a_suspect_is_one_of_its_destination(self, open_store: OpenStore, clock: Clock) -> None:
+    def test_suspects_of_one_destination_are_not_the_others(
+        self, open_store: OpenStore, clock: Clock
+    ) -> None:
         with closing(open_store("relay", clock)) as outbox:
             outbox.add([arrival("a", ONE), arrival("b", OTHER)])
         for _ in range(2):
@@ -124,7 +126,7 @@ class DestinationsContract:
         assert claimed[OTHER][0].crashes == 0
 
     def test_each_destination_learns_of_a_change(self, open_store: OpenStore, clock: Clock) -> None:
-        """Also if the other one is asked about first."""
+        """That holds if the other one is asked about first."""
         receiving, forwarding = (open_store("relay", clock) for _ in range(2))
         with closing(receiving), closing(forwarding):
 
@@ -243,7 +245,7 @@ class DestinationsContract:
             assert Counter(kind.destination for kind in population(counters)) == {ONE: 1, OTHER: 2}
 
     @pytest.mark.parametrize("outcome", [State.DELIVERED, State.DEAD])
-    def test_what_is_requeued_keeps_its_destination(self, outbox: Outbox, outcome: State) -> None:
+    def test_a_requeued_entry_keeps_its_destination(self, outbox: Outbox, outcome: State) -> None:
         outbox.add([arrival("a", ONE), arrival("b", OTHER)])
         (entry,) = outbox.claim(OTHER, 9, lease=MINUTE)
         settle(outbox, entry, outcome)
@@ -253,7 +255,7 @@ class DestinationsContract:
         assert (again.message_id, again.destination) == ("b", OTHER)
         assert claim_one(outbox).message_id == "a"
 
-    def test_what_is_put_back_keeps_its_destination(
+    def test_a_restored_entry_keeps_its_destination(
         self, outbox: Outbox, open_store: OpenStore, clock: Clock
     ) -> None:
         some_for_both(outbox)

@@ -35,8 +35,8 @@ _EMPTYING_PAUSE_SECONDS: Final = 0.02
 class SqliteEntryStore:
     """See `relay.outbox.protocol.EntryStore`.
 
-    It has a connection of its own, and writes in small transactions, so that a relay at work in
-    this or another process waits for none of them long.
+    It has a connection of its own, and writes in small transactions: no relay that uses the file
+    waits long for one of them.
     """
 
     def __init__(self, connection: apsw.Connection, clock: Clock, disk: Disk) -> None:
@@ -139,7 +139,7 @@ class SqliteEntryStore:
             self._connection.execute(_FINISH, (now, operation.id))
 
     def _empty_log(self) -> None:
-        """Empty the log of writes, which may hold what was erased, once nobody reads from it."""
+        """Empty the log of writes, which may hold what was erased, as soon as nobody reads it."""
         give_up_at = time.monotonic() + _EMPTYING_SECONDS
         while not self._log_emptied():
             if time.monotonic() >= give_up_at:
@@ -151,7 +151,7 @@ class SqliteEntryStore:
 
     def _log_emptied(self) -> bool:
         patience = self._connection.pragma("busy_timeout")
-        self._connection.set_busy_timeout(0)  # nobody else can write while it waits for readers
+        self._connection.set_busy_timeout(0)  # while it waits for readers, no one can write
         try:
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except apsw.BusyError:
@@ -182,7 +182,7 @@ class SqliteEntryStore:
         return restored
 
     def close(self) -> None:
-        """Nothing else may be called afterwards."""
+        """Close the connection; nothing else may be called afterwards."""
         with translated(), self._using:
             self._disk.leave(self._connection)
 
@@ -229,7 +229,7 @@ _FINISH: Final = "UPDATE operations SET finished_at = ? WHERE id = ?"
 
 _OPERATIONS: Final = f"SELECT {rows.OPERATION} FROM operations ORDER BY id DESC LIMIT ?"  # noqa: S608
 
-# What was dead when it came has never been claimed, and nobody has told of it.
+# An entry that was dead when it came has never been claimed, and has no history yet.
 _NOTE_REQUEUED: Final = """
     INSERT INTO history (entry, at, what, detail)
     SELECT entries.id, received_at, 'dead', coalesce(reason, '')
@@ -263,13 +263,13 @@ _EQUALS: Final = {
     "source": "source = :source",
     "destination": "destination = :destination",
     "collection": "collection = :collection",
-    "reason": "reason = :reason AND state = 'dead'",  # no other has one: its index is of these
+    "reason": "reason = :reason AND state = 'dead'",  # the index is of these
     "message_id": "message_id = :message_id",
 }
 
 
 def _where(query: Query) -> tuple[str, str, dict[str, Any]]:
-    """What to select from, the condition, and the values in it."""
+    """Return what to select from, the condition, and the values in it."""
     source = "entries"
     conditions = ["TRUE"]
     values: dict[str, Any] = {}
@@ -305,7 +305,7 @@ def _stored_entry(row: Sequence[Any]) -> StoredEntry:
     """Return the entry of the row.
 
     Raises:
-        OutboxError: no relay has written it so; SQLite does not look at what it reads.
+        OutboxError: it is not as relay writes it; SQLite does not check what it reads.
     """
     typed = zip(row, _TYPES, strict=True)
     if not all(isinstance(*each) for each in typed) or row[_STATE] not in _STATES:
