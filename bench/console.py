@@ -22,13 +22,12 @@ import click
 from tabulate import tabulate
 
 from bench.peers import Process
-from relay.destinations.segment import Segment
 from relay.outbox import open_outbox
 from relay.outbox.counters import APART
 from relay.outbox.entries import Arrival
 from relay.outbox.protocol import Outbox
-from relay.routes import arrival_of
 from relay.sources import source_classes
+from tests.harness.routes import route, segment_at
 
 _KINDS = ("sent", "delivered", "opened", "clicked", "unsubscribed", "snoozed")
 _WEIGHTS = (400, 380, 180, 28, 2, 10)
@@ -78,7 +77,7 @@ def _arrivals(entries: int) -> Iterator[Arrival]:
     rng = Random(7)  # noqa: S311 (no secret hangs on it)
     vero = source_classes()["vero"]
     source = vero(vero.settings_model())
-    segment = Segment("bench", "https://example.com")
+    segment = segment_at("https://example.com", "bench")
     first = datetime.now(UTC) - _MONTH
     for number in count():
         at = first + _MONTH * min(1.0, number / entries)
@@ -94,7 +93,7 @@ def _arrivals(entries: int) -> Iterator[Arrival]:
             "campaign": {"id": number % 50, "name": "Garden in spring", "type": "newsletter"},
             "user_agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X)",
         }
-        arrival = arrival_of(source, segment, json.dumps(document).encode(), at)
+        arrival = route(source, segment).accept(json.dumps(document).encode(), at)
         if isinstance(arrival, Arrival):
             yield arrival
 

@@ -69,7 +69,13 @@ def _fill(outbox_url: str, entries: int) -> float:
         now = datetime.now(UTC)
         outbox.add(
             [
-                Arrival("vero", "segment", f"vero-{number}", now, body(kinds[number % len(kinds)], number))
+                Arrival(
+                    "vero",
+                    "segment",
+                    f"vero-{number}",
+                    now,
+                    body(kinds[number % len(kinds)], number),
+                )
                 for number in range(first, min(first + _GROUP, _FIRST + entries))
             ]
         )

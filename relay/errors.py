@@ -4,20 +4,20 @@
     ├── SettingsError              the environment cannot be used; names every fault
     ├── OutboxError                the outbox could not do it; nothing was promised
     │   ├── OutboxNotOpenError         not yet
-    │   ├── OutboxUnusableError        nor will waiting change that: the operator must act
+    │   ├── OutboxUnusableError        waiting does not help: the operator must act
     │   │   └── OutboxMissingError         there is none, and it is not to be made
-    │   └── OutboxBrokenError          nor will it, in this process: its disk or file is gone
+    │   └── OutboxBrokenError          nothing more in this process: its disk or file is gone
     ├── UnreadableError            a body that is not a usable JSON object
-    ├── TransportError             a request got no answer
+    ├── HttpError                  a request got no answer
     │   └── UnusableUrlError           it cannot be sent there at all
-    ├── CrashError                 the process cannot go on, by a fault of relay's own
-    └── SegmentError               a batch was not accepted
-        ├── SegmentUnavailableError    not now; the same batch may pass later
-        ├── SegmentRefusedError        our fault or the operator's; no message is to blame
-        └── BatchRejectedError         something in this batch
+    ├── CrashError                 the process cannot go on, by a fault in relay itself
+    └── DestinationError           a destination did not accept a batch
+        ├── UnavailableError           not now; the same batch may pass later
+        ├── RefusedError               it refuses relay itself; no message is to blame
+        └── RejectedError              it rejects something in this batch
 
-Drivers' own errors (apsw, urllib3) are translated where they arise; nothing above sees them.
-No text of an error holds a secret, an address or a body.
+Drivers' own errors (apsw, psycopg, urllib3) are translated where they arise; nothing above sees
+them. No text of an error holds a secret, an address or a body.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from datetime import timedelta
 
 
 class RelayError(Exception):
-    """Whatever relay raises on purpose."""
+    """Any error that relay raises on purpose."""
 
 
 class SettingsError(RelayError):
@@ -41,11 +41,11 @@ class SettingsError(RelayError):
 
 
 class OutboxError(RelayError):
-    """The outbox could not do what it was asked; nothing that was asked has happened."""
+    """The outbox could not do what it was asked to; nothing of it has happened."""
 
 
 class OutboxNotOpenError(OutboxError):
-    """The outbox is still being opened, or its store awaited."""
+    """The outbox is still being opened, or relay waits for its store."""
 
 
 class OutboxUnusableError(OutboxError):
@@ -56,38 +56,38 @@ class OutboxUnusableError(OutboxError):
 
 
 class OutboxMissingError(OutboxUnusableError):
-    """There is no outbox there, and whoever wants it open is not to make one."""
+    """There is no outbox, and the caller does not want one made."""
 
 
 class OutboxBrokenError(OutboxError):
-    """The outbox does nothing more in this process, which had better end and start again."""
+    """The outbox does nothing more in this process, which must end and start again."""
 
 
 class CrashError(RelayError):
-    """The process cannot go on, by a fault of relay's own; started again, the next one may."""
+    """The process cannot go on, by a fault in relay itself; the next process may."""
 
 
 class UnreadableError(RelayError):
-    """A body that is not a JSON object relay can read; the text says why."""
+    """A body is not a JSON object that relay can read; the text says why."""
 
 
-class TransportError(RelayError):
+class HttpError(RelayError):
     """A request got no answer, or not in time; the text begins with the kind of failure."""
 
 
-class UnusableUrlError(TransportError):
+class UnusableUrlError(HttpError):
     """No request can be sent to this URL."""
 
 
-class SegmentError(RelayError):
-    """Segment did not accept a batch; the text says what it answered."""
+class DestinationError(RelayError):
+    """A destination did not accept a batch; the text says what it answered."""
 
 
-class SegmentUnavailableError(SegmentError):
+class UnavailableError(DestinationError):
     """Not now: the same batch may be accepted later.
 
     Attributes:
-        retry_after: how long Segment asked us to wait, where it did.
+        retry_after: how long the destination asked relay to wait; None if it did not.
     """
 
     def __init__(self, answer: str, *, retry_after: timedelta | None = None) -> None:
@@ -95,18 +95,18 @@ class SegmentUnavailableError(SegmentError):
         self.retry_after = retry_after
 
 
-class SegmentRefusedError(SegmentError):
+class RefusedError(DestinationError):
     """The request itself is refused (a key, a host, a redirect): no message is to blame."""
 
 
-class BatchRejectedError(SegmentError):
-    """Something in this batch is not acceptable to Segment.
+class RejectedError(DestinationError):
+    """Something in this batch is not acceptable to the destination.
 
     Attributes:
-        said: Segment's own words, which may repeat parts of the batch: for the dead letter, not
-            for a log.
+        text: the destination's own words, which may repeat parts of the batch: for the dead
+            letter, not for a log.
     """
 
-    def __init__(self, answer: str, *, said: str = "") -> None:
+    def __init__(self, answer: str, *, text: str = "") -> None:
         super().__init__(answer)
-        self.said = said
+        self.text = text

@@ -1,15 +1,15 @@
-"""Today's mapping: what Segment is sent for a stored body, or why there is nothing to send."""
+"""Routes: a source with its destination. What comes in is accepted by one, and rendered by it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from hashlib import sha256
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from msgspec import Struct
 
 from relay import truncation
-from relay.destinations.segment import MAX_MESSAGE_BYTES, Message, Segment, encode
+from relay.destinations import Destination
 from relay.events import DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.outbox.entries import Arrival, keys_of
 from relay.sources import Source
@@ -18,11 +18,16 @@ _log = structlog.get_logger()
 
 
 class Stored(Protocol):
-    """What is known of a webhook that was stored."""
+    """What the outbox keeps of an event."""
 
     @property
     def source(self) -> str:
-        """Whose webhook it is."""
+        """Name of the source that sent it."""
+        ...
+
+    @property
+    def destination(self) -> str:
+        """Name of the destination it goes to."""
         ...
 
     @property
@@ -41,115 +46,149 @@ class Stored(Protocol):
         ...
 
 
-class Mapped(Struct, frozen=True):
-    """A stored body as an event, as a track call, and as that is posted."""
+class Rendered(Struct, frozen=True):
+    """A stored body as an event, as the destination's document, and as the bytes to send."""
 
     event: EmailEvent
-    message: Message
+    document: Mapping[str, Any]
     encoded: bytes
 
 
-class Mapping:
-    """Maps stored bodies, whichever source's.
+class Route:
+    """Carries the events of one source to one destination. Pure: no I/O."""
 
-    Args:
-        sources: every source, configured or not.
-        segment: for which the messages are meant.
-    """
+    def __init__(self, source: Source, destination: Destination) -> None:
+        self.source = source
+        self.destination = destination
 
-    def __init__(self, sources: Iterable[Source], segment: Segment) -> None:
-        self._sources = {source.name: source for source in sources}
-        self._segment = segment
+    def accept(
+        self,
+        body: bytes,
+        received_at: datetime,
+        *,
+        fallback_key: Callable[[], Iterable[str]] | None = None,
+    ) -> Arrival | Ignored:
+        """Return what to store for a webhook's body, if it is to be stored at all.
 
-    def map(self, stored: Stored) -> Mapped | Unusable:
-        """What Segment is to be sent now; unusable, too, is what it would drop behind a 200."""
+        Args:
+            body: whatever came.
+            received_at: when.
+            fallback_key: gives the dedupe key of a body that has none; by default such a body is
+                never a duplicate.
+        """
+        parsed = self._parse(body, received_at)
+        if isinstance(parsed, Ignored):
+            return parsed
+        if isinstance(parsed, Unusable):
+            return self._dead_letter(body, sha256(body).hexdigest(), received_at, parsed)
+        dedupe_key = parsed.dedupe_key or (fallback_key() if fallback_key else None)
+        return Arrival(
+            self.source.name,
+            self.destination.name,
+            self.destination.message_id(self.source.name, dedupe_key, parsed.reported_at),
+            received_at,
+            body,
+            None,
+            parsed.collection,
+            keys_of(parsed),
+        )
+
+    def accept_truncated(
+        self, body: bytes | bytearray, received_at: datetime, *, size: int, digest: str
+    ) -> Arrival:
+        """Return what to store for a webhook that is too large to be kept whole.
+
+        Args:
+            body: its beginning.
+            received_at: when it came.
+            size: of the whole, in bytes.
+            digest: of the whole; the same one is kept once.
+        """
+        kept = truncation.cut(body, size)
+        return self._dead_letter(kept, digest, received_at, truncation.fault_of(kept))
+
+    def render(self, stored: Stored) -> Rendered | Unusable:
+        """Return what the destination is sent for a stored body by today's mapping, or why not."""
         try:
             if fault := truncation.fault_of(stored.body):
                 return fault
-            source = self._sources[stored.source]
-            event = source.parse(stored.body, stored.received_at)
+            event = self.source.parse(stored.body, stored.received_at)
             if isinstance(event, Unusable):
                 return event
             if isinstance(event, Ignored):
                 # Accepted once, so it is not dropped: the mapping or a setting has changed since.
                 cause = f"set by {event.setting}" if event.setting else "none of the seven"
                 return Unusable(DeadReason.IGNORED, f"{event.reason}: {cause}")
-            message = self._segment.track_call(
-                event, stored.message_id, source.name, source.integrations
+            message = self.destination.render(
+                event,
+                source=self.source.name,
+                message_id=stored.message_id,
+                integrations=self.source.integrations,
             )
-            encoded = encode(message)
         except Exception as error:  # noqa: BLE001 (one webhook must not stop the others)
             return Unusable(DeadReason.POISON, f"the mapping failed: {type(error).__name__}")
-        if len(encoded) > MAX_MESSAGE_BYTES:
-            detail = f"{len(encoded)} bytes; Segment takes {MAX_MESSAGE_BYTES}"
-            return Unusable(DeadReason.OVERSIZED, detail)
-        return Mapped(event, message, encoded)
+        if isinstance(message, Unusable):
+            return message
+        return Rendered(event, message.document, message.encoded)
+
+    def _parse(self, body: bytes, received_at: datetime) -> ParseResult:
+        try:
+            return self.source.parse(body, received_at)
+        except Exception as error:  # noqa: BLE001 (whatever a mapping does, the body is kept)
+            kind = type(error).__name__
+            _log.error("webhook.mapping_failed", source=self.source.name, error=kind)
+            return Unusable(DeadReason.POISON, f"the mapping failed: {kind}")
+
+    def _dead_letter(
+        self, body: bytes, digest: str, received_at: datetime, fault: Unusable | None
+    ) -> Arrival:
+        """Return a dead letter: nothing but its bytes identifies it, so they are kept once."""
+        message_id = self.destination.message_id(self.source.name, ("body", digest))
+        name = self.source.name
+        return Arrival(name, self.destination.name, message_id, received_at, body, fault)
 
 
-def arrival_of(
-    source: Source,
-    segment: Segment,
-    body: bytes,
-    received_at: datetime,
-    *,
-    otherwise: Callable[[], Iterable[str]] | None = None,
-) -> Arrival | Ignored:
-    """What a webhook's body is to be stored as, if at all.
-
-    Args:
-        source: whose it is.
-        segment: for which it is meant.
-        body: whatever came.
-        received_at: when.
-        otherwise: gives what identifies it if nothing in it does; by default it is one of its own.
-    """
-    reading = _parse(source, body, received_at)
-    if isinstance(reading, Ignored):
-        return reading
-    if isinstance(reading, Unusable):
-        # It has no identity but its bytes: the same ones are kept once.
-        message_id = segment.message_id(source.name, ("body", sha256(body).hexdigest()))
-        return Arrival(source.name, message_id, received_at, body, reading)
-    dedupe_key = reading.dedupe_key or (otherwise() if otherwise else None)
-    return Arrival(
-        source.name,
-        segment.message_id(source.name, dedupe_key, reading.reported_at),
-        received_at,
-        body,
-        None,
-        reading.collection,
-        keys_of(reading),
-    )
-
-
-def cut_arrival(
-    source: Source,
-    segment: Segment,
-    body: bytes | bytearray,
-    received_at: datetime,
-    *,
-    size: int,
-    digest: str,
-) -> Arrival:
-    """What a webhook is to be stored as that is too large to be kept whole.
+class Routes:
+    """Every route, by its source.
 
     Args:
-        source: whose it is.
-        segment: for which it is meant.
-        body: its beginning.
-        received_at: when it came.
-        size: of the whole, in bytes.
-        digest: of the whole; the same one is kept once.
+        sources: all of them, configured or not.
+        destinations: all of them.
     """
-    kept = truncation.cut(body, size)
-    message_id = segment.message_id(source.name, ("body", digest))
-    return Arrival(source.name, message_id, received_at, kept, truncation.fault_of(kept))
 
+    def __init__(self, sources: Iterable[Source], destinations: Iterable[Destination]) -> None:
+        named = {destination.name: destination for destination in destinations}
+        self._routes = {source.name: Route(source, named[source.destination]) for source in sources}
 
-def _parse(source: Source, body: bytes, received_at: datetime) -> ParseResult:
-    try:
-        return source.parse(body, received_at)
-    except Exception as error:  # noqa: BLE001 (whatever a mapping does, the body is kept)
-        kind = type(error).__name__
-        _log.error("webhook.mapping_failed", source=source.name, error=kind)
-        return Unusable(DeadReason.POISON, f"the mapping failed: {kind}")
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes.values())
+
+    def __getitem__(self, source: str) -> Route:
+        return self._routes[source]
+
+    def get(self, source: str) -> Route | None:
+        """Return the route of the source with that name; None if there is none."""
+        return self._routes.get(source)
+
+    @property
+    def sources(self) -> list[Source]:
+        """Every source, configured or not."""
+        return [route.source for route in self]
+
+    @property
+    def receiving(self) -> list[Route]:
+        """The routes whose sources are configured."""
+        return [route for route in self if route.source.configured]
+
+    @property
+    def destinations(self) -> list[Destination]:
+        """The destinations that routes lead to."""
+        return [*{route.destination.name: route.destination for route in self}.values()]
+
+    def render(self, stored: Stored) -> Rendered | Unusable:
+        """Render a stored body by the route it came on; see `Route.render`."""
+        route = self._routes.get(stored.source)
+        if route is None or route.destination.name != stored.destination:
+            detail = f"there is no route from {stored.source} to {stored.destination}"
+            return Unusable(DeadReason.POISON, detail)
+        return route.render(stored)

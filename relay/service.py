@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, cast
 
@@ -18,7 +18,6 @@ from starlette.routing import BaseRoute, Route
 
 from relay import __version__
 from relay.console.app import HOME, Console, Endpoint, Links, print_link
-from relay.destinations.segment import Segment
 from relay.errors import CrashError, OutboxBrokenError, RelayError
 from relay.forwarder.forwarder import new_lineage
 from relay.forwarder.supervisor import Supervisor
@@ -31,13 +30,15 @@ from relay.outbox.opening import AwaitedOutbox
 from relay.outbox.protocol import Outbox
 from relay.process import systemd
 from relay.process.threads import end_with_any_thread
+from relay.receiver.app import create_app
+from relay.receiver.backpressure import Capacity
 from relay.receiver.bodies import BODY_SECONDS
 from relay.receiver.committer import Committer
-from relay.receiver.endpoint import Webhooks, create_app
-from relay.receiver.limits import Limits
+from relay.receiver.endpoint import Webhooks
 from relay.receiver.metrics_page import MetricsPage
 from relay.receiver.server import base_url, serve_http
-from relay.settings.model import Settings
+from relay.routes import Routes
+from relay.settings import Settings
 from relay.sources import Source
 
 END_SECONDS: Final = 19
@@ -48,19 +49,9 @@ POSTS_SECONDS: Final = 8
 _log: Final = structlog.get_logger()
 
 
-def segment_of(settings: Settings) -> Segment:
-    """The Segment source that events go to."""
-    return Segment(
-        settings.segment_write_key.get_secret_value(),
-        settings.segment_url,
-        hash_anonymous_id=settings.anonymous_id == "sha256",
-        omit_address=settings.traits_email == "omit",
-    )
-
-
-def limits_of(settings: Settings, outbox: Outbox) -> Limits:
-    """Beyond which nothing is taken."""
-    return Limits(outbox, max_backlog=settings.max_backlog, min_free_disk=settings.min_free_disk)
+def capacity_of(settings: Settings, outbox: Outbox) -> Capacity:
+    """Return how much the outbox may hold."""
+    return Capacity(outbox, max_backlog=settings.max_backlog, min_free_disk=settings.min_free_disk)
 
 
 class Service:
@@ -68,7 +59,7 @@ class Service:
 
     Args:
         settings: of all of them.
-        sources: every source, configured or not.
+        routes: every route.
         listener: where requests come in.
         environ: of the process that forwards; None forwards nothing.
         tell_link: takes each link that opens the console, where no password does.
@@ -77,14 +68,14 @@ class Service:
     def __init__(
         self,
         settings: Settings,
-        sources: Sequence[Source],
+        routes: Routes,
         listener: socket.socket,
         environ: Mapping[str, str] | None,
         *,
         tell_link: Callable[[str], None] = print_link,
     ) -> None:
         self._settings = settings
-        self._sources = sources
+        self._routes = routes
         self._listener = listener
         self._failure: RelayError | None = None
         self._leaving = False
@@ -100,17 +91,19 @@ class Service:
         )
         self._outbox = cast("Outbox", self._awaited)
         self._committer = Committer(self._outbox, broken=self._break)
-        self._webhooks = Webhooks(sources, segment_of(settings), self._committer)
+        self._webhooks = Webhooks(routes, self._committer)
         self._exporter = OutboxExporter(
-            self._outbox, max_backlog=settings.max_backlog, min_free_disk=settings.min_free_disk
+            self._outbox,
+            [destination.name for destination in routes.destinations],
+            max_backlog=settings.max_backlog,
+            min_free_disk=settings.min_free_disk,
         )
         self._console = Console(
             self._outbox,
-            sources,
-            segment_of(settings),
+            routes,
             endpoints=[
-                Endpoint(p.name, _path(p, ""), settings.webhook_secret(p.name))
-                for p in self._receiving
+                Endpoint(each.name, _path(each, ""), settings.webhook_secret(each.name))
+                for each in self._receiving
             ],
             opened_by=settings.console_password or Links(base_url(listener), tell_link),
         )
@@ -136,7 +129,8 @@ class Service:
             self._webhooks,
             committer=self._committer,
             outbox=self._outbox,
-            limits=limits_of(self._settings, self._outbox),
+            capacity=capacity_of(self._settings, self._outbox),
+            destinations=self._routes.destinations,
             problems=self._problems,
             pages=self._pages(),
             started=self._start,
@@ -162,7 +156,7 @@ class Service:
 
     @property
     def _receiving(self) -> list[Source]:
-        return [source for source in self._sources if source.configured]
+        return [route.source for route in self._routes.receiving]
 
     def _pages(self) -> list[BaseRoute]:
         metrics_page = MetricsPage(

@@ -10,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from relay.throttle import PROBE_LEASE, Permit, Throttle, full_jitter
 from tests.harness.fakes import Clock
 
+REQUESTS_PER_SECOND = 50
+
 
 @pytest.fixture
 def clock() -> Clock:
@@ -32,9 +34,9 @@ class Pacer:
         """What Segment answered if forwarding is on hold."""
         return self.throttle.hold
 
-    def take(self) -> Permit | float:
+    def acquire(self) -> Permit | float:
         """A turn, or how long there is none."""
-        return self.throttle.take(self._clock.monotonic())
+        return self.throttle.acquire(self._clock.monotonic(), REQUESTS_PER_SECOND)
 
     def failed(self, permit: Permit, retry_after: timedelta | None = None) -> None:
         """Not now."""
@@ -48,9 +50,9 @@ class Pacer:
         """Taken."""
         self.throttle.succeeded(permit)
 
-    def give_back(self, permit: Permit) -> None:
+    def release(self, permit: Permit) -> None:
         """Not used."""
-        self.throttle.give_back(permit)
+        self.throttle.release(permit)
 
 
 @pytest.fixture
@@ -61,14 +63,14 @@ def pacer(clock: Clock) -> Pacer:
 
 def permit(pacer: Pacer) -> Permit:
     """A turn that is there for the taking."""
-    permit = pacer.take()
+    permit = pacer.acquire()
     assert isinstance(permit, Permit)
     return permit
 
 
 def wait(pacer: Pacer) -> float:
     """How long there is no turn."""
-    seconds = pacer.take()
+    seconds = pacer.acquire()
     assert isinstance(seconds, float)
     return seconds
 
@@ -170,7 +172,7 @@ def test_a_probe_given_up_and_then_given_back_lets_no_third_one_go(
     lapsed = permit(pacer)
     clock.sleep(60.001)
     permit(pacer)
-    pacer.give_back(lapsed)
+    pacer.release(lapsed)
 
     assert wait(pacer) > 0
 
@@ -201,7 +203,7 @@ def test_a_probe_that_succeeds_ends_the_trouble(pacer: Pacer, clock: Clock) -> N
 def test_a_turn_given_back_lets_another_probe_go(pacer: Pacer, clock: Clock) -> None:
     fail(pacer, clock, 1)
     clock.sleep(1)
-    pacer.give_back(permit(pacer))
+    pacer.release(permit(pacer))
 
     assert permit(pacer)
     clock.sleep(59)
@@ -232,7 +234,7 @@ def test_what_was_sent_before_the_trouble_tells_nothing_about_its_end(
     pacer.refused(refused, "401 Unauthorized")
     clock.sleep(1)
     permit(pacer)
-    pacer.give_back(unsent)
+    pacer.release(unsent)
     clock.sleep(59)
 
     assert pacer.hold is None
@@ -279,9 +281,9 @@ class _Requests(RuleBasedStateMachine):
         self.clock.sleep(seconds)
 
     @rule(times=st.integers(1, 80))
-    def take(self, times: int) -> None:
+    def acquire(self, times: int) -> None:
         for _ in range(times):
-            taken = self.pacer.take()
+            taken = self.pacer.acquire()
             if isinstance(taken, Permit):
                 self.taken_at.append(self.clock.monotonic())
                 self.under_way.append((taken, self.changes))
@@ -312,9 +314,9 @@ class _Requests(RuleBasedStateMachine):
 
     @precondition(attrgetter("under_way"))
     @rule(which=st.integers(min_value=0))
-    def give_back(self, which: int) -> None:
+    def release(self, which: int) -> None:
         ended, _ = self._end(which)
-        self.pacer.give_back(ended)
+        self.pacer.release(ended)
         self.taken_at.remove(ended.taken_at)
 
     def _end(self, which: int) -> tuple[Permit, bool]:
@@ -350,10 +352,10 @@ class _Requests(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         while self.under_way:
-            self.give_back(0)
+            self.release(0)
         self.clock.sleep(3600)
 
-        assert isinstance(self.pacer.take(), Permit)
+        assert isinstance(self.pacer.acquire(), Permit)
 
 
 TestRequests = _Requests.TestCase

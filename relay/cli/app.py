@@ -1,6 +1,5 @@
 """What all commands share: their group, the settings, the log and the outbox."""
 
-import hmac
 import os
 import sys
 import time
@@ -13,17 +12,17 @@ from typing import Final
 
 import click
 import structlog
-from pydantic import BaseModel
 
 from relay import __version__, logs
-from relay.destinations.http import proxy_of
+from relay.destinations import destination_classes
 from relay.errors import OutboxError, OutboxMissingError, SettingsError
 from relay.outbox import open_outbox
 from relay.outbox.opening import open_when_there
 from relay.outbox.protocol import Outbox
 from relay.process.files import open_standard_files
-from relay.settings.model import Settings
-from relay.sources import Source, source_classes
+from relay.routes import Routes
+from relay.settings import Models, Settings
+from relay.sources import source_classes
 
 PATIENCE_SECONDS: Final = 20
 """How long a command waits for a database that is not there yet."""
@@ -47,22 +46,27 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def settings_models() -> dict[str, type[BaseModel]]:
-    """Every source's settings, by its name."""
-    return {name: source.settings_model for name, source in source_classes().items()}
+def settings_models() -> tuple[Models, Models]:
+    """Return the settings of every source, and of every destination, by name."""
+    return (
+        {name: source.settings_model for name, source in source_classes().items()},
+        {name: each.settings_model for name, each in destination_classes().items()},
+    )
 
 
-def configured(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[Source]]:
-    """The settings and every source; or the end, with a line for each fault."""
+def load_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, Routes]:
+    """Return the settings and every route; on a fault, print each and exit with 2."""
     try:
-        settings = Settings.from_env(environ, settings_models())
-        proxy_of(settings.segment_url)
+        settings = Settings.from_env(environ, *settings_models())
+        sources = [cls(settings.source(name)) for name, cls in source_classes().items()]
+        destinations = [
+            cls(settings.destination(name)) for name, cls in destination_classes().items()
+        ]
     except SettingsError as error:
         for fault in error.faults:
             click.echo(fault, err=True)
         sys.exit(2)
-    sources = [cls(settings.source(name)) for name, cls in source_classes().items()]
-    return settings, sources
+    return settings, Routes(sources, destinations)
 
 
 def configure_logs(
@@ -76,10 +80,11 @@ def configure_logs(
     )
 
 
-def warn(settings: Settings) -> None:
-    """Have the log say what is unwise in the settings."""
-    for warning in settings.warnings():
-        _log.warning("settings.unwise", warning=warning)
+def warn(routes: Routes) -> None:
+    """Log what is allowed and unwise in the settings."""
+    for destination in routes.destinations:
+        for warning in destination.warnings():
+            _log.warning("settings.unwise", warning=warning)
 
 
 class NoOutboxError(click.ClickException):
@@ -87,8 +92,10 @@ class NoOutboxError(click.ClickException):
 
 
 @contextmanager
-def opened(settings: Settings, *, create: bool = False, patient: bool = False) -> Iterator[Outbox]:
-    """The outbox while it is needed; or the end, with a sentence.
+def open_outbox_or_exit(
+    settings: Settings, *, create: bool = False, patient: bool = False
+) -> Iterator[Outbox]:
+    """Open the outbox for as long as it is needed; exit with a sentence if it does not open.
 
     Args:
         settings: they name it.
@@ -115,15 +122,9 @@ def opened(settings: Settings, *, create: bool = False, patient: bool = False) -
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """What the outbox cannot do ends the command with a sentence."""
+def outbox_errors() -> Iterator[None]:
+    """End the command with a sentence when the outbox fails."""
     try:
         yield
     except OutboxError as error:
         raise click.ClickException(f"outbox: {error}") from None
-
-
-def fingerprint_of(settings: Settings, text: str) -> str:
-    """What tells the text from others, and to nobody without the write key which one it is."""
-    key = settings.segment_write_key.get_secret_value().encode()
-    return hmac.new(key, text.encode(errors="replace"), "sha256").hexdigest()[:8]

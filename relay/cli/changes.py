@@ -7,7 +7,7 @@ import click
 from msgspec import structs
 
 from relay.cli.app import main
-from relay.cli.context import Tools, tools
+from relay.cli.context import Context, open_context
 from relay.cli.filters import (
     as_json_option,
     criteria_of,
@@ -52,51 +52,51 @@ def replay(
         raise click.UsageError("say which: --id, --state, --reason, --since or another filter")
     if not (given["states"] or given["ids"] or given["message_id"]):
         given["states"] = (State.DEAD.value,)
-    with tools(as_json=as_json, reveal=reveal) as at_hand:
-        what = described(given, at_hand.fingerprint)
-        begun = _unfinished(at_hand, "replay", what)
+    with open_context(as_json=as_json, reveal=reveal) as ctx:
+        what = described(given, ctx.fingerprint)
+        begun = _unfinished(ctx, "replay", what)
         began_at = begun.started_at if begun else datetime.now(UTC)
         criteria = criteria_of(given, now=began_at)
-        planned = _planned(at_hand, criteria, began_at)
+        planned = _planned(ctx, criteria, began_at)
         if not as_json:
-            _tell_plan(at_hand.output, planned, begun)
+            _tell_plan(ctx.output, planned, begun)
         if dry_run:
-            _show_examples(at_hand.output, planned)
+            _show_examples(ctx.output, planned)
             return
         if planned.again and not yes:
             click.confirm(f"Send {planned.again:,} delivered ones again?", abort=True, err=True)
-        requeued = _replay(at_hand, criteria, planned, what, began_at)
+        requeued = _replay(ctx, criteria, planned, what, began_at)
         if as_json:
-            at_hand.output.lines([{**_numbers(planned), "replayed": requeued}])
+            ctx.output.lines([{**_numbers(planned), "replayed": requeued}])
         else:
-            at_hand.output.say(
+            ctx.output.say(
                 f"{counted(requeued)} replayed"
                 + (": pending now, and forwarded by `relay serve`" if requeued else "")
             )
 
 
-def _unfinished(tools: Tools, kind: str, what: str) -> Operation | None:
+def _unfinished(ctx: Context, kind: str, what: str) -> Operation | None:
     """The same operation, begun earlier and interrupted, which this one will go on with."""
-    for operation in tools.outbox.entries.operations(_MOST_OPERATIONS):
+    for operation in ctx.outbox.entries.operations(_MOST_OPERATIONS):
         if (operation.kind, operation.what, operation.finished_at) == (kind, what, None):
             return operation
     return None
 
 
-def _planned(tools: Tools, criteria: Criteria, began_at: datetime) -> Plan:
+def _planned(ctx: Context, criteria: Criteria, began_at: datetime) -> Plan:
     with progress("mapping") as tick:
-        found = tools.search.find(criteria, newest_first=False, with_history=True, looked_at=tick)
-        return plan(found, tools.mapping, now=datetime.now(UTC), began_at=began_at)
+        found = ctx.search.find(criteria, newest_first=False, with_history=True, looked_at=tick)
+        return plan(found, ctx.routes, now=datetime.now(UTC), began_at=began_at)
 
 
-def _replay(tools: Tools, criteria: Criteria, planned: Plan, what: str, began_at: datetime) -> int:
-    entries = tools.outbox.entries
+def _replay(ctx: Context, criteria: Criteria, planned: Plan, what: str, began_at: datetime) -> int:
+    entries = ctx.outbox.entries
     operation = entries.begin("replay", what)
-    found = tools.search.find(criteria, newest_first=False, with_history=True)
+    found = ctx.search.find(criteria, newest_first=False, with_history=True)
     requeued = 0
     with progress("replaying", planned.found) as tick:
         for looked_at, made_pending in replayed(
-            entries, found, tools.mapping, operation, began_at=began_at
+            entries, found, ctx.routes, operation, began_at=began_at
         ):
             requeued += made_pending
             tick(looked_at)
@@ -135,11 +135,11 @@ def _tell_plan(output: Output, planned: Plan, begun: Operation | None) -> None:
 
 def _show_examples(output: Output, planned: Plan) -> None:
     if output.as_json:
-        shown = [{"id": r.id, "track": mapped.message} for r, mapped in planned.examples]
+        shown = [{"id": r.id, "track": rendered.document} for r, rendered in planned.examples]
         output.lines([{**_numbers(planned), "examples": shown}])
         return
-    for entry, mapped in planned.examples:
-        output.say("", f"entry {entry.id} would be sent as", output.pretty(mapped.message))
+    for entry, rendered in planned.examples:
+        output.say("", f"entry {entry.id} would be sent as", output.pretty(rendered.document))
     output.say("", _DRY_RUN)
 
 
@@ -158,16 +158,16 @@ def erase(
     """
     if (user_id is None) == (address is None):
         raise click.UsageError("say whom: --user-id or --address")
-    with tools(as_json=as_json) as at_hand:
-        output = at_hand.output
-        ids, states = _about(at_hand, Criteria(user_id=user_id, address=address))
+    with open_context(as_json=as_json) as ctx:
+        output = ctx.output
+        ids, states = _about(ctx, Criteria(user_id=user_id, address=address))
         if not as_json:
             told = ", ".join(f"{count:,} {state}" for state, count in states.items())
             output.say(f"{counted(len(ids))} found" + (f": {told}" if told else ""))
         if ids and not dry_run and not yes:
             click.confirm("Erase them for good?", abort=True, err=True)
-        what = described({"user_id": user_id, "address": address}, at_hand.fingerprint)
-        erased = 0 if dry_run else _erase(at_hand, ids, what)
+        what = described({"user_id": user_id, "address": address}, ctx.fingerprint)
+        erased = 0 if dry_run else _erase(ctx, ids, what)
         if as_json:
             output.lines([{"found": len(ids), "states": states, "erased": erased}])
         elif dry_run:
@@ -178,19 +178,19 @@ def erase(
                 output.say("What was being posted at this moment may still reach Segment.")
 
 
-def _about(tools: Tools, criteria: Criteria) -> tuple[list[int], dict[State, int]]:
+def _about(ctx: Context, criteria: Criteria) -> tuple[list[int], dict[State, int]]:
     ids: list[int] = []
     states: dict[State, int] = {}
     with progress("searching") as tick:
-        for entry in tools.search.find(criteria, looked_at=tick):
+        for entry in ctx.search.find(criteria, looked_at=tick):
             ids.append(entry.id)
             states[entry.state] = states.get(entry.state, 0) + 1
     return ids, states
 
 
-def _erase(tools: Tools, ids: list[int], what: str) -> int:
+def _erase(ctx: Context, ids: list[int], what: str) -> int:
     """Erase them; that nobody was found is noted, too."""
-    entries = tools.outbox.entries
+    entries = ctx.outbox.entries
     operation = entries.begin("erase", what)
     erased = 0
     with progress("erasing", len(ids)) as tick:
@@ -213,7 +213,7 @@ def _erase(tools: Tools, ids: list[int], what: str) -> int:
 @as_json_option
 def operations(*, limit: int, as_json: bool) -> None:
     """List what operators did: replays and erasures."""
-    with tools(as_json=as_json) as at_hand:
+    with open_context(as_json=as_json) as ctx:
         rows = [
             {
                 "id": operation.id,
@@ -223,11 +223,11 @@ def operations(*, limit: int, as_json: bool) -> None:
                 "finished": moment(operation.finished_at),
                 "entries": operation.entries,
             }
-            for operation in at_hand.outbox.entries.operations(limit)
+            for operation in ctx.outbox.entries.operations(limit)
         ]
         if as_json:
-            at_hand.output.lines(rows)
+            ctx.output.lines(rows)
         elif rows:
-            at_hand.output.table([*rows[0]], [[*row.values()] for row in rows], widest=300)
+            ctx.output.table([*rows[0]], [[*row.values()] for row in rows], widest=300)
         else:
-            at_hand.output.say("no operations")
+            ctx.output.say("no operations")

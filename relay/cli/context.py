@@ -1,21 +1,24 @@
-"""What every command for entries has at hand."""
+"""What every command for entries works with."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from msgspec import Struct
 
-from relay.cli.app import configure_logs, configured, fingerprint_of, opened, reported
+from relay.cli.app import (
+    configure_logs,
+    load_settings,
+    open_outbox_or_exit,
+    outbox_errors,
+)
 from relay.cli.output import Output
 from relay.operations.search import Search
 from relay.outbox.protocol import Outbox
-from relay.routes import Mapping
-from relay.service import segment_of
+from relay.routes import Routes
 
 
-class Tools(Struct):
-    """The outbox, how to search it, today's mapping, and how to print.
+class Context(Struct):
+    """The outbox, how to search it, the routes, and how to print.
 
     Attributes:
         fingerprint: what stands for an address or an id in the record of operations.
@@ -23,21 +26,21 @@ class Tools(Struct):
 
     outbox: Outbox
     search: Search
-    mapping: Mapping
+    routes: Routes
     output: Output
     fingerprint: Callable[[str], str]
 
 
 @contextmanager
-def tools(*, as_json: bool, reveal: bool = False) -> Iterator[Tools]:
-    """All of them, for as long as the outbox is open; what it cannot do ends the command."""
-    settings, sources = configured()
+def open_context(*, as_json: bool, reveal: bool = False) -> Iterator[Context]:
+    """Open the outbox for a command; the command ends when it fails."""
+    settings, routes = load_settings()
     configure_logs(settings)
-    with opened(settings) as outbox, reported():
-        yield Tools(
+    with open_outbox_or_exit(settings) as outbox, outbox_errors():
+        yield Context(
             outbox,
-            Search(outbox.entries, sources),
-            Mapping(sources, segment_of(settings)),
+            Search(outbox.entries, routes.sources),
+            routes,
             Output(as_json=as_json, reveal=reveal),
-            partial(fingerprint_of, settings),
+            settings.fingerprint,
         )

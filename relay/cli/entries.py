@@ -9,15 +9,15 @@ from typing import Any, Final
 import click
 
 from relay.cli.app import main
-from relay.cli.context import Tools, tools
+from relay.cli.context import Context, open_context
 from relay.cli.filters import as_json_option, criteria_of, filters, reveal_option
 from relay.cli.output import Output, progress
 from relay.events import REMEDIES, DeadReason, Unusable
 from relay.operations.search import Criteria, Search
 from relay.operations.search import reasons as found_reasons
-from relay.operations.views import full, moment, summary
+from relay.operations.views import detail, moment, summary
 from relay.outbox.entries import State, StoredEntry
-from relay.routes import Mapped
+from relay.routes import Rendered
 
 _FOLLOW_SECONDS: Final = 0.5
 _LATE: Final = 1_000
@@ -37,25 +37,25 @@ _WIDE: Final = 300
 def events(*, limit: int, follow: bool, as_json: bool, reveal: bool, **given: Any) -> None:  # noqa: ANN401 (the filters)
     """List the newest entries."""
     criteria = criteria_of(given)
-    with tools(as_json=as_json, reveal=reveal) as at_hand:
-        before = next(at_hand.search.find(Criteria()), None)
+    with open_context(as_json=as_json, reveal=reveal) as ctx:
+        before = next(ctx.search.find(Criteria()), None)
         with progress("searching") as tick:
-            found = list(islice(at_hand.search.find(criteria, looked_at=tick), limit))
+            found = list(islice(ctx.search.find(criteria, looked_at=tick), limit))
         if not follow:
-            _list(at_hand, found)
+            _list(ctx, found)
             return
         try:
-            _follow(at_hand, criteria, found[::-1], before.id if before else 0)
+            _follow(ctx, criteria, found[::-1], before.id if before else 0)
         except KeyboardInterrupt:
             return
 
 
-def _follow(tools: Tools, criteria: Criteria, found: Sequence[StoredEntry], newest: int) -> None:
-    output = tools.output
+def _follow(ctx: Context, criteria: Criteria, found: Sequence[StoredEntry], newest: int) -> None:
+    output = ctx.output
     if not output.as_json:
         output.row(_HEADINGS, _WIDTHS)
-    for entry in chain(found, _coming(tools.search, criteria, found, newest)):
-        told = summary(entry, tools.mapping.map(entry))
+    for entry in chain(found, _coming(ctx.search, criteria, found, newest)):
+        told = summary(entry, ctx.routes.render(entry))
         if output.as_json:
             output.lines([told])
         else:
@@ -81,14 +81,14 @@ _HEADINGS: Final = ("id", "received", "state", "event", "user id", "address", "e
 _WIDTHS: Final = (8, 24, 9, 20, 20, 20, 0)
 
 
-def _list(tools: Tools, entries: Sequence[StoredEntry]) -> None:
-    summaries = [summary(entry, tools.mapping.map(entry)) for entry in entries]
-    if tools.output.as_json:
-        tools.output.lines(summaries)
+def _list(ctx: Context, entries: Sequence[StoredEntry]) -> None:
+    summaries = [summary(entry, ctx.routes.render(entry)) for entry in entries]
+    if ctx.output.as_json:
+        ctx.output.lines(summaries)
     elif summaries:
-        tools.output.table(_HEADINGS, map(_cells, summaries))
+        ctx.output.table(_HEADINGS, map(_cells, summaries))
     else:
-        tools.output.say("no such entries")
+        ctx.output.say("no such entries")
 
 
 def _cells(told: dict[str, Any]) -> list[object]:
@@ -103,31 +103,31 @@ def _cells(told: dict[str, Any]) -> list[object]:
 @reveal_option
 def show(name: str, *, as_json: bool, reveal: bool) -> None:
     """Tell the whole story of one event, by its entry's id or its messageId."""
-    with tools(as_json=as_json, reveal=reveal) as at_hand:
+    with open_context(as_json=as_json, reveal=reveal) as ctx:
         by_number = name.isascii() and name.isdigit() and len(name) < 19  # noqa: PLR2004 (64 bits)
         criteria = Criteria(ids=(int(name),)) if by_number else Criteria(message_id=name)
-        entry = next(at_hand.search.find(criteria, with_history=True), None)
+        entry = next(ctx.search.find(criteria, with_history=True), None)
         if entry is None:
-            raise click.ClickException(f"no entry goes by {at_hand.output.text(name)}")
-        mapped = at_hand.mapping.map(entry)
+            raise click.ClickException(f"no entry goes by {ctx.output.text(name)}")
+        rendered = ctx.routes.render(entry)
         if as_json:
-            at_hand.output.lines([full(entry, mapped)])
+            ctx.output.lines([detail(entry, rendered)])
         else:
-            _tell(at_hand.output, entry, mapped)
+            _tell(ctx.output, entry, rendered)
 
 
-def _tell(output: Output, entry: StoredEntry, mapped: Mapped | Unusable) -> None:
-    told = summary(entry, mapped)
+def _tell(output: Output, entry: StoredEntry, rendered: Rendered | Unusable) -> None:
+    told = summary(entry, rendered)
     described = [(name.replace("_", " "), value) for name, value in told.items() if value]
     output.table((), described, widest=_WIDE)
     output.say("", "what happened")
     output.table((), _story(entry), widest=_WIDE)
     output.say("", "the webhook", output.body(entry.body))
     output.say("", "the track call, as it would go out now")
-    if isinstance(mapped, Unusable):
-        output.say(output.text(f"none: {mapped.reason}: {mapped.detail}"))
+    if isinstance(rendered, Unusable):
+        output.say(output.text(f"none: {rendered.reason}: {rendered.detail}"))
     else:
-        output.say(output.pretty(mapped.message))
+        output.say(output.pretty(rendered.document))
 
 
 def _story(entry: StoredEntry) -> list[tuple[str | None, str]]:
@@ -139,7 +139,7 @@ def _story(entry: StoredEntry) -> list[tuple[str | None, str]]:
         "replayed": "replayed",
     }
     story += [
-        (moment(event.at), told.get(event.what, event.what).format(event.said))
+        (moment(event.at), told.get(event.what, event.what).format(event.detail))
         for event in entry.history
     ]
     if entry.delivered_at:
@@ -156,12 +156,12 @@ def _story(entry: StoredEntry) -> list[tuple[str | None, str]]:
 @reveal_option
 def dead(*, as_json: bool, reveal: bool) -> None:
     """Group the dead letters by reason: how many, an example, what to do."""
-    with tools(as_json=as_json, reveal=reveal) as at_hand:
-        output = at_hand.output
-        reasons = found_reasons(at_hand.outbox)
+    with open_context(as_json=as_json, reveal=reveal) as ctx:
+        output = ctx.output
+        reasons = found_reasons(ctx.outbox)
         if as_json:
             for reason in reasons:
-                example = summary(reason.example, at_hand.mapping.map(reason.example))
+                example = summary(reason.example, ctx.routes.render(reason.example))
                 output.lines([{"reason": reason.reason, "count": reason.count, "example": example}])
             return
         if not reasons:
@@ -188,6 +188,6 @@ def dead(*, as_json: bool, reveal: bool) -> None:
 def export(*, reveal: bool, **given: Any) -> None:  # noqa: ANN401 (the filters)
     """Print entries as JSON lines, oldest first: raw webhooks, track calls, histories."""
     criteria = criteria_of(given)
-    with tools(as_json=True, reveal=reveal) as at_hand, progress("exporting") as tick:
-        found = at_hand.search.find(criteria, newest_first=False, with_history=True, looked_at=tick)
-        at_hand.output.lines(full(entry, at_hand.mapping.map(entry)) for entry in found)
+    with open_context(as_json=True, reveal=reveal) as ctx, progress("exporting") as tick:
+        found = ctx.search.find(criteria, newest_first=False, with_history=True, looked_at=tick)
+        ctx.output.lines(detail(entry, ctx.routes.render(entry)) for entry in found)

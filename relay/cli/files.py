@@ -12,7 +12,7 @@ from typing import BinaryIO, Final
 
 import click
 
-from relay.cli.app import configure_logs, configured, main, opened, reported
+from relay.cli.app import configure_logs, load_settings, main, open_outbox_or_exit, outbox_errors
 from relay.cli.filters import as_json_option
 from relay.cli.output import Output, counted, progress
 from relay.errors import OutboxError
@@ -22,7 +22,7 @@ from relay.operations.search import PAGE
 from relay.outbox import open_outbox
 from relay.outbox.entries import Query
 from relay.outbox.protocol import Outbox
-from relay.service import limits_of, segment_of
+from relay.service import capacity_of
 
 _BAD_LINES_SHOWN: Final = 20
 _PARTS: Final = 1_000  # of a salvage, as its progress is told
@@ -44,19 +44,19 @@ def import_(files: tuple[Path, ...], name: str, *, as_json: bool) -> None:
 
     They go the way of webhooks that come in now. The same lines again add nothing.
     """
-    settings, sources = configured()
+    settings, routes = load_settings()
     configure_logs(settings)
-    named = {source.name: source for source in sources}
-    if name not in named:
-        raise click.UsageError(f"no source is called {name}; known: {', '.join(named)}")
+    route = routes.get(name)
+    if route is None:
+        known = ", ".join(source.name for source in routes.sources)
+        raise click.UsageError(f"no source is called {name}; known: {known}")
     report = _Report(as_json=as_json)
-    with opened(settings, create=True) as outbox:
-        limits = limits_of(settings, outbox)
-        segment = segment_of(settings)
-        backfill = Importer(outbox, named[name], segment, exceeded=limits.exceeded)
+    with open_outbox_or_exit(settings, create=True) as outbox:
+        capacity = capacity_of(settings, outbox)
+        importer = Importer(outbox, route, exceeded=capacity.exceeded)
         try:
             for path in files:
-                _import(path, backfill, report)
+                _import(path, importer, report)
         except OutboxError as error:
             report.end()
             raise click.ClickException(f"stopped: {error}. {_GO_ON}") from None
@@ -106,7 +106,7 @@ class _Report:
         )
 
 
-def _import(path: Path, backfill: Importer, report: _Report) -> None:
+def _import(path: Path, importer: Importer, report: _Report) -> None:
     faults: list[str] = []
 
     def readable(file: BinaryIO) -> Iterator[bytes]:
@@ -118,7 +118,7 @@ def _import(path: Path, backfill: Importer, report: _Report) -> None:
 
     with _reading(path) as (file, read_bytes, size), progress(f"bytes of {path}", size) as tick:
         before = 0
-        for row in backfill.run(readable(file)):
+        for row in importer.run(readable(file)):
             report.add(path, row.outcomes, row.bad)
             read = before + row.bytes if read_bytes is None else read_bytes()
             tick(read - before)
@@ -154,12 +154,12 @@ def backup(file: Path) -> None:
 
     The file is a SQLite outbox, whichever the store: relay can run on it, or `relay restore` it.
     """
-    settings, _ = configured()
+    settings, _ = load_settings()
     configure_logs(settings)
     with (
-        opened(settings) as outbox,
+        open_outbox_or_exit(settings) as outbox,
         _made_whole(file) as partial,
-        reported(),
+        outbox_errors(),
         closing(_file_outbox(partial, create=True)) as copy,
     ):
         copied = _copy(outbox, copy, "copying")
@@ -185,14 +185,14 @@ def _made_whole(file: Path) -> Iterator[Path]:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def restore(file: Path) -> None:
     """Copy the entries of a SQLite outbox, a backup say, into this one; those it has are left."""
-    settings, _ = configured()
+    settings, _ = load_settings()
     configure_logs(settings)
     if not _is_sqlite(file):
         raise click.ClickException(f"{file} is not a SQLite outbox")
     with (
-        reported(),
+        outbox_errors(),
         closing(_file_outbox(file)) as source,
-        opened(settings, create=True) as outbox,
+        open_outbox_or_exit(settings, create=True) as outbox,
     ):
         try:
             copied = _copy(source, outbox, "restoring")
@@ -255,7 +255,7 @@ def salvage(damaged: Path, new: Path) -> None:
         tick(round(done * _PARTS) - told)
         told = round(done * _PARTS)
 
-    with reported(), progress("reading", _PARTS) as tick:
+    with outbox_errors(), progress("reading", _PARTS) as tick:
         salvaged = salvaging.salvage(damaged, new, tell)
     counts = salvaged.counts
     click.echo(

@@ -26,23 +26,24 @@ from relay import __version__
 from relay.cli.app import (
     NoOutboxError,
     configure_logs,
-    configured,
+    load_settings,
     main,
-    opened,
-    reported,
+    open_outbox_or_exit,
+    outbox_errors,
     settings_models,
     warn,
 )
 from relay.demo.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, playing
-from relay.errors import CrashError, OutboxBrokenError, OutboxError, SegmentError
-from relay.forwarder.forwarder import STUCK_SECONDS, Forwarder
+from relay.errors import CrashError, DestinationError, OutboxBrokenError, OutboxError
+from relay.forwarder.forwarder import STUCK_SECONDS
+from relay.forwarder.forwarders import Forwarders
 from relay.forwarder.retention import Retention
 from relay.forwarder.supervisor import publish_metrics
 from relay.metrics.definitions import (
     ALL,
-    FORWARDER_LINES_DROPPED,
+    FORWARDER_LOG_LINES_DROPPED,
     FORWARDING,
-    RECEIVER_LINES_DROPPED,
+    RECEIVER_LOG_LINES_DROPPED,
 )
 from relay.outbox.entries import Role, total
 from relay.process import systemd
@@ -55,10 +56,9 @@ from relay.service import (
     Service,
     end_at_once,
     end_within,
-    segment_of,
     spare_the_collector,
 )
-from relay.settings.model import variables
+from relay.settings import variables
 
 _END_SECONDS: Final = 15
 """How long a forwarder has to end: for its posts, and to settle them."""
@@ -81,11 +81,11 @@ _port = click.option(
 def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
     raise_file_limit()
-    settings, sources = configured()
-    configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
-    warn(settings)
+    settings, routes = load_settings()
+    configure_logs(settings, dropped=RECEIVER_LOG_LINES_DROPPED.inc)
+    warn(routes)
     listener = _listen(host, settings.port if port is None else port, "--port")
-    _run(Service(settings, sources, listener, None if no_forward else os.environ))
+    _run(Service(settings, routes, listener, None if no_forward else os.environ))
 
 
 def _run(service: Service) -> None:
@@ -124,8 +124,8 @@ def forward(
     `relay serve` does so by itself. With PostgreSQL any number of these may run beside it.
     """
     raise_file_limit()
-    settings, sources = configured()
-    configure_logs(settings, dropped=FORWARDER_LINES_DROPPED.inc)
+    settings, routes = load_settings()
+    configure_logs(settings, dropped=FORWARDER_LOG_LINES_DROPPED.inc)
     crashed = threading.Event()
     end_with_any_thread(crashed.set)
     aside: AbstractContextManager[None] = nullcontext()
@@ -140,49 +140,55 @@ def forward(
     progress = _Progress()
     told = progress.publish_metrics() if until_stdin_closes else nullcontext()
     logged = _logged() if until_stdin_closes else nullcontext()
-    with logged, aside, told, opened(settings, patient=True) as outbox, reported():
+    with (
+        logged,
+        aside,
+        told,
+        open_outbox_or_exit(settings, patient=True) as outbox,
+        outbox_errors(),
+    ):
         # That of a relay that was killed ends by itself, when it has posted what it had in hand.
         patience = POSTS_SECONDS + 2 if until_stdin_closes else 0
         outbox.lock_role(Role.FORWARDER, patience=timedelta(seconds=patience))
         if after_crash and lineage is not None:
             outbox.count_crash(lineage)
-        forwarder = Forwarder(outbox, segment_of(settings), sources, lineage=lineage)
-        progress.forwarder = forwarder
+        forwarders = Forwarders(outbox, routes, lineage=lineage)
+        progress.forwarders = forwarders
         retention = Retention(outbox, timedelta(days=settings.retention_days))
         try:
-            forwarder.start()
+            forwarders.start()
             retention.start()
             if not until_stdin_closes:
-                warn(settings)
+                warn(routes)
                 for warning in outbox.warnings():
                     _log.warning("outbox.warning", warning=warning)
                 _log.info("forward.started", version=__version__, **settings.shown())
             spare_the_collector()
             systemd.notify(systemd.READY)
-            while not (forwarder.broken.wait(1) or crashed.is_set()):
-                if forwarder.pulse.look() >= STUCK_SECONDS:
+            while not (crashed.wait(1) or forwarders.broken):
+                if forwarders.look() >= STUCK_SECONDS:
                     _log.critical("forward.stuck", seconds=STUCK_SECONDS)
                     end_at_once()
                 systemd.notify(systemd.ALIVE)
         finally:
-            forwarder.stop(POSTS_SECONDS)
+            forwarders.stop(POSTS_SECONDS)
             retention.stop()
-    sys.exit(os.EX_IOERR if forwarder.broken.is_set() else os.EX_SOFTWARE)
+    sys.exit(os.EX_IOERR if forwarders.broken else os.EX_SOFTWARE)
 
 
 @main.command()
 def migrate() -> None:
     """Bring the outbox up to date with this version, and end; `relay serve` does so by itself."""
-    settings, _ = configured()
+    settings, _ = load_settings()
     configure_logs(settings)
-    with opened(settings, create=True):
+    with open_outbox_or_exit(settings, create=True):
         click.echo(f"outbox ok: {settings.outbox_shown} is up to date")
 
 
 class _Progress:
     """How far a forwarder has come, for the process that started it."""
 
-    forwarder: Forwarder | None = None
+    forwarders: Forwarders | None = None
 
     def publish_metrics(self) -> AbstractContextManager[None]:
         """Tell what it counts, and why it does not get on."""
@@ -190,7 +196,7 @@ class _Progress:
         return publish_metrics(counted, sys.stdout.fileno(), problem=self._problem)
 
     def _problem(self) -> str | None:
-        return self.forwarder.problem if self.forwarder else "it waits for the outbox"
+        return self.forwarders.problem if self.forwarders else "it waits for the outbox"
 
 
 @contextmanager
@@ -250,15 +256,15 @@ def demo(host: str, port: int | None) -> None:
             "no_proxy": "*",
         }
         environ |= {name: os.environ[name] for name in ("PATH", "PORT") if name in os.environ}
-        settings, sources = configured(environ)
-        configure_logs(settings, dropped=RECEIVER_LINES_DROPPED.inc)
+        settings, routes = load_settings(environ)
+        configure_logs(settings, dropped=RECEIVER_LOG_LINES_DROPPED.inc)
         listener = _listen(host, settings.port if port is None else port, "--port")
         host, port = listener.getsockname()[:2]
         traffic = Traffic(host, port, ledger, Random())  # noqa: S311 (it makes up names)
         with playing(traffic.run, partial(outages, segment, ledger)):
             tell_link = partial(_tell_in_demo, ledger, base_url(listener), count())
-            _run(Service(settings, sources, listener, environ, tell_link=tell_link))
-        with opened(settings) as outbox:
+            _run(Service(settings, routes, listener, environ, tell_link=tell_link))
+        with open_outbox_or_exit(settings) as outbox:
             click.echo("\n" + ledger.summary(total(outbox.counts()).pending))
 
 
@@ -273,12 +279,13 @@ def _tell_in_demo(ledger: Ledger, url: str, links: Iterator[int], link: str) -> 
 @main.command()
 def check() -> None:
     """Check the settings, the outbox and the way to Segment; print the URL to paste into Vero."""
-    settings, sources = configured()
+    settings, routes = load_settings()
     click.echo("settings  ok")
-    for warning in settings.warnings():
-        click.echo(f"warning   {warning}")
+    for destination in routes.destinations:
+        for warning in destination.warnings():
+            click.echo(f"warning   {warning}")
     try:
-        with opened(settings) as outbox, reported():
+        with open_outbox_or_exit(settings) as outbox, outbox_errors():
             outbox.check()
             counts = total(outbox.counts())
             warnings = outbox.warnings()
@@ -293,12 +300,13 @@ def check() -> None:
         click.echo(
             f"outbox    ok: {settings.outbox_shown} is not there yet; `relay serve` makes it"
         )
-    try:
-        segment_of(settings).connect()
-    except SegmentError as error:
-        raise click.ClickException(f"segment: {settings.segment_url}: {error}") from None
-    click.echo(f"segment   ok: {settings.segment_url} can be reached")
-    receiving = [source for source in sources if source.configured]
+    for destination in routes.destinations:
+        try:
+            destination.connect()
+        except DestinationError as error:
+            raise click.ClickException(f"{destination.name}: {destination.url}: {error}") from None
+        click.echo(f"{destination.name:<9} ok: {destination.url} can be reached")
+    receiving = [route.source for route in routes.receiving]
     for source in receiving:
         secret = "" if source.signs_body else "/<secret>"
         click.echo(f"webhook   https://<where relay is reached>/webhooks/{source.name}{secret}")
@@ -310,7 +318,7 @@ def check() -> None:
 def settings_table() -> None:
     """Print the table of all settings."""
     click.echo("| variable | default | meaning |\n|---|---|---|")
-    for variable in variables(settings_models()):
+    for variable in variables(*settings_models()):
         click.echo(f"| `{variable.name}` | {variable.default} | {variable.description} |")
 
 

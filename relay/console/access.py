@@ -4,8 +4,6 @@ Nothing is concluded from what a request says about its way: `Host`, forwarding 
 of HTTP and addresses are the sender's or a proxy's to choose.
 """
 
-import base64
-import binascii
 from typing import Final, Protocol
 
 from pydantic import SecretStr
@@ -13,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from relay.auth import SecretCheck
+from relay.auth import SecretCheck, basic_credentials
 from relay.receiver.attempts import LATE, Attempts
 
 DOOR: Final = "console"
@@ -53,7 +51,8 @@ class PasswordDoor:
 
     def lets_in(self, headers: Headers) -> bool:
         """See `Door`."""
-        return self._check.accepts(_password(headers.get("authorization", "")))
+        credentials = basic_credentials(headers.get("authorization", "").encode("latin-1"))
+        return credentials is not None and self._check.accepts(credentials[1])
 
     async def refusal(self, headers: Headers) -> Response | None:
         """See `Door`."""
@@ -126,13 +125,3 @@ def _is_own(headers: Headers) -> bool:
         return site == "same-origin"
     scheme, _, place = headers.get("origin", "").partition("://")
     return scheme in {"http", "https"} and bool(place) and place == headers.get("host")
-
-
-def _password(authorization: str) -> bytes:
-    scheme, _, encoded = authorization.partition(" ")
-    if scheme.lower() != "basic":
-        return b""
-    try:
-        return base64.b64decode(encoded, validate=True).partition(b":")[2]
-    except (binascii.Error, ValueError):
-        return b""

@@ -11,7 +11,7 @@ from relay.operations.replay import Plan, plan, replay
 from relay.operations.search import Criteria, Search
 from relay.outbox.entries import State
 from relay.outbox.protocol import Outbox
-from relay.routes import Mapping
+from relay.routes import Routes
 
 _log = structlog.get_logger()
 
@@ -19,10 +19,10 @@ _log = structlog.get_logger()
 class Replays:
     """Makes entries pending again, as `relay replay` does; so one of the two can go on with it."""
 
-    def __init__(self, outbox: Outbox, search: Search, mapping: Mapping) -> None:
+    def __init__(self, outbox: Outbox, search: Search, routes: Routes) -> None:
         self._outbox = outbox
         self._search = search
-        self._mapping = mapping
+        self._routes = routes
         self._thread: threading.Thread | None = None
         self._beginning = threading.Lock()
 
@@ -34,7 +34,7 @@ class Replays:
     def plan(self, id_: int, now: datetime) -> Plan:
         """What a replay of the entry would do."""
         found = self._search.find(Criteria(ids=(id_,)), with_history=True)
-        return plan(found, self._mapping, now=now, began_at=now)
+        return plan(found, self._routes, now=now, began_at=now)
 
     def one(self, id_: int) -> int:
         """Replay the entry; how many are pending by it: one or none."""
@@ -67,7 +67,7 @@ class Replays:
             criteria = structs.replace(criteria, until=operation.started_at)
         found = self._search.find(criteria, newest_first=False, with_history=True)
         steps = replay(
-            self._outbox.entries, found, self._mapping, operation, began_at=operation.started_at
+            self._outbox.entries, found, self._routes, operation, began_at=operation.started_at
         )
         replayed = sum(pending for _, pending in steps)
         self._outbox.entries.finish(operation)

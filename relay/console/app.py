@@ -30,18 +30,15 @@ from relay.console.pages import HOME, Pages, span
 from relay.console.search import Page, find
 from relay.console.sign_in import PATH as SIGN_IN
 from relay.console.sign_in import Links, SignIn, print_link
-from relay.destinations.segment import Segment
 from relay.errors import OutboxError
 from relay.events import Collection, DeadReason, Ignored, Unusable
 from relay.operations.search import Criteria, Search, reasons
-from relay.operations.views import full
+from relay.operations.views import detail
 from relay.outbox.entries import Clock, Query, State, StoredEntry, utc_now
 from relay.outbox.protocol import Outbox
 from relay.receiver.answers import Answer, answer_to
 from relay.receiver.bodies import MAX_BODY_BYTES
-from relay.routes import Mapped, arrival_of
-from relay.routes import Mapping as Mapper
-from relay.sources import Source
+from relay.routes import Rendered, Routes
 
 __all__ = ["HOME", "Console", "Endpoint", "Links", "print_link"]
 
@@ -76,8 +73,7 @@ class Console:
 
     Args:
         outbox: what is shown.
-        sources: every source, configured or not.
-        segment: for which the messages are meant.
+        routes: every route.
         endpoints: where webhooks are received.
         opened_by: the password that opens it, or how links that do are told.
         clock: the time of day.
@@ -86,24 +82,22 @@ class Console:
     def __init__(
         self,
         outbox: Outbox,
-        sources: Sequence[Source],
-        segment: Segment,
+        routes: Routes,
         *,
         opened_by: SecretStr | Links,
         endpoints: Sequence[Endpoint] = (),
         clock: Clock = utc_now,
     ) -> None:
         self._outbox = outbox
-        self._sources = {source.name: source for source in sources}
-        self._segment = segment
+        self._routes = routes
+        self._sources = {source.name: source for source in routes.sources}
         self._endpoints = endpoints
         self._clock = clock
-        self._search = Search(outbox.entries, sources)
-        self._mapping = Mapper(sources, segment)
-        self._replays = Replays(outbox, self._search, self._mapping)
-        self._watch = Watch(outbox, clock=clock)
+        self._search = Search(outbox.entries, routes.sources)
+        self._replays = Replays(outbox, self._search, routes)
+        self._watch = Watch(outbox, routes.destinations, clock=clock)
         self._pages = Pages(clock, [*self._sources], has_sessions=isinstance(opened_by, Links))
-        self._comparison = Comparison(self._mapping, self._sources)
+        self._comparison = Comparison(routes)
         self._live = Live()
         self._limiter = CapacityLimiter(MAX_AT_ONCE)
         app = Starlette(
@@ -223,8 +217,8 @@ class Console:
         return entries[0].received_at if entries else None
 
     def _row(self, entry: StoredEntry) -> dict[str, Any]:
-        mapped = self._mapping.map(entry)
-        event = mapped.event if isinstance(mapped, Mapped) else None
+        rendered = self._routes.render(entry)
+        event = rendered.event if isinstance(rendered, Rendered) else None
         return {
             "entry": entry,
             "who": (event.user_id or event.email) if event else None,
@@ -233,7 +227,7 @@ class Console:
 
     def _event(self, request: Request) -> Response:
         entry = self._record(request)
-        mapped = self._mapping.map(entry)
+        rendered = self._routes.render(entry)
         plan = self._replays.plan(entry.id, self._clock())
         reveal = bool(_revealed(request.query_params))
         return self._page(
@@ -241,11 +235,11 @@ class Console:
             "event.html",
             page="events",
             entry=entry,
-            mapped=mapped if isinstance(mapped, Mapped) else None,
-            unusable=mapped if isinstance(mapped, Unusable) else None,
+            rendered=rendered if isinstance(rendered, Rendered) else None,
+            unusable=rendered if isinstance(rendered, Unusable) else None,
             plan=plan,
             done=_int(request.query_params.get("replayed")),
-            **self._comparison.show(entry, mapped, reveal=reveal),
+            **self._comparison.show(entry, rendered, reveal=reveal),
         )
 
     def _record(self, request: Request) -> StoredEntry:
@@ -303,7 +297,7 @@ class Console:
 
     def _exported(self, entries: Iterable[StoredEntry], *, reveal: bool) -> Iterator[bytes]:
         for entry in entries:
-            told = full(entry, self._mapping.map(entry))
+            told = detail(entry, self._routes.render(entry))
             yield json.encode(told if reveal else masked(told)) + b"\n"
 
     async def _playground(self, request: Request) -> Response:
@@ -311,16 +305,16 @@ class Console:
         return await self._aside(self._played, request, form)
 
     def _played(self, request: Request, form: Mapping[str, str]) -> Response:
-        configured = [name for name, source in self._sources.items() if source.configured]
-        name = form.get("source") or next(iter(configured), next(iter(self._sources)))
-        source = self._sources.get(name)
-        if source is None:
+        known = [route.source.name for route in [*self._routes.receiving, *self._routes]]
+        name = form.get("source") or known[0]
+        route = self._routes.get(name)
+        if route is None:
             raise HTTPException(400, "There is no such source.")
         values: dict[str, Any] = {"answer": None, "arrival": None, "unusable": None}
-        text = form.get("body", source.example)
+        text = form.get("body", route.source.example)
         if "body" in form:
-            # Whoever pastes a body knows what is in it.
-            values |= self._played_values(source, text.encode())
+            # The operator knows what is in a body that he pastes.
+            values |= self._played_values(name, text.encode())
         return self._page(
             request,
             "playground.html",
@@ -330,21 +324,21 @@ class Console:
             **values,
         )
 
-    def _played_values(self, source: Source, body: bytes) -> dict[str, Any]:
+    def _played_values(self, name: str, body: bytes) -> dict[str, Any]:
         if len(body) > MAX_BODY_BYTES:
-            said = f"a body has {MAX_BODY_BYTES} bytes at the most"
-            return {"answer": Answer(413, {"status": "refused", "error": said})}
-        now = self._clock()
-        arrival = arrival_of(source, self._segment, body, now)
+            error = f"a body has {MAX_BODY_BYTES} bytes at most"
+            return {"answer": Answer(413, {"status": "refused", "error": error})}
+        route = self._routes[name]
+        arrival = route.accept(body, self._clock())
         if isinstance(arrival, Ignored):
-            return {"answer": answer_to(source, arrival, True)}  # noqa: FBT003 (as a Fate)
+            return {"answer": answer_to(route.source, arrival)}
         known = bool(self._outbox.entries.find(Query(message_id=arrival.message_id), 1))
-        mapped = arrival.fault or self._mapping.map(arrival)
+        rendered = arrival.fault or self._routes.render(arrival)
         return {
-            "answer": answer_to(source, arrival, not known),
+            "answer": answer_to(route.source, arrival, not known),
             "arrival": arrival,
-            "unusable": mapped if isinstance(mapped, Unusable) else None,
-            **self._comparison.show(arrival, mapped, reveal=True),
+            "unusable": rendered if isinstance(rendered, Unusable) else None,
+            **self._comparison.show(arrival, rendered, reveal=True),
         }
 
     async def _live_overview(self, request: Request) -> Response:

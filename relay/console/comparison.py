@@ -10,22 +10,19 @@ from relay.console.documents import lines
 from relay.errors import UnreadableError
 from relay.events import Unusable
 from relay.operations.lineage import Link, Path, links, named, traced
-from relay.outbox.entries import Arrival, StoredEntry
-from relay.routes import Mapped
-from relay.routes import Mapping as Mapper
-from relay.sources import Source
+from relay.outbox.entries import Arrival
+from relay.routes import Rendered, Routes, Stored
 from relay.sources.fields import read_object
 
 
 class Comparison:
     """Shows both by today's mapping."""
 
-    def __init__(self, mapping: Mapper, sources: Mapping[str, Source]) -> None:
-        self._mapping = mapping
-        self._sources = sources
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
 
     def show(
-        self, stored: StoredEntry | Arrival, mapped: Mapped | Unusable | None, *, reveal: bool
+        self, stored: Stored, rendered: Rendered | Unusable | None, *, reveal: bool
     ) -> dict[str, Any]:
         """The webhook and the track call side by side, and what connects them."""
         show: Callable[[Any], Any] = (lambda document: document) if reveal else masked
@@ -39,13 +36,13 @@ class Comparison:
             return named(tuple(show(step) for step in path))
 
         found: list[Link] = []
-        if document and isinstance(mapped, Mapped):
-            found = links(document, mapped, lambda body: self._map(stored, body), name=name)
+        if document and isinstance(rendered, Rendered):
+            found = links(document, rendered, lambda body: self._map(stored, body), name=name)
         sources: dict[str, list[str]] = {}
         for link in found:
             sources.setdefault(link.target, []).append(link.source)
         used = {link.source for link in found}
-        message = mapped.message if isinstance(mapped, Mapped) else None
+        message = rendered.document if isinstance(rendered, Rendered) else None
         return {
             "left": None if document is None else lines(show(document)),
             "right": None if message is None else lines(show(message)),
@@ -56,13 +53,15 @@ class Comparison:
             "curls": self._curls(stored, message, show),
         }
 
-    def _map(self, stored: StoredEntry | Arrival, body: bytes) -> Mapped | Unusable:
-        changed = Arrival(stored.source, stored.message_id, stored.received_at, body)
-        return self._mapping.map(changed)
+    def _map(self, stored: Stored, body: bytes) -> Rendered | Unusable:
+        changed = Arrival(
+            stored.source, stored.destination, stored.message_id, stored.received_at, body
+        )
+        return self._routes.render(changed)
 
     def _curls(
         self,
-        stored: StoredEntry | Arrival,
+        stored: Stored,
         message: Mapping[str, Any] | None,
         show: Callable[[Any], Any],
     ) -> list[tuple[str, str]]:
@@ -73,13 +72,13 @@ class Comparison:
         except UnreadableError:
             body = body if show(body) == body else mask(body)
         commands = []
-        if source := self._sources.get(stored.source):
-            commands.append(("The webhook, to relay", f"body={_quoted(body)}\n{source.curl}"))
-        if message is not None:
+        route = self._routes.get(stored.source)
+        if route:
+            commands.append(("The webhook, to relay", f"body={_quoted(body)}\n{route.source.curl}"))
+        if route and message is not None:
             call = json.encode(show(dict(message))).decode()
-            to_segment = 'curl "$SEGMENT_HOST/v1/track" -u "$SEGMENT_WRITE_KEY:"'
-            to_segment += f" -H 'Content-Type: application/json' --data-raw {_quoted(call)}"
-            commands.append(("The track call, to Segment", to_segment))
+            title = f"The track call, to {route.destination.title}"
+            commands.append((title, f"body={_quoted(call)}\n{route.destination.curl}"))
         return commands
 
 

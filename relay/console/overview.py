@@ -9,6 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from relay.destinations import Destination
 from relay.events import Collection, DeadReason
 from relay.metrics.definitions import WEBHOOKS
 from relay.outbox.counters import SLOT, Change, CounterRow, population
@@ -96,6 +97,7 @@ class Watch:
 
     Args:
         outbox: what is looked at.
+        destinations: all of them.
         clock: the time of day.
         elapsed: seconds, monotonic.
     """
@@ -103,11 +105,13 @@ class Watch:
     def __init__(
         self,
         outbox: Outbox,
+        destinations: Sequence[Destination],
         *,
         clock: Clock = utc_now,
         elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outbox = outbox
+        self._destinations = destinations
         self._clock = clock
         self._elapsed = elapsed
         self._looking = threading.Lock()
@@ -132,7 +136,7 @@ class Watch:
         return Overview(
             now=now,
             counts=total(self._outbox.counts()),
-            standing=self._outbox.destination_status("segment"),
+            standing=self._outbox.destination_status(self._destinations[0].name),
             received=ever_in,
             rate_in=rate_in,
             rate_out=rate_out,

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
+from ipaddress import ip_address
 from queue import SimpleQueue
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -32,7 +33,7 @@ from urllib3.exceptions import (
     NewConnectionError,
 )
 
-from relay.errors import SettingsError, TransportError, UnusableUrlError
+from relay.errors import HttpError, SettingsError, UnusableUrlError
 
 _CONNECTIONS: Final = 10
 _MOST_READ: Final = 64 * 1024
@@ -56,7 +57,7 @@ class Response(Struct, frozen=True):
     body: bytes
 
 
-class Transport:
+class HttpClient:
     """Sends requests to a host, over connections that it keeps.
 
     Args:
@@ -84,7 +85,7 @@ class Transport:
         """Send a request once, and follow no redirect; the answer, whatever its status.
 
         Raises:
-            TransportError: there is none. The peer may have taken the request all the same.
+            HttpError: there is none. The peer may have taken the request all the same.
             UnusableUrlError: no request can be sent there.
         """
         limit = _Limit(self._seconds, self._lookups)
@@ -107,13 +108,13 @@ class Transport:
             raise UnusableUrlError(type(error).__name__) from None
         except HTTPError as error:
             if limit.passed and not isinstance(error, ConnectTimeoutError):  # that tells more
-                raise TransportError("TimeoutError") from None
-            raise TransportError(_told(error)) from None
+                raise HttpError("TimeoutError") from None
+            raise HttpError(_told(error)) from None
         finally:
             _limit.reset(token)
             limit.end()
         if limit.passed:  # what it has cut off may look whole
-            raise TransportError("TimeoutError")
+            raise HttpError("TimeoutError")
         return Response(response.status, response.headers, said)
 
 
@@ -385,3 +386,13 @@ def _told(error: HTTPError) -> str:
             return f"{type(error).__name__} (the proxy answered {status})"
         cause = cause.__cause__ or cause.__context__
     return type(error).__name__
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether the host, a name or an address, can only be this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

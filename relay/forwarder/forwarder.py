@@ -1,7 +1,7 @@
-"""Outbox to Segment: claim, map, post, settle.
+"""Outbox to one destination: claim, render, send, settle.
 
-Dying anywhere in here loses nothing: what was not settled is claimed again, at the latest when its
-lease ends, and sent again under the same `messageId`, of which Segment keeps one.
+A crash anywhere in here loses nothing: what was not settled is claimed again, at the latest when
+its lease ends, and sent again under the same id, of which the destination keeps one.
 """
 
 import secrets
@@ -16,28 +16,27 @@ from typing import Final
 import structlog
 from msgspec import Struct, field
 
-from relay.destinations.segment import MAX_MESSAGES, TIMEOUT_SECONDS, Segment, batches
+from relay.destinations import Destination, batches
 from relay.errors import (
-    BatchRejectedError,
     OutboxBrokenError,
     OutboxError,
-    SegmentRefusedError,
-    SegmentUnavailableError,
+    RefusedError,
+    RejectedError,
+    UnavailableError,
 )
 from relay.events import DeadReason, Unusable
-from relay.metrics.definitions import BATCHES, DELIVERIES, MESSAGES
+from relay.forwarder.in_hand import InHand
+from relay.forwarder.permits import Permits
+from relay.metrics.definitions import BATCHES, DELIVERY_SECONDS, MESSAGES, start_at_zero
 from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Clock, Entry, utc_now
 from relay.outbox.protocol import Outbox
 from relay.process.pulse import Pulse
-from relay.routes import Mapping
-from relay.sources import Source
-from relay.throttle import Permit, Throttle, full_jitter
+from relay.routes import Routes
+from relay.throttle import Permit, full_jitter
 
-WORKERS: Final = 4
-"""Requests in flight at the most."""
 LEASE: Final = timedelta(seconds=60)
 LINGER_SECONDS: Final = 0.2
-"""How long the first entry waits for company: a request costs as much as a hundred messages."""
+"""How long the first entry waits for others: a request costs as much as a hundred messages."""
 STUCK_SECONDS: Final = 90
 """No step takes longer than a lease; half as much again is for a machine that is busy."""
 LOOK_SECONDS: Final = 0.05
@@ -45,36 +44,35 @@ LOOK_SECONDS: Final = 0.05
 POLL_SECONDS: Final = 1.0
 """How often due entries are looked for all the same: a lease may have ended."""
 CRASHES_IN_ISOLATION: Final = 3
-"""So many deaths of processes that had nothing else in hand prove a message guilty of them.
+"""This many crashes of processes with nothing else in hand prove a message guilty of them.
 
-Deaths while it was mapped; and while it was posted, those of a forwarder whose supervisor lived."""
+Crashes while it was rendered count, and those while it was sent if the supervisor lived on.
+"""
 
-_POST_SECONDS: Final = 3 * TIMEOUT_SECONDS  # how long before a lease ends the last post begins
+_TIMEOUTS_BEFORE_LEASE_END: Final = 3  # the last request of a claim begins so long before its end
 _OUTBOX_PAUSE_SECONDS: Final = 1.0
 _LONGEST_SLEEP_SECONDS: Final = 30.0
 _ALL: Final = "all"  # of the workers together
+_LARGE_CLAIM_BYTES: Final = 2**20  # from which an outbox may have cut a claim short
 
 _log = structlog.get_logger()
 
-_LARGE_CLAIM: Final = 2**20  # bytes from which an outbox may have cut it short
-
 _Batch = list[tuple[Entry, bytes]]
-_Take = Callable[[], list[Entry]]
 
 
 def new_lineage() -> int:
-    """A number for a process and those that are started in its place, unlike all others."""
+    """Return a random number for a process and those that are started in its place."""
     return secrets.randbelow(2**40 - 1) + 1
 
 
 class _Claim(Struct):
-    """What one worker has in hand.
+    """The entries that one worker has claimed.
 
     Attributes:
-        permit: to post in; None once there is none.
+        permit: to send the next request; None if it is used up.
         ends_at: when its lease ends, by the forwarder's clock.
         entries: all that was claimed.
-        batches: still to be posted.
+        batches: still to be sent.
     """
 
     permit: Permit | None
@@ -84,32 +82,34 @@ class _Claim(Struct):
 
 
 class Forwarder:
-    """Forwards what the outbox holds until it is stopped.
+    """Forwards what the outbox holds for one destination, until it is stopped.
 
     Args:
         outbox: where entries come from and are settled.
-        segment: where they go.
-        sources: who can read their bodies; every source, configured or not.
+        destination: where they go.
+        routes: render them; all routes, as an entry may come from any source.
+        in_hand: shared with the other forwarders of this process.
         clock: seconds, monotonic.
         now: the time of day.
         lineage: of this process and those started in its place; see `Outbox.begin_post`.
         sleep: waits for so many seconds; by default cut short by `stop`.
-        jitter: how long to wait, of so many seconds at the most.
+        jitter: returns a wait, of so many seconds at most.
 
     Attributes:
         broken: set once the outbox does nothing more in this process.
-        problem: why the latest attempt of a worker failed, if not by what Segment answered; None if
-            it did not.
-        pulse: of its workers. One of them that is silent for `STUCK_SECONDS` hangs; so do all where
-            each attempt fails by a fault of relay's own.
+        problem: why the latest attempt of a worker failed, unless by the destination's answer;
+            None if it did not fail.
+        pulse: of its workers. A worker that is silent for `STUCK_SECONDS` hangs; so do all if each
+            attempt fails by a fault in relay itself.
     """
 
     def __init__(  # noqa: PLR0913 (time and chance are given)
         self,
         outbox: Outbox,
-        segment: Segment,
-        sources: Iterable[Source],
+        destination: Destination,
+        routes: Routes,
         *,
+        in_hand: InHand | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Clock = utc_now,
         lineage: int | None = None,
@@ -117,26 +117,29 @@ class Forwarder:
         jitter: Callable[[float], float] = full_jitter,
     ) -> None:
         self._outbox = outbox
-        self._segment = segment
-        self._mapping = Mapping(sources, segment)
+        self._destination = destination
+        self._name = destination.name
+        self._limits = destination.limits
+        self._routes = routes
+        self._in_hand = InHand() if in_hand is None else in_hand
         self._clock = clock
         self._now = now
         self._lineage = new_lineage() if lineage is None else lineage
         self._stopping = threading.Event()
         self._sleep = sleep or self._stopping.wait
-        self._jitter = jitter
+        self._permits = Permits(
+            outbox, self._name, self._limits.requests_per_second, clock=clock, jitter=jitter
+        )
+        start_at_zero(self._name)
         self.broken = threading.Event()
         self.problem: str | None = None
         self.pulse = Pulse()
         self._more_is_due = True
         self._suspects_looked_for_at = float("-inf")
-        self._untold: deque[Callable[[Throttle, float], None]] = deque()
-        self._latest: tuple[str, float] | None = None
         self._claiming = threading.Lock()
-        self._claimed: dict[int, Entry] = {}
         self._workers = [
-            threading.Thread(target=self._work, name=f"forwarder-{number}", daemon=True)
-            for number in range(WORKERS)
+            threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True)
+            for number in range(self._limits.in_flight)
         ]
 
     def start(self) -> None:
@@ -145,21 +148,21 @@ class Forwarder:
             worker.start()
 
     def stop_soon(self) -> None:
-        """Claim nothing more; what is being posted goes on."""
+        """Claim nothing more; requests under way go on."""
         self._stopping.set()
 
     def stop(self, timeout: float) -> None:
         """Stop; when this returns, what was claimed is settled, or due again.
 
         Args:
-            timeout: seconds that posts under way have to be answered.
+            timeout: seconds that requests under way have to be answered.
         """
         self.stop_soon()
         deadline = time.monotonic() + timeout
         for worker in self._workers:
             if worker.is_alive():
                 worker.join(max(0, deadline - time.monotonic()))
-        unsettled = list(self._claimed.values())
+        unsettled = self._in_hand.of(self._name)
         if unsettled:
             self._release(unsettled)
 
@@ -172,9 +175,9 @@ class Forwarder:
             _log.info("forward.released", messages=len(unsettled))
 
     def step(self) -> bool:
-        """Forward one claim, waiting for a turn first; False when nothing was due."""
+        """Forward one claim, waiting for a permit first; return False if nothing was due."""
         with self._claiming:
-            claim = self._claim(self._take_due) or self._claim_suspect()
+            claim = self._claim_due() or self._claim_suspect()
         if claim is not None:
             self._forward(claim)
         return claim is not None
@@ -185,91 +188,122 @@ class Forwarder:
         while not self._stopping.is_set():
             try:
                 self.pulse.rest(worker)
-                # One worker at a time claims and maps; the others post. Mapping is Python's own
-                # work: two at it would only get in each other's way.
+                # One worker at a time claims and renders; the others send. Rendering is Python's
+                # own work: two threads at it would only get in each other's way.
                 with self._claiming:
                     self.pulse.step(worker)
                     if not self._more_is_due:
                         self._await_entries()
                     self._try_suspects()
-                    claim = self._claim(self._take_due)
+                    claim = self._claim_due()
                 if claim is not None:
                     self._forward(claim)
                 self._get_on()
             except OutboxError as error:
                 self._get_on(str(error))
-                _log.error("forward.outbox_failed", error=str(error))
+                _log.error("forward.outbox_failed", destination=self._name, error=str(error))
                 if isinstance(error, OutboxBrokenError):
                     self.broken.set()
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
-            except Exception as error:  # noqa: BLE001 (a fault of relay's own must not end the worker)
+            except Exception as error:  # noqa: BLE001 (a fault in relay itself must not end the worker)
                 self.problem = f"relay failed: {type(error).__name__}"
-                _log.exception("forward.failed")
+                _log.exception("forward.failed", destination=self._name)
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
 
     def _get_on(self, problem: str | None = None) -> None:
-        """Show that this worker does not hang, and that not all fail by a fault of relay's own."""
+        """Show that this worker does not hang, and that not all fail by a fault in relay itself."""
         self.problem = problem
         self.pulse.step(threading.get_ident())
         self.pulse.step(_ALL)
 
     def _take_due(self) -> list[Entry]:
-        entries = self._outbox.claim("segment", MAX_MESSAGES, lease=LEASE)
-        claimed = sum(len(entry.body) for entry in entries)
-        self._more_is_due = len(entries) == MAX_MESSAGES or claimed > _LARGE_CLAIM
+        most = self._limits.batch_messages
+        entries = self._outbox.claim(self._name, most, lease=LEASE)
+        size = sum(len(entry.body) for entry in entries)
+        self._more_is_due = len(entries) == most or size > _LARGE_CLAIM_BYTES
         return entries
 
     def _take_suspect(self) -> list[Entry]:
-        return self._outbox.claim_suspect("segment", lease=LEASE)
+        return self._outbox.claim_suspect(self._name, lease=LEASE)
 
     def _try_suspects(self) -> None:
-        """Forward what processes have died over before, each with nothing else in hand.
+        """Forward entries that processes have crashed over, each with nothing else in hand.
 
-        Should this one die, too, no other entry is suspected for it.
+        If this process crashes, too, no other entry is suspected for it.
         """
         if self._clock() < self._suspects_looked_for_at + POLL_SECONDS:
             return
         self._suspects_looked_for_at = self._clock()
-        if not self._outbox.has_suspects("segment"):
+        if not self._outbox.has_suspects(self._name):
             return
         while not self._stopping.is_set():
-            if self._claimed:  # by the other workers, which claim no more meanwhile
+            if self._in_hand.of(self._name):  # of the other workers, which claim nothing meanwhile
                 self._get_on()
                 self._sleep(LOOK_SECONDS)
-                continue
-            claim = self._claim_suspect()
-            if claim is None:
+            elif not self._try_suspect():
                 return
+
+    def _try_suspect(self) -> bool:
+        """Forward one suspect; return False if there is none, or another forwarder tries one."""
+        permit = self._await_permit()
+        if permit is None:
+            return False
+        # Only now: while this destination gives no permit, the others must not wait.
+        with self._in_hand.isolating(self._name) as isolated:
+            if isolated:
+                self._await_empty_hands()
+                claim = self._claim_suspect(permit)
+            else:
+                self._permits.release(permit)
+                claim = None
+            if claim is None:
+                return False
             _log.warning("forward.suspect", message_id=claim.entries[0].message_id)
             self._forward(claim)
+        return True
 
-    def _claim_suspect(self) -> _Claim | None:
-        claim = self._claim(self._take_suspect)
+    def _await_empty_hands(self) -> None:
+        """Return when the other forwarders of this process have settled what they had claimed."""
+        while self._in_hand and not self._stopping.is_set():
+            self._get_on()
+            self._sleep(LOOK_SECONDS)
+
+    def _claim_suspect(self, permit: Permit | None = None) -> _Claim | None:
+        claim = self._claim(self._take_suspect, permit)
         if claim is None or not claim.batches:
             return claim
         ((suspect, encoded),) = claim.batches.pop()
         try:
-            # It has survived the mapping. That this process ends while Segment is silent, with all
-            # of relay most likely, is not to be held against it.
+            # It has survived rendering. That this process ends while the destination is silent,
+            # most likely with all of relay, must not count against it.
             suspect = self._outbox.begin_post(suspect, self._lineage)
         except OutboxError:
             self._end(claim)
             raise
-        self._claimed[suspect.id] = suspect
+        self._in_hand.replace(suspect)
         claim.entries = [suspect]
         claim.batches.append([(suspect, encoded)])
         return claim
 
-    def _claim(self, take: _Take) -> _Claim | None:
-        """A turn to post in, and what to post; None when nothing is due."""
-        permit = self._await_turn()
+    def _claim_due(self) -> _Claim | None:
+        return self._claim(self._take_due)
+
+    def _claim(
+        self, take: Callable[[], list[Entry]], permit: Permit | None = None
+    ) -> _Claim | None:
+        """Return entries with a permit to send them; None if none is due."""
+        permit = permit or self._await_permit()
         if permit is None:
             return None
         claim = _Claim(permit=permit, ends_at=self._clock() + LEASE.total_seconds())
         try:
-            claim.entries = take()
-            self._claimed.update((entry.id, entry) for entry in claim.entries)
-            claim.batches.extend(batches(self._encoded(claim.entries)))
+            entries = self._in_hand.claim(self._name, take)
+            if entries is None:  # another forwarder of this process has a suspect in hand
+                self._end(claim)
+                self._sleep(LOOK_SECONDS)
+                return None
+            claim.entries = entries
+            claim.batches.extend(batches(self._encoded(entries), self._limits))
         except OutboxError:
             self._end(claim)
             raise
@@ -281,16 +315,15 @@ class Forwarder:
         """Return when a batch is worth claiming, or at the latest when it is time to poll."""
         poll_at = self._clock() + POLL_SECONDS
         while not self._stopping.is_set() and self._clock() < poll_at:
-            if self._outbox.changed("segment"):
+            if self._outbox.changed(self._name):
                 self._sleep(LINGER_SECONDS)
                 return
             self._sleep(LOOK_SECONDS)
 
-    def _await_turn(self, until: float = float("inf")) -> Permit | None:
-        """A turn; None when relay is stopping or there is none before then."""
+    def _await_permit(self, until: float = float("inf")) -> Permit | None:
+        """Return a permit; None if relay is stopping or there is none before then."""
         while not self._stopping.is_set():
-            self._tell_late()
-            permit = self._outbox.throttle(self._take_turn)
+            permit = self._permits.acquire()
             if isinstance(permit, Permit):
                 return permit
             if self._clock() + permit > until:
@@ -299,16 +332,9 @@ class Forwarder:
             self._sleep(min(permit, _LONGEST_SLEEP_SECONDS))
         return None
 
-    def _take_turn(self, throttle: Throttle, now: float) -> Permit | float:
-        """Take one, and tell of the latest answer, which is news to those who only look."""
-        latest, self._latest = self._latest, None
-        if latest:
-            answer, at = latest
-            throttle.heard(answer, now - (self._clock() - at))
-        return throttle.take(now)
-
     def _forward(self, claim: _Claim) -> None:
-        """Post the batches and settle their entries; what cannot be sent now is released."""
+        """Send the batches and settle their entries; release what cannot be sent now."""
+        last_start = claim.ends_at - _TIMEOUTS_BEFORE_LEASE_END * self._limits.timeout_seconds
         try:
             while claim.batches and claim.permit:
                 batch = claim.batches.popleft()
@@ -316,31 +342,31 @@ class Forwarder:
                 permit, claim.permit = claim.permit, None
                 self.pulse.step(threading.get_ident())
                 try:
-                    self._post(batch, permit)
-                except BatchRejectedError as error:
-                    self._answered(permit)
+                    self._send(batch, permit)
+                except RejectedError as error:
+                    self._permits.succeeded(permit)
                     if len(batch) == 1:
-                        detail = f"{error}: {error.said}"
+                        detail = f"{error}: {error.text}"
                         self._dead_letter(entries[0], Unusable(DeadReason.REJECTED, detail))
                     else:
                         # Halving finds the guilty messages, and the rest goes through.
                         middle = len(batch) // 2
                         claim.batches.extendleft((batch[middle:], batch[:middle]))
                 else:
-                    # Dying before this line sends the batch again, under the same ids.
+                    # A crash before this line sends the batch again, under the same ids.
                     self._ack(entries, claim.ends_at)
-                    self._answered(permit)
+                    self._permits.succeeded(permit)
                 if claim.batches:
-                    claim.permit = self._await_turn(claim.ends_at - _POST_SECONDS)
-        except (SegmentUnavailableError, SegmentRefusedError) as error:
+                    claim.permit = self._await_permit(last_start)
+        except (UnavailableError, RefusedError) as error:
             # Nothing more can be sent now.
-            self._settled(entries)
+            self._in_hand.settle(entries)
             self._outbox.release(entries, str(error))
         finally:
             self._end(claim)
 
     def _ack(self, entries: Sequence[Entry], ends_at: float) -> None:
-        """Settle what Segment has taken; should the outbox be away, for as long as it is ours."""
+        """Settle delivered entries; if the outbox is away, retry for as long as they are leased."""
         while True:
             try:
                 self._outbox.ack(entries)
@@ -351,101 +377,76 @@ class Forwarder:
                 _log.error("forward.not_settled", messages=len(entries), error=str(error))
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
             else:
-                self._settled(entries)
+                self._in_hand.settle(entries)
                 self._observe(entries)
                 return
 
     def _observe(self, delivered: Sequence[Entry]) -> None:
         now = self._now()
+        seconds = DELIVERY_SECONDS.labels(self._name)
         for entry in delivered:  # a clock may have been put back since
-            DELIVERIES.observe(max(0, (now - entry.received_at).total_seconds()))
+            seconds.observe(max(0, (now - entry.received_at).total_seconds()))
 
     def _end(self, claim: _Claim) -> None:
-        """Give back the turn, if it was not used, and what was not settled."""
+        """Release the permit, if it was not used, and the entries that were not settled."""
         if claim.permit:
-            self._give_back(claim.permit)
-        unsettled = [entry for entry in claim.entries if entry.id in self._claimed]
+            self._permits.release(claim.permit)
+        unsettled = [entry for entry in claim.entries if entry in self._in_hand]
         if unsettled:
-            self._settled(unsettled)
+            self._in_hand.settle(unsettled)
             self._outbox.release(unsettled)
 
     def _encoded(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes]]:
-        """The entries, each with its message; buried is what has none."""
+        """Yield the entries, each with its message; dead-letter those that have none."""
         for entry in entries:
             if entry.crashes >= CRASHES_BEFORE_ISOLATION + CRASHES_IN_ISOLATION:
-                detail = f"relay died {CRASHES_IN_ISOLATION} times with nothing else in hand"
+                detail = f"relay crashed {CRASHES_IN_ISOLATION} times with nothing else in hand"
                 self._dead_letter(entry, Unusable(DeadReason.POISON, detail))
                 continue
-            mapped = self._mapping.map(entry)
-            if isinstance(mapped, Unusable):
-                self._dead_letter(entry, mapped)
+            rendered = self._routes.render(entry)
+            if isinstance(rendered, Unusable):
+                self._dead_letter(entry, rendered)
             else:
-                yield entry, mapped.encoded
+                yield entry, rendered.encoded
 
-    def _post(self, batch: _Batch, permit: Permit) -> None:
-        """Post one batch in this turn; tell the log how it went, and the pace if it failed."""
+    def _send(self, batch: _Batch, permit: Permit) -> None:
+        """Send one batch with this permit; log and count the answer, report failures."""
         started = self._clock()
-        retries = max(entry.attempts for entry, _ in batch) - 1
+        attempt = max(entry.attempts for entry, _ in batch)
         answer, event, level = "none", "forward.failed", ERROR
         try:
-            self._segment.post([message for _, message in batch], retry_count=retries)
-        except SegmentUnavailableError as error:
+            self._destination.send([message for _, message in batch], attempt=attempt)
+        except UnavailableError as error:
             answer, event, level = str(error), "forward.unavailable", WARNING
-            after = error.retry_after
-            self._tell(
-                lambda throttle, now: throttle.failed(permit, now, answer, after, self._jitter)
-            )
+            self._permits.failed(permit, answer, error.retry_after)
             raise
-        except SegmentRefusedError as error:
+        except RefusedError as error:
             answer, event, level = str(error), "forward.held", ERROR
-            self._tell(lambda throttle, now: throttle.refused(permit, now, answer))
+            self._permits.refused(permit, answer)
             raise
-        except BatchRejectedError as error:
+        except RejectedError as error:
             answer, event, level = str(error), "forward.rejected", WARNING
             raise
         else:
             answer, event, level = "accepted", "forward.sent", INFO
         finally:
-            self._latest = answer, self._clock()
-            milliseconds = round((self._clock() - started) * 1000)
-            _log.log(level, event, messages=len(batch), milliseconds=milliseconds, answer=answer)
+            self._permits.record(answer)
+            _log.log(
+                level,
+                event,
+                destination=self._name,
+                messages=len(batch),
+                milliseconds=round((self._clock() - started) * 1000),
+                answer=answer,
+            )
             word = answer.partition(" ")[0]  # a status, or the kind of a network error
-            BATCHES.labels(word).inc()
-            MESSAGES.labels(word).inc(len(batch))
-
-    def _answered(self, permit: Permit) -> None:
-        """Segment is there and knows us, which is news only to those who wait for a probe."""
-        if permit.probe:
-            self._tell(lambda throttle, _: throttle.succeeded(permit))
-
-    def _give_back(self, permit: Permit) -> None:
-        self._tell(lambda throttle, _: throttle.give_back(permit))
-
-    def _tell(self, news: Callable[[Throttle, float], None]) -> None:
-        """Change the pace; should the outbox be away, once it is back: others wait for a probe."""
-        try:
-            self._outbox.throttle("segment", news)
-        except OutboxError as error:
-            self._untold.append(news)
-            _log.warning("forward.pace_not_told", error=str(error))
-
-    def _tell_late(self) -> None:
-        while self._untold:
-            news = self._untold.popleft()
-            try:
-                self._outbox.throttle("segment", news)
-            except OutboxError:
-                self._untold.appendleft(news)
-                raise
+            BATCHES.labels(self._name, word).inc()
+            MESSAGES.labels(self._name, word).inc(len(batch))
 
     def _dead_letter(self, entry: Entry, fault: Unusable) -> None:
         self._outbox.dead_letter(entry, fault)
-        self._settled([entry])
-        if fault.reason is DeadReason.IGNORED:  # as somebody has set it
+        self._in_hand.settle([entry])
+        if fault.reason is DeadReason.IGNORED:  # by a setting
             _log.info("forward.ignored", message_id=entry.message_id, detail=fault.detail)
         else:
-            _log.warning("forward.buried", message_id=entry.message_id, reason=fault.reason)
-
-    def _settled(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            self._claimed.pop(entry.id, None)
+            _log.warning("forward.dead_letter", message_id=entry.message_id, reason=fault.reason)

@@ -1,1 +1,1 @@
-"""What relay tells Prometheus."""
+"""What relay counts and measures, for Prometheus."""

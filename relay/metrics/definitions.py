@@ -1,11 +1,13 @@
 """Every counter, gauge and histogram, each with the question it answers.
 
-Receiver and forwarder are processes of their own, and have a registry each. The metrics of the
-outbox are read when somebody asks (`relay.metrics.exporter`). What prometheus_client tells of a
-process itself is in its own registry. No name occurs twice, so that one page holds them all.
+Receiver and forwarder are separate processes, so each has its own registry. The metrics of the
+outbox are in neither: `relay.metrics.exporter` reads them from the outbox when Prometheus asks. No
+name occurs twice, so one page can hold all of them, and those of prometheus_client besides.
 
-Labels hold words of relay's own, and of answers their status or the kind of network error: never an
-address, a secret or anything else from a body.
+A label holds a word of relay's own, the name of a source or destination, or of an answer its status
+or the kind of network error. It never holds an address, a secret or anything else from a body.
+
+A constant is called as its metric, without `relay_` and `_total`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,8 +19,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 
-class Described(Struct, frozen=True):
-    """A metric, as the documentation tells it."""
+class Definition(Struct, frozen=True):
+    """The name and meaning of a metric, for its page and for the documentation."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -27,13 +29,13 @@ class Described(Struct, frozen=True):
 
     @property
     def series(self) -> list[str]:
-        """The names that queries know it by."""
+        """The names by which queries select it."""
         if self.kind == "histogram":
             return [f"{self.name}_{part}" for part in ("bucket", "sum", "count")]
         return [self.name]
 
-    def told(self, values: Mapping[tuple[str, ...], float]) -> Metric:
-        """A counter or gauge with these values, each by its labels."""
+    def with_values(self, values: Mapping[tuple[str, ...], float]) -> Metric:
+        """Return it as a counter or gauge with these values, each under its labels."""
         family = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         metric = family(self.name, self.question, labels=self.labels)
         for labels, value in values.items():
@@ -41,7 +43,7 @@ class Described(Struct, frozen=True):
         return metric
 
 
-ALL: Final[list[Described]] = []
+ALL: Final[list[Definition]] = []
 """Every metric of relay's own."""
 
 RECEIVING: Final = CollectorRegistry()
@@ -51,144 +53,174 @@ FORWARDING: Final = CollectorRegistry()
 def _counter(
     name: str, question: str, *labels: str, registry: CollectorRegistry = RECEIVING
 ) -> Counter:
-    ALL.append(Described(name, "counter", question, labels))
+    ALL.append(Definition(name, "counter", question, labels))
     return Counter(name, question, labels, registry=registry)
 
 
 def _histogram(
-    name: str, question: str, buckets: Iterable[float], *, registry: CollectorRegistry = RECEIVING
+    name: str,
+    question: str,
+    buckets: Iterable[float],
+    *labels: str,
+    registry: CollectorRegistry = RECEIVING,
 ) -> Histogram:
-    ALL.append(Described(name, "histogram", question))
-    return Histogram(name, question, buckets=tuple(buckets), registry=registry)
+    ALL.append(Definition(name, "histogram", question, labels))
+    return Histogram(name, question, labels, buckets=tuple(buckets), registry=registry)
 
 
 def _of_outbox(
     name: str, question: str, *labels: str, kind: Literal["counter", "gauge"] = "gauge"
-) -> Described:
-    ALL.append(Described(name, kind, question, labels))
+) -> Definition:
+    ALL.append(Definition(name, kind, question, labels))
     return ALL[-1]
 
 
-# Each would come with a second series that nobody asks for.
+# Otherwise each counter and histogram has a second series, of the time when it was created.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it comes without annotations
+
+# The receiver's.
 
 WEBHOOKS: Final = _counter(
     "relay_webhooks_total",
-    "What came in, and what was it answered?",
+    "What came in, and how was it answered?",
     *("source", "outcome", "what"),
 )
-"""`outcome` is the answer's status; `what` the collection, or the reason why it is none."""
+"""`outcome` is the answer's `status`; `what` is the collection, or the reason why there is none."""
 WRONG_CREDENTIALS: Final = _counter(
     "relay_wrong_credentials_total",
     "How many wrong passwords, links, sessions and tokens were tried?",
     *("door", "credential"),
 )
-ANSWERS: Final = _histogram(
+ANSWER_SECONDS: Final = _histogram(
     "relay_answer_seconds",
-    "How long does a stored webhook wait for its answer, once it is read?",
+    "How long after it was read was a stored webhook answered?",
     (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3),
 )
-GROUPS: Final = _histogram(
+COMMIT_WEBHOOKS: Final = _histogram(
     "relay_commit_webhooks",
     "How many webhooks share a commit?",
     (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000),
 )
-COMMITS: Final = _histogram(
+COMMIT_SECONDS: Final = _histogram(
     "relay_commit_seconds",
-    "How long does the outbox take for a commit?",
+    "How long does a commit to the outbox take?",
     (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
+CONNECTIONS_SHED: Final = _counter(
+    "relay_connections_shed_total",
+    "How many connections were closed because there were too many?",
+)
+RECEIVER_LOG_LINES_DROPPED: Final = _counter(
+    "relay_receiver_log_lines_dropped_total",
+    "How many lines of the receiver's log were dropped because nobody read them in time?",
+)
+
+# The forwarder's.
 
 BATCHES: Final = _counter(
     "relay_batches_total",
-    "What did Segment answer to requests?",
-    "answer",
+    "How many requests were sent, and what did the destination answer?",
+    *("destination", "answer"),
     registry=FORWARDING,
 )
-"""`accepted`; the status of what was not, `200` for a page of HTML
-or words that deny it; the kind of network error; or
-`none` where relay itself failed."""
+"""`answer` is `accepted`, the status of any other answer, or the kind of network error.
+
+It is `200` if a page of HTML, or words that deny it, came behind that status. It is `none` if relay
+itself failed.
+"""
 MESSAGES: Final = _counter(
     "relay_messages_total",
-    "What did Segment answer to requests, by the messages in them, sent again or not?",
-    "answer",
+    "How many messages were sent, and what did the destination answer? Each attempt counts.",
+    *("destination", "answer"),
     registry=FORWARDING,
 )
-DELIVERIES: Final = _histogram(
+DELIVERY_SECONDS: Final = _histogram(
     "relay_delivery_seconds",
-    "How long after its receipt was an event delivered, waits, holds and replays included?",
+    "How long after its receipt was an event delivered? Waits, holds and replays count.",
     (0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3_600, 6 * 3_600, 86_400, 7 * 86_400),
+    "destination",
     registry=FORWARDING,
 )
-SHED: Final = _counter(
-    "relay_connections_shed_total",
-    "How many connections were closed, because there were too many?",
-)
-RECEIVER_LINES_DROPPED: Final = _counter(
-    "relay_receiver_log_lines_dropped_total",
-    "How many lines of the receiver's log were dropped, because nobody read them in time?",
-)
-FORWARDER_LINES_DROPPED: Final = _counter(
+FORWARDER_LOG_LINES_DROPPED: Final = _counter(
     "relay_forwarder_log_lines_dropped_total",
-    "How many lines of the forwarder's log were dropped, because nobody read them in time?",
+    "How many lines of the forwarder's log were dropped because nobody read them in time?",
     registry=FORWARDING,
 )
 
+# The outbox's.
+
 OUTBOX_UP: Final = _of_outbox(
-    "relay_outbox_up", "Does the outbox answer? Where not, what follows from it is left out."
+    "relay_outbox_up", "Does the outbox answer? If not, its other metrics are absent."
 )
-BACKLOG: Final = _of_outbox("relay_backlog_entries", "How many events wait?")
-BACKLOG_AGE: Final = _of_outbox(
-    "relay_backlog_seconds", "How long has the one that waits the longest been waiting?"
+BACKLOG_ENTRIES: Final = _of_outbox(
+    "relay_backlog_entries", "How many events are pending?", "destination"
 )
-BACKLOG_LIMIT: Final = _of_outbox(
-    "relay_backlog_limit_entries", "How many may wait, where `RELAY_MAX_BACKLOG` is set?"
+BACKLOG_SECONDS: Final = _of_outbox(
+    "relay_backlog_seconds", "How long has the oldest pending event waited?", "destination"
+)
+BACKLOG_LIMIT_ENTRIES: Final = _of_outbox(
+    "relay_backlog_limit_entries",
+    "How many events may be pending, for all destinations together? Absent without"
+    " `RELAY_MAX_BACKLOG`.",
 )
 HOLD: Final = _of_outbox(
-    "relay_hold", "Is forwarding on hold, because Segment refuses the key, the host or the request?"
+    "relay_hold",
+    "Is forwarding on hold because the destination refuses the key, the host or the request?",
+    "destination",
 )
-FREE: Final = _of_outbox(
-    "relay_outbox_free_bytes", "How much room has the outbox's disk, where that can be known?"
+OUTBOX_FREE_BYTES: Final = _of_outbox(
+    "relay_outbox_free_bytes",
+    "How much room is left on the outbox's disk? Absent if that cannot be known.",
 )
-LEAST_FREE: Final = _of_outbox(
-    "relay_outbox_min_free_bytes", "Below how much room there is nothing taken any more?"
+OUTBOX_MIN_FREE_BYTES: Final = _of_outbox(
+    "relay_outbox_min_free_bytes", "With less room than what are webhooks answered 503?"
 )
-LOG_BYTES: Final = _of_outbox(
-    "relay_outbox_log_bytes", "How long is SQLite's log of writes, beside the file?"
+OUTBOX_LOG_BYTES: Final = _of_outbox(
+    "relay_outbox_log_bytes", "How large is the log of writes beside the SQLite file?"
 )
-LOG_HELD: Final = _of_outbox(
-    "relay_outbox_log_held",
-    "Does somebody who reads from the SQLite file keep its log from being emptied?",
+OUTBOX_LOG_HELD: Final = _of_outbox(
+    "relay_outbox_log_held", "Does a reader of the SQLite file keep its log from being emptied?"
 )
 EVENTS: Final = _of_outbox(
     "relay_events",
-    "What has become of the events that the outbox holds?",
-    *("source", "collection", "state", "reason"),
+    "What has become of the events in the outbox?",
+    *("source", "destination", "collection", "state", "reason"),
 )
-"""`reason` of dead letters; no `collection` where none could be read."""
-RECEIVED: Final = _of_outbox(
+"""`reason` is that of a dead letter; `collection` is empty if none could be read."""
+EVENTS_RECEIVED: Final = _of_outbox(
     "relay_events_received_total",
-    "How many events were ever stored, copies not counted?",
+    "How many events were stored? Duplicates do not count.",
     *("source", "collection"),
     kind="counter",
 )
-DELIVERED: Final = _of_outbox(
+EVENTS_DELIVERED: Final = _of_outbox(
     "relay_events_delivered_total",
-    "How many times was an event delivered, again after a replay included?",
+    "How often was an event delivered? A delivery after a replay counts again.",
+    "destination",
     kind="counter",
 )
-DEAD_LETTERED: Final = _of_outbox(
-    "relay_events_died_total",
-    "How many times did an event become a dead letter?",
-    "reason",
+EVENTS_DEAD_LETTERED: Final = _of_outbox(
+    "relay_events_dead_lettered_total",
+    "How often did an event become a dead letter?",
+    *("destination", "reason"),
     kind="counter",
 )
-FORGOTTEN: Final = _of_outbox(
+EVENTS_FORGOTTEN: Final = _of_outbox(
     "relay_events_forgotten_total",
-    "How many events were erased, or forgotten after their retention?",
+    "How many events were erased, or deleted at the end of their retention?",
     kind="counter",
 )
-MISSING: Final = _of_outbox(
+EVENTS_MISSING: Final = _of_outbox(
     "relay_events_missing",
-    "How many events has this receiver answered `accepted` that the outbox does not know of?",
+    "How many events has this receiver answered `accepted` that the outbox does not have?",
 )
+
+
+def start_at_zero(destination: str) -> None:
+    """Create the forwarder's series for a destination, so that the first of each shows as growth.
+
+    What it answers besides `accepted` is not known beforehand.
+    """
+    BATCHES.labels(destination, "accepted")
+    MESSAGES.labels(destination, "accepted")
+    DELIVERY_SECONDS.labels(destination)

@@ -1,4 +1,4 @@
-"""What the outbox tells Prometheus, read when it asks."""
+"""Reads the metrics of an outbox, whenever Prometheus asks for them."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,43 +13,51 @@ from relay.errors import OutboxError
 from relay.events import DeadReason
 from relay.metrics import definitions as metrics
 from relay.outbox.counters import Change, CounterRow, forgotten, population
-from relay.outbox.entries import Clock, total, utc_now
+from relay.outbox.entries import Clock, Counts, utc_now
 from relay.outbox.protocol import Outbox
 
 _MEBIBYTE: Final = 2**20
 
+_Values = dict[tuple[str, ...], float]
+
 
 class AcceptedVsStored(Struct, frozen=True):
-    """What this process has answered `accepted`, and what the outbox has received.
+    """How many events this process has answered `accepted`, and how many the outbox has received.
 
-    The first is counted where the answer is made, the second by the outbox in the transaction that
-    stores the event. Whatever is answered `accepted` has been committed before, so between two
-    looks, each of which takes the first before the second, the second grows at least as much.
-    Where it does not, so many events were answered that are not stored, or were stored in a
-    database that has gone back to an earlier state since: a standby that lacked the last
-    transactions, a copy put in its place.
+    The receiver counts the first when it makes an answer. The outbox counts the second, in the
+    transaction that stores the event. That transaction is committed before the answer is made, and
+    each reading takes the first number before the second. So from one reading to the next, the
+    second grows at least as much as the first. If it grows less, some events were answered and are
+    not stored: they never were, or the database has gone back to an earlier state. That happens
+    after a failover to a standby that lacked the last transactions, or when a copy is put in the
+    database's place.
 
-    It proves no more than that. The second also grows by other receivers, by imports and restores,
-    and by webhooks that were stored too late to be answered; each of these can make up for one
-    that is missing. Answers from before the first look, at this process's start, are not in it,
-    nor are dead letters. That what is stored is not lost on its way out is no part of it:
-    the outbox counts what leaves it, and received = in some state + forgotten is how it counts.
+    The comparison proves no more than that. Other receivers, imports, restores, and webhooks that
+    were stored too late for their answer also make the second number grow, and each of them can
+    hide a missing event. Answers from before the first reading, and dead letters, are not compared.
+    An event that is lost after it was stored does not show either: received = in some state +
+    forgotten is how the outbox counts, so it proves nothing.
+
+    Attributes:
+        accepted: answers of this process.
+        received: events in the outbox's counters that have a collection.
     """
 
     accepted: float
     received: int
 
     def missing_since(self, earlier: "AcceptedVsStored") -> float:
-        """How many events were answered since then and not received."""
+        """Return how many events were answered since the earlier reading and not received."""
         return max(0, (self.accepted - earlier.accepted) - (self.received - earlier.received))
 
 
 class OutboxExporter:
-    """All that the outbox tells.
+    """The metrics of one outbox, as text for Prometheus.
 
     Args:
-        outbox: the one to read.
-        max_backlog: pending entries; None for any number.
+        outbox: where they are read.
+        destinations: the names of all destinations; each has its series from the start.
+        max_backlog: the most entries that may be pending; None if there is no limit.
         min_free_disk: MiB.
         clock: the time of day.
     """
@@ -57,115 +65,143 @@ class OutboxExporter:
     def __init__(
         self,
         outbox: Outbox,
+        destinations: Sequence[str],
         *,
         max_backlog: int | None,
         min_free_disk: int,
         clock: Clock = utc_now,
     ) -> None:
         self._outbox = outbox
+        self._destinations = destinations
         self._max_backlog = max_backlog
         self._min_free_disk = min_free_disk
         self._clock = clock
-        self._before: AcceptedVsStored | None = None
+        self._first: AcceptedVsStored | None = None
 
     def begin(self, outbox: Outbox) -> None:
-        """Compare what is answered from here on with what is stored; before anything is taken.
+        """Take the reading to compare later ones with, before anything is answered or stored.
 
-        Where the outbox does not answer, nothing is compared until the next start: by a later look,
-        what is then on its way would be missing from one side.
+        If the outbox does not answer, nothing is compared until the next start: a first reading
+        taken later would miss what is being stored at that moment.
         """
         try:
-            self._before = _accepted_and_stored(outbox)[0]
+            self._first = _reading(outbox)[0]
         except OutboxError:
-            self._before = None
+            self._first = None
 
     def read(self) -> bytes:
-        """What Prometheus is told; without the outbox, only that it is away."""
+        """Return the metrics of the outbox; if it does not answer, only that it is away."""
         try:
-            return _page(self._metrics())
+            return _text(self._metrics())
         except OutboxError:
-            return self.unread()
+            return self.away()
 
-    def unread(self) -> bytes:
-        """What Prometheus is told while the outbox does not answer."""
-        return _page([metrics.OUTBOX_UP.told({(): 0})])
+    def away(self) -> bytes:
+        """Return the metrics of an outbox that does not answer, without asking it."""
+        return _text([metrics.OUTBOX_UP.with_values({(): 0})])
 
     def _metrics(self) -> list[Metric]:
-        promises, counters = _accepted_and_stored(self._outbox)
-        counts = total(self._outbox.counts())
+        reading, counters = _reading(self._outbox)
         log = self._outbox.log_state()
-        now = self._clock()
-        waiting = now - (counts.waiting_since or now)
-        told = {
-            metrics.BACKLOG: counts.pending,
-            # A clock may have been put back since.
-            metrics.BACKLOG_AGE: max(0, waiting.total_seconds()),
-            metrics.BACKLOG_LIMIT: self._max_backlog,
-            metrics.HOLD: self._outbox.destination_status("segment").hold is not None,
-            metrics.FREE: self._outbox.free_bytes(),
-            metrics.LEAST_FREE: self._min_free_disk * _MEBIBYTE,
-            metrics.MISSING: promises.missing_since(self._before) if self._before else None,
-            metrics.LOG_BYTES: log.size_bytes if log else None,
-            metrics.LOG_HELD: log.is_held if log else None,
+        values = {
+            metrics.BACKLOG_LIMIT_ENTRIES: self._max_backlog,
+            metrics.OUTBOX_FREE_BYTES: self._outbox.free_bytes(),
+            metrics.OUTBOX_MIN_FREE_BYTES: self._min_free_disk * _MEBIBYTE,
+            metrics.EVENTS_MISSING: reading.missing_since(self._first) if self._first else None,
+            metrics.OUTBOX_LOG_BYTES: log.size_bytes if log else None,
+            metrics.OUTBOX_LOG_HELD: log.is_held if log else None,
             metrics.OUTBOX_UP: 1,
         }
         return [
-            *(metric.told({(): value}) for metric, value in told.items() if value is not None),
-            *of_tallies(counters),
+            *(each.with_values({(): value}) for each, value in values.items() if value is not None),
+            *self._by_destination(),
+            *from_counters(counters, self._destinations),
+        ]
+
+    def _by_destination(self) -> list[Metric]:
+        counts = dict.fromkeys(self._destinations, Counts()) | dict(self._outbox.counts())
+        now = self._clock()
+        entries: _Values = {}
+        seconds: _Values = {}
+        holds: _Values = {}
+        for name, count in counts.items():
+            entries[name,] = count.pending
+            # Not below 0: the clock may have been put back since.
+            seconds[name,] = max(0.0, (now - (count.waiting_since or now)).total_seconds())
+            holds[name,] = self._outbox.destination_status(name).hold is not None
+        return [
+            metrics.BACKLOG_ENTRIES.with_values(entries),
+            metrics.BACKLOG_SECONDS.with_values(seconds),
+            metrics.HOLD.with_values(holds),
         ]
 
 
-def of_tallies(counters: Iterable[CounterRow]) -> list[Metric]:
-    """What entries did, and where they are now."""
+def from_counters(counters: Iterable[CounterRow], destinations: Iterable[str]) -> list[Metric]:
+    """Return what entries did, and in which state they are now.
+
+    Each destination has its series at 0 before anything happens, so that the first event of each
+    kind shows as growth.
+    """
     counters = list(counters)
     received: Counter[tuple[str, ...]] = Counter()
-    # From the beginning, so that the first of each kind shows as growth.
-    died: Counter[tuple[str, ...]] = Counter({(reason.value,): 0 for reason in DeadReason})
-    delivered = 0
+    delivered: Counter[tuple[str, ...]] = Counter({(name,): 0 for name in destinations})
+    dead_lettered: Counter[tuple[str, ...]] = Counter(
+        {(name, reason.value): 0 for (name,) in delivered for reason in DeadReason}
+    )
     for row in counters:
         if row.change is Change.RECEIVED:
             received[row.source, row.collection or ""] += row.entries
-        elif row.change is Change.DEAD_LETTERED:
-            died[(row.reason or "",)] += row.entries
         elif row.change is Change.DELIVERED:
-            delivered += row.entries
-    now: dict[tuple[str, ...], float] = {
-        (kind.source, kind.collection or "", kind.state.value, kind.reason or ""): entries
+            delivered[row.destination,] += row.entries
+        elif row.change is Change.DEAD_LETTERED:
+            dead_lettered[row.destination, row.reason or ""] += row.entries
+    events: _Values = {
+        (
+            *(kind.source, kind.destination, kind.collection or ""),
+            *(kind.state.value, kind.reason or ""),
+        ): entries
         for kind, entries in population(counters).items()
     }
     return [
-        metrics.EVENTS.told(now),
-        metrics.RECEIVED.told(received),
-        metrics.DELIVERED.told({(): delivered}),
-        metrics.DEAD_LETTERED.told(died),
-        metrics.FORGOTTEN.told({(): forgotten(counters)}),
+        metrics.EVENTS.with_values(events),
+        metrics.EVENTS_RECEIVED.with_values(received),
+        metrics.EVENTS_DELIVERED.with_values(delivered),
+        metrics.EVENTS_DEAD_LETTERED.with_values(dead_lettered),
+        metrics.EVENTS_FORGOTTEN.with_values({(): forgotten(counters)}),
     ]
 
 
-def _accepted_and_stored(outbox: Outbox) -> tuple[AcceptedVsStored, Sequence[CounterRow]]:
-    accepted = sum(
-        sample.value
-        for metric in metrics.WEBHOOKS.collect()
-        for sample in metric.samples
-        if sample.labels["outcome"] == "accepted"
-    )
+def _reading(outbox: Outbox) -> tuple[AcceptedVsStored, Sequence[CounterRow]]:
+    """Return what to compare, and the counters that it was read from."""
+    accepted = _accepted()  # first: see `AcceptedVsStored`
     counters = outbox.counters()
-    # What is answered `accepted` has a collection; what came as a dead letter has none.
     received = sum(
         row.entries
         for row in counters
+        # Without a collection it came as a dead letter, and was not answered `accepted`.
         if row.change is Change.RECEIVED and row.collection is not None
     )
     return AcceptedVsStored(accepted, received), counters
 
 
-def _page(told: Sequence[Metric]) -> bytes:
-    return generate_latest(_Told(told))
+def _accepted() -> float:
+    return sum(
+        sample.value
+        for metric in metrics.WEBHOOKS.collect()
+        for sample in metric.samples
+        if sample.labels["outcome"] == "accepted"
+    )
 
 
-class _Told(Collector):
-    def __init__(self, told: Sequence[Metric]) -> None:
-        self._told = told
+def _text(values: Sequence[Metric]) -> bytes:
+    return generate_latest(_Collected(values))
+
+
+class _Collected(Collector):
+    """Metrics in the form that `generate_latest` takes."""
+
+    def __init__(self, values: Sequence[Metric]) -> None:
+        self._values = values
 
     def collect(self) -> Iterable[Metric]:
-        return self._told
+        return self._values

@@ -9,13 +9,11 @@ from typing import BinaryIO, Final
 
 from msgspec import Struct, field
 
-from relay.destinations.segment import Segment
 from relay.errors import OutboxError
 from relay.events import Ignored
 from relay.outbox.entries import Arrival, Clock, utc_now
 from relay.outbox.protocol import Outbox
-from relay.routes import arrival_of
-from relay.sources import Source
+from relay.routes import Route
 
 STEP: Final = 1_000
 """Lines stored in one transaction."""
@@ -51,8 +49,7 @@ class Importer:
 
     Args:
         outbox: where to.
-        source: whose they are.
-        segment: for which they are meant.
+        route: on which they come.
         exceeded: why nothing more is to be stored now, if so.
         clock: tells when they are received.
     """
@@ -60,15 +57,13 @@ class Importer:
     def __init__(
         self,
         outbox: Outbox,
-        source: Source,
-        segment: Segment,
+        route: Route,
         *,
         exceeded: Callable[[], str | None] = lambda: None,
         clock: Clock = utc_now,
     ) -> None:
         self._outbox = outbox
-        self._source = source
-        self._segment = segment
+        self._route = route
         self._exceeded = exceeded
         self._clock = clock
         self._copies: Counter[bytes] = Counter()
@@ -104,7 +99,7 @@ class Importer:
             self._copies[digest] += 1
             return ("copy", digest.hex(), str(self._copies[digest]))
 
-        return arrival_of(self._source, self._segment, body, self._clock(), otherwise=nth_copy)
+        return self._route.accept(body, self._clock(), fallback_key=nth_copy)
 
     def _store(self, step: list[tuple[int, Arrival]], counts: ImportCounts) -> ImportCounts:
         if step and (exceeded := self._exceeded()):

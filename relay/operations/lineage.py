@@ -8,12 +8,12 @@ from typing import Any, Final
 from msgspec import Struct, json
 
 from relay.events import Unusable
-from relay.routes import Mapped
+from relay.routes import Rendered
 
 MOST_FIELDS: Final = 300
 """Of a webhook with more, the rest is not traced."""
 MOST_BYTES: Final = 8 * 2**20
-"""Mapped for all fields together: the larger the webhook, the fewer are traced."""
+"""Rendered for all fields together: the larger the webhook, the fewer are traced."""
 
 Path = tuple[str | int, ...]
 """How a value is come at in a document: names in objects, places in lists."""
@@ -52,8 +52,8 @@ def traced(document: Mapping[str, Any]) -> list[tuple[Path, Any]]:
 
 def links(
     document: Mapping[str, Any],
-    mapped: Mapped,
-    map_body: Callable[[bytes], Mapped | Unusable],
+    rendered: Rendered,
+    map_body: Callable[[bytes], Rendered | Unusable],
     *,
     name: Callable[[Path], str] = named,
 ) -> list[Link]:
@@ -61,11 +61,11 @@ def links(
 
     Args:
         document: the webhook's.
-        mapped: what it becomes.
+        rendered: what it becomes.
         map_body: today's mapping.
         name: how paths are told.
     """
-    before = dict(leaves(mapped.message))
+    before = dict(leaves(rendered.document))
     changed = deepcopy(document)
     found = []
     for path, value in traced(document):
@@ -77,10 +77,10 @@ def links(
         _put(changed, path, value)
         # It decides what the webhook is, or whether it is anything.
         targets: list[Path] = [("event",)]
-        if isinstance(other, Mapped) and other.event.collection == mapped.event.collection:
-            after = dict(leaves(other.message))
+        if isinstance(other, Rendered) and other.event.collection == rendered.event.collection:
+            after = dict(leaves(other.document))
             targets = [p for p in before | after if before.get(p) != after.get(p)]
-            if other.event.dedupe_key != mapped.event.dedupe_key:
+            if other.event.dedupe_key != rendered.event.dedupe_key:
                 targets.append(("messageId",))
         found += [Link(name(path), name(target)) for target in targets]
     return found

@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from relay.events import Unusable
 from relay.outbox.entries import Operation, Requeue, State, StoredEntry, keys_of
 from relay.outbox.protocol import EntryStore
-from relay.routes import Mapped, Mapping
+from relay.routes import Rendered, Routes
 
 DEDUPLICATION: Final = timedelta(hours=24)
 """For how long Segment recognises a `messageId` (segment-docs, guides/duplicate-data.md)."""
@@ -39,7 +39,7 @@ class Plan(Struct):
     pending: int = 0
     done: int = 0
     unusable: Counter[str] = field(default_factory=Counter)
-    examples: list[tuple[StoredEntry, Mapped]] = []
+    examples: list[tuple[StoredEntry, Rendered]] = []
 
     @property
     def found(self) -> int:
@@ -49,7 +49,7 @@ class Plan(Struct):
 
 def plan(
     entries: Iterable[StoredEntry],
-    mapping: Mapping,
+    routes: Routes,
     *,
     now: datetime,
     began_at: datetime,
@@ -67,16 +67,16 @@ def plan(
         if _is_done(entry, began_at):
             planned.done += 1
             continue
-        mapped = mapping.map(entry)
-        if isinstance(mapped, Unusable):
-            planned.unusable[mapped.reason] += 1
+        rendered = routes.render(entry)
+        if isinstance(rendered, Unusable):
+            planned.unusable[rendered.reason] += 1
             continue
         planned.to_send += 1
         if sent_at := _last_delivered_at(entry):
             planned.again += 1
             planned.too_late += now - sent_at > DEDUPLICATION
         if len(planned.examples) < examples:
-            planned.examples.append((entry, mapped))
+            planned.examples.append((entry, rendered))
     return planned
 
 
@@ -90,7 +90,7 @@ def _last_delivered_at(entry: StoredEntry) -> datetime | None:
 def replay(
     outbox: EntryStore,
     entries: Iterable[StoredEntry],
-    mapping: Mapping,
+    routes: Routes,
     operation: Operation,
     *,
     began_at: datetime,
@@ -109,9 +109,9 @@ def replay(
     for entry in entries:
         looked_at += 1
         to_do = entry.state is not State.PENDING and not _is_done(entry, began_at)
-        mapped = mapping.map(entry) if to_do else None
-        if isinstance(mapped, Mapped):
-            event = mapped.event
+        rendered = routes.render(entry) if to_do else None
+        if isinstance(rendered, Rendered):
+            event = rendered.event
             step.append(Requeue(entry.id, event.collection, keys_of(event)))
         if looked_at == STEP:
             yield looked_at, outbox.requeue(step, operation)

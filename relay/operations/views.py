@@ -5,16 +5,17 @@ from typing import Any
 
 from relay.events import Unusable
 from relay.outbox.entries import StoredEntry
-from relay.routes import Mapped
+from relay.routes import Rendered
 
 
-def summary(entry: StoredEntry, mapped: Mapped | Unusable) -> dict[str, Any]:
+def summary(entry: StoredEntry, rendered: Rendered | Unusable) -> dict[str, Any]:
     """What an entry is, but for its body."""
-    event = mapped.event if isinstance(mapped, Mapped) else None
+    event = rendered.event if isinstance(rendered, Rendered) else None
     return {
         "id": entry.id,
         "message_id": entry.message_id,
         "source": entry.source,
+        "destination": entry.destination,
         "state": entry.state,
         "collection": entry.collection,
         "reason": entry.reason,
@@ -28,17 +29,17 @@ def summary(entry: StoredEntry, mapped: Mapped | Unusable) -> dict[str, Any]:
     }
 
 
-def full(entry: StoredEntry, mapped: Mapped | Unusable) -> dict[str, Any]:
+def detail(entry: StoredEntry, rendered: Rendered | Unusable) -> dict[str, Any]:
     """All that is known of an entry: its raw webhook, its history, its track call as of today."""
-    none = f"{mapped.reason}: {mapped.detail}" if isinstance(mapped, Unusable) else None
+    none = f"{rendered.reason}: {rendered.detail}" if isinstance(rendered, Unusable) else None
     return {
-        **summary(entry, mapped),
+        **summary(entry, rendered),
         "history": [
-            {"at": moment(event.at), "what": event.what, "said": event.said}
+            {"at": moment(event.at), "what": event.what, "detail": event.detail}
             for event in entry.history
         ],
         "body": entry.body.decode(errors="replace"),
-        "track": mapped.message if isinstance(mapped, Mapped) else None,
+        "track": rendered.document if isinstance(rendered, Rendered) else None,
         "no_track_because": none,
     }
 

@@ -32,22 +32,24 @@ class Answer(Struct, frozen=True):
         return self.status, headers, body
 
 
-def answer_to(source: Source, arrival: Arrival | Ignored, fate: StoreResult) -> Answer:
-    """What the sender is told of a webhook, once it is known what has become of it.
+def answer_to(
+    source: Source, arrival: Arrival | Ignored, result: StoreResult | None = None
+) -> Answer:
+    """Return what the sender of a webhook is answered.
 
     Args:
-        source: whose it is.
-        arrival: what it was to be stored as, if at all.
-        fate: what came of storing it; of no account where it was ignored.
+        source: of the webhook.
+        arrival: what it was to be stored as, or that it is ignored.
+        result: of storing the arrival; None if it is ignored.
     """
     if isinstance(arrival, Ignored):
         return Answer(200, {"status": "ignored", "reason": arrival.reason})
-    if isinstance(fate, OutboxError):
+    if isinstance(result, OutboxError):
         content = {"status": "unavailable", "error": "not stored; send it again"}
         return Answer(503, content, ((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),))
     if fault := arrival.fault:
         is_error = fault.reason is DeadReason.UNREADABLE and not source.blocks_on_error
         status = 400 if is_error else 200
         return Answer(status, {"status": "dead", "reason": fault.reason, "error": fault.detail})
-    outcome = "accepted" if fate else "duplicate"
+    outcome = "accepted" if result else "duplicate"
     return Answer(200, {"status": outcome, "message_id": arrival.message_id})

@@ -28,7 +28,7 @@ _GZIPPED: Final = frozenset({b"gzip", b"x-gzip"})
 _TOKENS: Final = re.compile(rb"[\s,]*,[\s,]*")
 
 
-class RefusedError(Exception):
+class RequestRefusedError(Exception):
     """The request is refused without a look at its content.
 
     Attributes:
@@ -98,7 +98,7 @@ class _Pieces:
         """Refuse it before it comes, where its size is said to be too large.
 
         Raises:
-            RefusedError: it is.
+            RequestRefusedError: it is.
         """
         if size > self._limit:
             raise self._too_large()
@@ -107,7 +107,7 @@ class _Pieces:
         """Take the next piece, as it comes.
 
         Raises:
-            RefusedError: it is too large.
+            RequestRefusedError: it is too large.
         """
         self._digest.update(piece)
         self._raw_size += len(piece)
@@ -148,8 +148,8 @@ class _Pieces:
     def _limit(self) -> int:
         return MAX_CUT_BYTES if self._may_be_cut else MAX_BODY_BYTES
 
-    def _too_large(self) -> RefusedError:
-        return RefusedError(413, f"a body has {self._limit} bytes at the most")
+    def _too_large(self) -> RequestRefusedError:
+        return RequestRefusedError(413, f"a body has {self._limit} bytes at the most")
 
     def _unpack(self, piece: bytes) -> None:
         is_full = False
@@ -190,9 +190,9 @@ class _Reading(Struct, eq=False):
 
     task: "asyncio.Task[object]"
     since: float
-    refusal: RefusedError | None = None
+    refusal: RequestRefusedError | None = None
 
-    def give_up(self, refusal: RefusedError) -> None:
+    def give_up(self, refusal: RequestRefusedError) -> None:
         """End it with the refusal."""
         if self.refusal is None:
             self.refusal = refusal
@@ -201,7 +201,7 @@ class _Reading(Struct, eq=False):
     def turn_out(self) -> None:
         """See `Holder`."""
         retry_after = (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)
-        self.give_up(RefusedError(503, "too many bodies are being read", retry_after))
+        self.give_up(RequestRefusedError(503, "too many bodies are being read", retry_after))
 
 
 class Bodies:
@@ -222,7 +222,7 @@ class Bodies:
             for reading in [*self._readings]:
                 if loop.time() - reading.since > BODY_SECONDS:
                     slow = f"the body took more than {BODY_SECONDS} s"
-                    reading.give_up(RefusedError(408, slow, drain=False))
+                    reading.give_up(RequestRefusedError(408, slow, drain=False))
 
     async def read(
         self, source: Source, headers: Headers, receive: Receive, verifier: Verifier
@@ -230,8 +230,8 @@ class Bodies:
         """The body, whose pieces the verifier has been given.
 
         Raises:
-            RefusedError: it is too large, known before it is read, or too slow; it is packed in a
-                way that relay does not know; or there are too many.
+            RequestRefusedError: it is too large, known before it is read, or too slow; it is packed
+                in a way that relay does not know; or there are too many.
             SenderGoneError: it will never be complete.
         """
         body = _Pieces(is_packed=_is_packed(headers, source), may_be_cut=source.blocks_on_error)
@@ -278,8 +278,8 @@ def _is_packed(headers: Headers, source: Source) -> bool:
     """Whether the body is said to be gzip.
 
     Raises:
-        RefusedError: it is said to be something else; but not to a sender that this would hold
-            back, whose body is then kept as a dead letter.
+        RequestRefusedError: it is said to be something else; but not to a sender that an error
+            blocks, whose body is then kept as a dead letter.
     """
     said = b",".join(value for name, value in headers if name == b"content-encoding")
     codings = [c for c in _TOKENS.split(said.strip().lower()) if c not in _IDENTITY]
@@ -289,7 +289,7 @@ def _is_packed(headers: Headers, source: Source) -> bool:
         return True
     if source.blocks_on_error:
         return False
-    raise RefusedError(415, "only gzip is unpacked", (b"accept-encoding", b"gzip"))
+    raise RequestRefusedError(415, "only gzip is unpacked", (b"accept-encoding", b"gzip"))
 
 
 def _length(headers: Headers) -> int:

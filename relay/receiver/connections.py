@@ -5,7 +5,7 @@ from typing import Final, Protocol
 import structlog
 
 from relay.logs.sampling import Seldom
-from relay.metrics.definitions import SHED
+from relay.metrics.definitions import CONNECTIONS_SHED
 from relay.receiver.budget import Budget
 
 MAX_HEADS_BYTES: Final = 2**23
@@ -117,7 +117,7 @@ class Crowd:
         return False
 
     def _told_of(self, why: str) -> None:
-        SHED.inc()
+        CONNECTIONS_SHED.inc()
         more = self._seldom.due(why)
         if more is not None:
             _log.warning("http.connection_shed", why=why, connections=len(self._all), more=more)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from relay.auth import SecretCheck
+from relay.auth import SecretCheck, bearer_token
 from relay.metrics.exporter import OutboxExporter
 from relay.receiver import server
 from relay.receiver.attempts import LATE, Attempts
@@ -52,7 +52,8 @@ class MetricsPage:
 
     async def answer(self, request: Request) -> Response:
         """All of it, for whoever may read it."""
-        if self._check and not self._check.accepts(_token(request)):
+        authorization = request.headers.get("authorization", "").encode("latin-1")
+        if self._check and not self._check.accepts(bearer_token(authorization) or b""):
             content = {"status": "refused", "error": "wrong or missing token"}
             headers = {"www-authenticate": "Bearer"}
             if "authorization" in request.headers and not await self._attempts.hold_back("token"):
@@ -75,12 +76,7 @@ class MetricsPage:
             self._read_at = time.monotonic()
             self._reading = asyncio.create_task(run_in_threadpool(exporter.read))
         await asyncio.wait([self._reading], timeout=_WAIT_SECONDS)
-        return self._reading.result() if self._reading.done() else exporter.unread()
-
-
-def _token(request: Request) -> bytes:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+        return self._reading.result() if self._reading.done() else exporter.away()
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Every setting, read from the environment, checked all at once."""
 
 import difflib
+import hmac
 import re
-from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Final, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
@@ -20,21 +21,15 @@ from pydantic.fields import FieldInfo
 
 from relay.errors import SettingsError
 from relay.settings.environment import fields_of, read_model
-from relay.settings.loopback import is_loopback
 
 _CORE: Final = "RELAY_"
 _PREFIXES: Final = (_CORE, "SEGMENT_")
-# segment-docs, guides/regional-segment.md; a region's events sent to the other's host are dropped.
-_HOSTS: Final = {"us": "https://api.segment.io", "eu": "https://events.eu1.segmentapis.com"}
-
 _DEFAULT_OUTBOX: Final = "sqlite:///relay.db"
 _STORES: Final = ("sqlite:///", "postgresql://", "postgres://")
 
 # No @ but the one before the host, and nothing before it that ends a host: otherwise part of a
 # password would be taken for the host, and shown.
 _NETLOC: Final = re.compile(r"\w+://([^@/?#\[\]]*@)?[^@/?#]*([/?#][^@]*)?")
-
-_HOST_NAME: Final = re.compile(r"[\w.:-]+")  # colons in an IPv6 address
 
 # Kubernetes tells each container of a service called relay by variables of this shape.
 _SERVICE_LINK: Final = re.compile(r"RELAY_(SERVICE_|PORT_\d+_(TCP|UDP|SCTP)).*|RELAY_PORT=\w+://.*")
@@ -44,27 +39,15 @@ _SHORTEST_TOKEN: Final = 16
 
 _LowerCase = BeforeValidator(str.lower)
 
+Models = Mapping[str, type[BaseModel]]
+"""Of sources or destinations, by their names."""
+
 
 class Settings(BaseModel):
     """What an operator can set. Made by `Settings.from_env`; frozen; prints no secret."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    segment_write_key: SecretStr = Field(
-        alias="SEGMENT_WRITE_KEY",
-        description="Write key of the Segment source the events go to.",
-    )
-    segment_region: Annotated[Literal["us", "eu"], _LowerCase] = Field(
-        default="us",
-        alias="SEGMENT_REGION",
-        description="Region of the Segment workspace: `us` or `eu`.",
-    )
-    segment_host: str | None = Field(
-        default=None,
-        alias="SEGMENT_HOST",
-        description="Base URL, without `/v1`, of any API that speaks Segment's `/v1/batch`;"
-        " overrides the region.",
-    )
     outbox_url: str | None = Field(
         default=None,
         description="Where events are stored: `sqlite:///relative.db`, `sqlite:////absolute.db` or"
@@ -103,19 +86,6 @@ class Settings(BaseModel):
         description="MiB that stay free on the disk of a SQLite outbox: with less, webhooks are"
         " answered 503, and what is stored can still be forwarded.",
     )
-    anonymous_id: Annotated[Literal["email", "sha256"], _LowerCase] = Field(
-        default="email",
-        description="What identifies a recipient without a user id: the address as it came"
-        " (`email`; another spelling is another one, as with Segment's own Vero source) or the hex"
-        " SHA-256 of the address in lower case (`sha256`; one for all spellings). With either the"
-        " address goes to Segment in `context.traits.email`: see `RELAY_TRAITS_EMAIL`.",
-    )
-    traits_email: Annotated[Literal["send", "omit"], _LowerCase] = Field(
-        default="send",
-        description="Whether the recipient's address goes to Segment as `context.traits.email`:"
-        " `send` it, or `omit` it everywhere, which needs `RELAY_ANONYMOUS_ID=sha256`: where it is"
-        " the user id, or stands in a property, its SHA-256 takes its place.",
-    )
     port: int = Field(
         default=8000,
         alias="PORT",
@@ -144,6 +114,7 @@ class Settings(BaseModel):
     )
 
     _sources: Mapping[str, BaseModel] = PrivateAttr(default_factory=dict)
+    _destinations: Mapping[str, BaseModel] = PrivateAttr(default_factory=dict)
 
     @field_validator("console_password")
     @classmethod
@@ -159,29 +130,11 @@ class Settings(BaseModel):
             raise ValueError(f"a token needs at least {_SHORTEST_TOKEN} characters")
         return value
 
-    @field_validator("segment_host")
-    @classmethod
-    def _base_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        try:
-            url = urlsplit(value)
-            impossible = url.port == 0 or not _HOST_NAME.fullmatch(url.hostname or "")
-        except ValueError:  # its own text repeats the value, and with it a password
-            impossible = True
-        if impossible or url.scheme not in {"http", "https"} or set(value) & set("?#"):
-            raise ValueError("a base URL is needed, like https://events.example.com")
-        if "@" in url.netloc:
-            raise ValueError("no user name or password can be given in it")
-        if url.path.rstrip("/").endswith("/v1"):
-            raise ValueError("leave out /v1: relay adds /v1/batch itself")
-        return value.rstrip("/")
-
     @classmethod
     def from_env(
-        cls, environ: Mapping[str, str], source_models: Mapping[str, type[BaseModel]]
+        cls, environ: Mapping[str, str], sources: Models, destinations: Models
     ) -> "Settings":
-        """The settings in the environment, each source's own among them.
+        """Read the settings from the environment, those of sources and destinations among them.
 
         A variable set to nothing counts as not set. Variables without relay's prefixes are left
         alone; one with a prefix that names no setting is a fault, as it is most likely mistyped.
@@ -192,32 +145,27 @@ class Settings(BaseModel):
         given = {name: value for name, value in environ.items() if value.strip()}
         if "RELAY_OUTBOX_URL" in given:  # then DATABASE_URL may be another program's
             given.pop("DATABASE_URL", None)
-        settings, faults = read_model(cls, _CORE, given)
-        sources: dict[str, BaseModel] = {}
-        for source, model in source_models.items():
-            own, more = read_model(model, _prefix(source), given)
-            faults += more
-            if own is not None:
-                sources[source] = own
-        known = [variable.name for variable in variables(source_models)]
-        for name in sorted(given.keys() - set(known)):
-            # In lower case a setting's own name is a slip; any other is somebody else's.
-            is_ours = name.startswith(_PREFIXES) or (
-                name.upper() in known and name.upper().startswith(_PREFIXES)
-            )
-            if is_ours and not _SERVICE_LINK.fullmatch(f"{name}={given[name]}"):
-                close = difflib.get_close_matches(name.upper(), known, n=1)
-                faults.append(f"{name}: no such setting" + (f"; {close[0]}?" if close else ""))
+        faults: list[str] = []
+        own_destinations = _read_models(destinations, given, faults)
+        settings, own_faults = read_model(cls, _CORE, given)
+        faults += own_faults
+        own_sources = _read_models(sources, given, faults)
+        faults += _unknown(given, [each.name for each in variables(sources, destinations)])
         if settings:
-            faults += settings.outbox_faults() + settings.address_faults()
+            faults += settings.outbox_faults()
         if settings is None or faults:
             raise SettingsError(faults)
-        settings._sources = sources  # noqa: SLF001 (its own class)
+        settings._sources = own_sources  # noqa: SLF001 (its own class)
+        settings._destinations = own_destinations  # noqa: SLF001 (its own class)
         return settings
 
     def source(self, name: str) -> BaseModel:
-        """The settings of one source, an instance of its model."""
+        """Return the settings of a source, an instance of its model."""
         return self._sources[name]
+
+    def destination(self, name: str) -> BaseModel:
+        """Return the settings of a destination, an instance of its model."""
+        return self._destinations[name]
 
     def webhook_secret(self, name: str) -> str:
         """The first secret of the source, or nothing if it has none."""
@@ -237,21 +185,6 @@ class Settings(BaseModel):
             remedy = "add PostgreSQL: heroku addons:create heroku-postgresql"
             return [f"RELAY_OUTBOX_URL: {wiped}; {remedy}"]
         return []
-
-    def address_faults(self) -> list[str]:
-        """Why the address cannot be kept from Segment, if it is to be."""
-        if self.traits_email == "send" or self.anonymous_id == "sha256":
-            return []
-        needed = "omit needs RELAY_ANONYMOUS_ID=sha256"
-        return [f"RELAY_TRAITS_EMAIL: {needed}; otherwise the address is the anonymous id"]
-
-    def warnings(self) -> list[str]:
-        """What is allowed and unwise, a sentence for each."""
-        url = urlsplit(self.segment_url)
-        if url.scheme != "http" or is_loopback(url.hostname or ""):
-            return []
-        reason = "over http:// to another machine the write key and all events go in the clear"
-        return [f"SEGMENT_HOST: {reason}; use https://"]
 
     @property
     def outbox(self) -> str:
@@ -279,25 +212,26 @@ class Settings(BaseModel):
     def _given_outbox(self) -> str:
         return self.outbox_url or self.database_url or _DEFAULT_OUTBOX
 
-    @property
-    def segment_url(self) -> str:
-        """Base URL of the API that events are posted to."""
-        return self.segment_host or _HOSTS[self.segment_region]
-
     def shown(self) -> dict[str, object]:
         """The settings as a log may hold them."""
         hidden = {
-            "segment_write_key",
             "outbox_url",
             "database_url",
             "console_password",
             "metrics_token",
         }
         shown = self.model_dump(mode="json", exclude=hidden) | {"outbox": self.outbox_shown}
-        for name, model in self._sources.items():
+        for name, model in [*self._destinations.items(), *self._sources.items()]:
             hidden = {field for field, value in model if _is_secret(value)}
-            shown[name] = model.model_dump(mode="json", exclude=hidden)
+            own = model.model_dump(mode="json", exclude=hidden)
+            shown[name] = {**cast("dict[str, object]", shown.get(name, {})), **own}
         return shown
+
+    def fingerprint(self, text: str) -> str:
+        """Return 8 hex digits of the text's HMAC: comparable, not reversible without our keys."""
+        keys = [key for model in self._destinations.values() for key in _secrets_of(model)]
+        digest = hmac.new("".join(keys).encode(), text.encode(errors="replace"), "sha256")
+        return digest.hexdigest()[:8]
 
     def secrets(self) -> list[str]:
         """Every text that must not be shown."""
@@ -305,14 +239,18 @@ class Settings(BaseModel):
         given = [pair.partition("=") for pair in url.query.split("&")]
         passwords = [value for name, _, value in given if "password" in unquote(name)]
         passwords.append(url.password or "")
-        own = [
-            secret.get_secret_value()
-            for model in (self, *self._sources.values())
-            for _, value in model
-            for secret in (value if isinstance(value, tuple) else (value,))
-            if isinstance(secret, SecretStr)
-        ]
+        models = [self, *self._destinations.values(), *self._sources.values()]
+        own = [secret for model in models for secret in _secrets_of(model)]
         return own + [unquote(password) for password in passwords if password]
+
+
+def _secrets_of(model: BaseModel) -> list[str]:
+    return [
+        secret.get_secret_value()
+        for _, value in model
+        for secret in (value if isinstance(value, tuple) else (value,))
+        if isinstance(secret, SecretStr)
+    ]
 
 
 def _is_clear(url: str) -> bool:
@@ -336,10 +274,13 @@ class Variable(Struct, frozen=True):
     description: str
 
 
-def variables(source_models: Mapping[str, type[BaseModel]]) -> list[Variable]:
-    """Every variable there is, in the order of the documentation."""
-    models: list[tuple[type[BaseModel], str]] = [(Settings, _CORE)]
-    models += [(model, _prefix(source)) for source, model in source_models.items()]
+def variables(sources: Models, destinations: Models) -> list[Variable]:
+    """Return every variable there is, in the order of the documentation."""
+    models: list[tuple[type[BaseModel], str]] = [
+        *((model, _prefix(name)) for name, model in destinations.items()),
+        (Settings, _CORE),
+        *((model, _prefix(name)) for name, model in sources.items()),
+    ]
     return [
         Variable(name, _default(field), field.description or "")
         for model, prefix in models
@@ -347,8 +288,35 @@ def variables(source_models: Mapping[str, type[BaseModel]]) -> list[Variable]:
     ]
 
 
-def _prefix(source: str) -> str:
-    return f"{_CORE}{source.upper()}_"
+def _read_models(
+    models: Models, given: Mapping[str, str], faults: list[str]
+) -> dict[str, BaseModel]:
+    """Fill each model from its variables; add what is wrong with them to the faults."""
+    read: dict[str, BaseModel] = {}
+    for name, model in models.items():
+        own, more = read_model(model, _prefix(name), given)
+        faults += more
+        if own is not None:
+            read[name] = own
+    return read
+
+
+def _unknown(given: Mapping[str, str], known: Sequence[str]) -> list[str]:
+    """Return a fault for each variable that looks like relay's and is none."""
+    faults = []
+    for name in sorted(given.keys() - set(known)):
+        # In lower case a setting's own name is a slip; any other is another program's.
+        is_ours = name.startswith(_PREFIXES) or (
+            name.upper() in known and name.upper().startswith(_PREFIXES)
+        )
+        if is_ours and not _SERVICE_LINK.fullmatch(f"{name}={given[name]}"):
+            close = difflib.get_close_matches(name.upper(), known, n=1)
+            faults.append(f"{name}: no such setting" + (f"; {close[0]}?" if close else ""))
+    return faults
+
+
+def _prefix(name: str) -> str:
+    return f"{_CORE}{name.upper()}_"
 
 
 def _default(field: FieldInfo) -> str:

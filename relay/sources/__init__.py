@@ -67,6 +67,8 @@ class Source(Protocol):
 
     name: ClassVar[str]
     """As in `/webhooks/<name>`."""
+    destination: ClassVar[str]
+    """Name of the destination that its events go to."""
     settings_model: ClassVar[type[BaseModel]]
     """Its settings; the field `secret` is read from `RELAY_<NAME>_SECRET`, and so on."""
     signs_body: ClassVar[bool]

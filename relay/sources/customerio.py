@@ -138,6 +138,7 @@ class Customerio:
     """See `relay.sources.Source`."""
 
     name: ClassVar[str] = "customerio"
+    destination: ClassVar[str] = "segment"
     settings_model: ClassVar[type[BaseModel]] = CustomerioSettings
     signs_body: ClassVar[bool] = True
     blocks_on_error: ClassVar[bool] = True

@@ -6,15 +6,13 @@ from receivers that others run. Nothing is promised to be present, and the same 
 seen as a number and as a string, padded with blanks, and under other names in `unsubscribed`.
 """
 
-import base64
-import binascii
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from relay.auth import SecretCheck, Secrets
+from relay.auth import SecretCheck, Secrets, basic_credentials, bearer_token
 from relay.errors import UnreadableError
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.sources import Verified, Verifier, Webhook
@@ -118,6 +116,7 @@ class Vero:
     """See `relay.sources.Source`."""
 
     name: ClassVar[str] = "vero"
+    destination: ClassVar[str] = "segment"
     settings_model: ClassVar[type[BaseModel]] = VeroSettings
     signs_body: ClassVar[bool] = False
     blocks_on_error: ClassVar[bool] = False
@@ -134,7 +133,7 @@ class Vero:
         """See `Source.authenticate`. Vero itself can only carry a secret in the URL."""
         if webhook.path_secret is not None:
             return self._secrets.accepts(webhook.path_secret.encode())
-        return self._secrets.accepts(_credentials(webhook.header(b"authorization")))
+        return self._secrets.accepts(_credential(webhook.header(b"authorization")))
 
     def verifier(self, webhook: Webhook) -> Verifier | None:
         """See `Source.verifier`."""
@@ -184,17 +183,11 @@ class Vero:
 SOURCE = Vero
 
 
-def _credentials(authorization: bytes) -> bytes:
-    """The Bearer token or the Basic password; empty where there is none."""
-    scheme, _, value = authorization.partition(b" ")
-    if scheme.lower() == b"bearer":
-        return value.strip()
-    if scheme.lower() == b"basic":
-        try:
-            return base64.b64decode(value, validate=True).partition(b":")[2]
-        except binascii.Error:
-            return b""
-    return b""
+def _credential(authorization: bytes) -> bytes:
+    """Return the Bearer token or the Basic password; empty if there is neither."""
+    if basic := basic_credentials(authorization):
+        return basic[1]
+    return bearer_token(authorization) or b""
 
 
 def _object(value: object) -> dict[str, Any]:

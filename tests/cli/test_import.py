@@ -8,25 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from relay.destinations.segment import Segment
 from relay.errors import OutboxError
 from relay.operations.importing import MAX_LINE_BYTES, STEP, BadLine, Importer, lines
 from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.sources.vero import Vero, VeroSettings
 from tests.cli.desk import Desk, kill_once, webhook
 from tests.harness.processes import SqliteStore
+from tests.harness.routes import route
 
 MANY = 8_000
 UNIDENTIFIED = b'{"type": "opened", "user": {"id": "user-unidentified"}}'
 
 
-def backfilled(outbox: SqliteOutbox, *given: bytes) -> tuple[Counter[str], list[BadLine]]:
+def imported(outbox: SqliteOutbox, *given: bytes) -> tuple[Counter[str], list[BadLine]]:
     """What became of the lines, as a new command sees it."""
-    backfill = Importer(outbox, Vero(VeroSettings()), Segment("write-key", "https://example.com"))
-    counters = [*backfill.run(given)]
-    outcomes = sum((row.outcomes for row in counters), Counter[str]())
-    return outcomes, [line for row in counters for line in row.bad]
+    steps = [*Importer(outbox, route()).run(given)]
+    outcomes = sum((step.outcomes for step in steps), Counter[str]())
+    return outcomes, [line for step in steps for line in step.bad]
 
 
 @pytest.fixture
@@ -132,13 +130,13 @@ def test_lines_that_nothing_tells_apart_are_each_an_event_of_their_own(
     timeless = webhook("apart", opened_at=None)
     given = [UNIDENTIFIED, webhook("apart"), UNIDENTIFIED + b"  ", timeless, timeless]
 
-    assert backfilled(outbox, *given)[0] == {"accepted": 5}
-    assert backfilled(outbox, *given)[0] == {"duplicate": 5}
-    assert backfilled(outbox, *given, UNIDENTIFIED)[0] == {"duplicate": 5, "accepted": 1}
+    assert imported(outbox, *given)[0] == {"accepted": 5}
+    assert imported(outbox, *given)[0] == {"duplicate": 5}
+    assert imported(outbox, *given, UNIDENTIFIED)[0] == {"duplicate": 5, "accepted": 1}
 
 
 def test_what_is_none_of_the_seven_is_ignored(outbox: SqliteOutbox) -> None:
-    assert backfilled(outbox, webhook("other", kind="converted")) == ({"ignored": 1}, [])
+    assert imported(outbox, webhook("other", kind="converted")) == ({"ignored": 1}, [])
     assert total(outbox.counts()).pending == 0
 
 
@@ -157,7 +155,7 @@ def test_the_step_that_cannot_be_stored_is_told_and_those_before_are_kept(
     with closing(Filling(sqlite_store.path)) as outbox:
         given = [webhook("filling", number) for number in range(STEP + 1)]
         with pytest.raises(OutboxError, match="full"):
-            backfilled(outbox, *given)
+            imported(outbox, *given)
 
         assert total(outbox.counts()).pending == STEP
 
@@ -178,7 +176,7 @@ def test_a_line_as_long_as_a_webhook_may_be_is_taken_and_a_longer_one_costs_no_m
 
 def test_imported_events_are_received_now(outbox: SqliteOutbox) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
-    backfilled(outbox, UNIDENTIFIED)
+    imported(outbox, UNIDENTIFIED)
     (entry,) = outbox.claim("segment", 1, lease=before.utcoffset() or datetime.now(UTC) - before)
 
     assert entry.received_at >= before

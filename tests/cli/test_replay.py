@@ -32,7 +32,13 @@ def everything(desk: Desk) -> list[object]:
 
 def test_what_a_corrected_mapping_can_read_arrives_under_the_message_id_it_had(desk: Desk) -> None:
     still_bad = Arrival(
-        *("vero", "segment", "vero-still-bad", datetime.now(UTC), webhook("mended", kind="snoozed")),
+        *(
+            "vero",
+            "segment",
+            "vero-still-bad",
+            datetime.now(UTC),
+            webhook("mended", kind="snoozed"),
+        ),
         Unusable(DeadReason.UNKNOWN_TYPE, "a type relay does not know"),
     )
     with closing(desk.outbox()) as outbox:

@@ -19,14 +19,13 @@ from typing import Any, Final, get_args
 from playwright.sync_api import Browser, expect
 
 from relay.demo.demo import Webhook, journeys
-from relay.destinations.segment import Segment
 from relay.outbox import open_outbox
 from relay.outbox.entries import Arrival
-from relay.routes import arrival_of
 from relay.sources import source_classes
 from tests.console.browsing import Scheme, chromium, window
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import WRITE_KEY, RelayProcess, SqliteStore
+from tests.harness.routes import route, segment_at
 
 PICTURES: Final = Path(__file__).parents[2] / "pictures"
 
@@ -46,12 +45,12 @@ def made_up_day(now: datetime) -> Iterator[Arrival]:
 
     vero = source_classes()["vero"]
     source = vero(vero.settings_model())
-    segment = Segment(WRITE_KEY, "https://example.com")
+    segment = segment_at("https://example.com", WRITE_KEY)
     webhooks = journeys(rng, clock=clock)
     for moment in at:
         latest[0] = moment
         body = next(webhooks).body
-        arrival = arrival_of(source, segment, body, datetime.fromtimestamp(clock(), UTC))
+        arrival = route(source, segment).accept(body, datetime.fromtimestamp(clock(), UTC))
         if isinstance(arrival, Arrival):
             yield arrival
 

@@ -12,6 +12,7 @@ from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import MINUTE
 from tests.harness.fakes import Clock
+from tests.harness.routes import segment_at
 
 HOUR = 60 * MINUTE
 SENT, OPENED = Collection.SENT, Collection.OPENED
@@ -32,7 +33,7 @@ def outbox(tmp_path: Path, clock: Clock) -> Iterator[SqliteOutbox]:
 
 @pytest.fixture
 def watch(outbox: SqliteOutbox, clock: Clock) -> Watch:
-    return Watch(outbox, clock=clock.now, elapsed=clock.monotonic)
+    return Watch(outbox, [segment_at()], clock=clock.now, elapsed=clock.monotonic)
 
 
 def add(

@@ -9,19 +9,18 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from relay.console.search import PAGE, PATIENCE_SECONDS, Page, find
-from relay.destinations.segment import Segment
 from relay.events import DeadReason, Unusable
 from relay.operations.search import Criteria, Search
 from relay.outbox.entries import Arrival, State
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.routes import arrival_of
 from relay.sources.vero import Vero, VeroSettings
 from tests.cli.desk import webhook
 from tests.contracts.outbox import NOON
 from tests.harness.fakes import Clock
+from tests.harness.routes import route, segment_at
 
 VERO = Vero(VeroSettings())
-SEGMENT = Segment("a-write-key", "http://127.0.0.1:1")
+SEGMENT = segment_at("http://127.0.0.1:1")
 FEW, MANY = 130, 2_504
 SECOND = timedelta(seconds=1)
 ANY = Criteria()
@@ -52,7 +51,7 @@ def _event(number: int) -> Arrival:
     body = webhook(NAMES[number % 3], number, kind="snoozed" if number % 7 == 0 else "opened")
     if number % 14 == 0:
         body = body[:-1]
-    arrival = arrival_of(VERO, SEGMENT, body, NOON + number * SECOND)
+    arrival = route(VERO, SEGMENT).accept(body, NOON + number * SECOND)
     assert isinstance(arrival, Arrival)
     return arrival
 
@@ -156,7 +155,7 @@ def test_an_event_is_told_once_whatever_it_was_found_by(tmp_path: Path) -> None:
     outbox = SqliteOutbox(tmp_path / "relay.db")
     same = "ana@example.com"
     body = webhook("ana", message_id=same, user={"id": same, "email": same})
-    arrivals = [arrival_of(VERO, SEGMENT, each, NOON) for each in (body, body[:-1])]
+    arrivals = [route(VERO, SEGMENT).accept(each, NOON) for each in (body, body[:-1])]
     outbox.add([arrival for arrival in arrivals if isinstance(arrival, Arrival)])
     search = Search(outbox.entries, [VERO])
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.destinations.segment import Segment
 from relay.events import EmailEvent, ParseResult
 from relay.sources import Source, Webhook, source_classes
+from tests.harness.routes import segment_at
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -26,7 +26,7 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 
-_SEGMENT = Segment("write-key", "https://example.com")
+_SEGMENT = segment_at("https://example.com", "write-key")
 
 # How long an example takes says nothing but how busy the machine is.
 _law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

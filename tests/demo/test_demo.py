@@ -20,10 +20,10 @@ import click
 import pytest
 
 from relay.demo.demo import Ledger, StandIn, Webhook, journeys
-from relay.destinations.segment import Message, Segment
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.sources.vero import Vero, VeroSettings
 from tests.harness.fakes import Clock
+from tests.harness.routes import segment_at, track_call
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SEVEN = {"sent", "delivered", "opened", "clicked", "unsubscribed", "bounced", "complained"}
@@ -43,11 +43,10 @@ def _read(body: bytes) -> ParseResult:
     return Vero(VeroSettings()).parse(body, NOW)
 
 
-def _message(body: bytes, message_id: str = "vero-1") -> Message:
+def _message(body: bytes, message_id: str = "vero-1") -> dict[str, Any]:
     event = _read(body)
     assert isinstance(event, EmailEvent)
-    segment = Segment("a-write-key", "http://127.0.0.1")
-    return segment.track_call(event, message_id, "vero", {})
+    return track_call(event, segment_at(), message_id=message_id)
 
 
 def test_the_same_seed_makes_up_the_same_webhooks() -> None:

@@ -1,4 +1,4 @@
-"""Alerts and board in `deploy/` ask for what relay tells, and the alerts fire when meant."""
+"""Alerts and board in `deploy/` ask for metrics that relay has; alerts fire when they should."""
 
 import json
 import re
@@ -16,14 +16,14 @@ from relay.metrics.definitions import ALL
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
-# Of relay's own, with their labels; what prometheus_client tells of a process; and whether it
-# answered at all, which Prometheus adds.
+# Relay's own metrics with their labels, those of prometheus_client about a process, and `up`, which
+# Prometheus adds.
 LABELS = {name: {*metric.labels, "le"} for metric in ALL for name in metric.series}
 LABELS |= {sample.name: {*sample.labels} for f in REGISTRY.collect() for sample in f.samples}
 LABELS |= {"up": set()}
 OF_TARGETS = {"job", "instance"}
 
-# What PromQL has besides names of metrics: texts, durations, labels to group by, its own words.
+# In PromQL, what is no name of a metric: texts, durations, labels to group by, its own words.
 _GROUPING = re.compile(r"\b(?:by|on|without|ignoring|group_left|group_right) *\(([^)]*)\)")
 _NOT_NAMES = re.compile(
     r'"[^"]*"|\[[^]]*\]|\b(?:and|or|unless|offset|bool)\b|\b[a-z_]+(?= *\()|\b[\d.]+(?:e\d+)?\b'
@@ -31,10 +31,16 @@ _NOT_NAMES = re.compile(
 _SELECTOR = re.compile(r"([a-zA-Z_:]\w*) *(?:\{([^}]*)\})?")
 
 
-def alerts() -> dict[str, str]:
-    """Each alert's expression."""
+def rules() -> list[Any]:
+    """Return the rule of each alert."""
     (group,) = yaml.safe_load((DEPLOY / "prometheus-alerts.yml").read_text("utf-8"))["groups"]
-    return {rule["alert"]: rule["expr"] for rule in group["rules"]}
+    found: list[Any] = group["rules"]
+    return found
+
+
+def alerts() -> dict[str, str]:
+    """Return each alert's expression."""
+    return {rule["alert"]: rule["expr"] for rule in rules()}
 
 
 def board() -> dict[str, Any]:
@@ -47,7 +53,7 @@ def panels() -> list[Any]:
 
 
 def queries() -> dict[str, str]:
-    """Every expression of the board, by where it stands."""
+    """Return every expression of the board, by its place."""
     return {
         f"{panel['id']} {panel['title']} {target['refId']}": target["expr"]
         for panel in panels()
@@ -56,7 +62,7 @@ def queries() -> dict[str, str]:
 
 
 def asked(expression: str) -> Mapping[str, set[str]]:
-    """The metrics that an expression names, each with the labels that it is selected by."""
+    """Return the metrics that an expression names, each with the labels that select it."""
     text = _NOT_NAMES.sub(" ", _GROUPING.sub(" ", expression))
     return {
         name: {*re.findall(r"(\w+) *[=!]", matchers)} for name, matchers in _SELECTOR.findall(text)
@@ -64,7 +70,7 @@ def asked(expression: str) -> Mapping[str, set[str]]:
 
 
 @pytest.mark.parametrize(("place", "expression"), [*alerts().items(), *queries().items()])
-def test_an_expression_asks_for_what_relay_tells(place: str, expression: str) -> None:
+def test_an_expression_asks_for_metrics_that_relay_has(place: str, expression: str) -> None:
     names = asked(expression)
     labels = {label for name in names for label in LABELS.get(name, ())} | OF_TARGETS
     grouped = {
@@ -77,14 +83,40 @@ def test_an_expression_asks_for_what_relay_tells(place: str, expression: str) ->
     assert grouped <= labels
 
 
-def test_what_is_ignored_by_now_raises_no_alarm() -> None:
-    died = [expression for expression in alerts().values() if "relay_events_died" in expression]
+def test_an_event_that_settings_ignore_raises_no_alarm() -> None:
+    dead = [each for each in alerts().values() if "relay_events_dead_lettered" in each]
 
-    assert died
-    assert all('reason!="ignored"' in expression for expression in died)
+    assert dead
+    assert all('reason!="ignored"' in expression for expression in dead)
 
 
-def test_every_metric_of_relay_has_its_place_on_the_board() -> None:
+@pytest.mark.parametrize(
+    "alert", ["RelayNothingDelivered", "RelayEventsLate", "RelayOnHold", "RelayDeadLetters"]
+)
+def test_an_alert_names_the_destination(alert: str) -> None:
+    (rule,) = [rule for rule in rules() if rule["alert"] == alert]
+
+    assert all(
+        "destination" in labels.split(", ")
+        for labels in re.findall(r"by \(([^)]*)\)", rule["expr"])
+    )
+    assert "{{ $labels.destination }}" in rule["annotations"]["summary"]
+
+
+def test_the_board_shows_the_destinations_that_are_chosen() -> None:
+    chosen = 'destination=~"$destination"'
+    unchosen = [
+        place
+        for place, expression in queries().items()
+        if any("destination" in LABELS[name] for name in asked(expression))
+        and chosen not in expression
+    ]
+
+    assert unchosen == []
+    assert "destination" in [variable["name"] for variable in board()["templating"]["list"]]
+
+
+def test_the_board_shows_every_metric_of_relay() -> None:
     shown = {name for expression in queries().values() for name in asked(expression)}
 
     assert [metric.name for metric in ALL if shown.isdisjoint(metric.series)] == []
@@ -105,7 +137,7 @@ def test_no_panel_covers_another() -> None:
 
 
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Prometheus' own tool; in Debian it comes with the package `prometheus`."""
+    """Run Prometheus' own tool; in Debian it comes with the package `prometheus`."""
     found = shutil.which("promtool")
     if found is None:
         pytest.skip("promtool is not installed")
@@ -121,7 +153,7 @@ def test_prometheus_reads_the_alerts() -> None:
     assert f"{len(alerts())} rules found" in done.stdout
 
 
-def test_alerts_fire_when_they_are_meant_to() -> None:
+def test_alerts_fire_when_they_should() -> None:
     done = promtool("test", "rules", str(DEPLOY / "prometheus-alerts.test.yml"))
     tests = (DEPLOY / "prometheus-alerts.test.yml").read_text("utf-8")
 
@@ -130,12 +162,12 @@ def test_alerts_fire_when_they_are_meant_to() -> None:
 
 
 def test_prometheus_reads_the_expressions_of_the_board(tmp_path: Path) -> None:
-    rules = [
+    records = [
         {"record": f"board:{number}", "expr": expression.replace("$__rate_interval", "5m")}
         for number, expression in enumerate(queries().values())
     ]
     path = tmp_path / "board.yml"
-    path.write_text(yaml.safe_dump({"groups": [{"name": "board", "rules": rules}]}))
+    path.write_text(yaml.safe_dump({"groups": [{"name": "board", "rules": records}]}))
     done = promtool("check", "rules", str(path))
 
     assert done.returncode == 0, done.stdout + done.stderr

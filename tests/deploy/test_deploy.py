@@ -8,20 +8,16 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]  # it comes without annotations
-from pydantic import BaseModel
 
 from relay.cli import main
 from relay.receiver.bodies import MAX_BODY_BYTES
-from relay.settings.model import Settings, variables
-from relay.sources import source_classes
+from relay.settings import Settings, variables
+from tests.harness.routes import settings_models
 
 ROOT = Path(__file__).parents[2]
 PORT = Settings.model_fields["port"].default
 
-_PROVIDERS: dict[str, type[BaseModel]] = {
-    name: source.settings_model for name, source in source_classes().items()
-}
-KNOWN = {variable.name for variable in variables(_PROVIDERS)}
+KNOWN = {variable.name for variable in variables(*settings_models())}
 REQUIRED = {"SEGMENT_WRITE_KEY", "SEGMENT_REGION", "RELAY_VERO_SECRET"}
 HEROKUS = {"DATABASE_URL", "DYNO", "PORT"}
 SQLITES = {"RELAY_OUTBOX_URL", "RELAY_ALLOW_EPHEMERAL", "RELAY_MIN_FREE_DISK"}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from relay.destinations.http import Transport
-from relay.errors import SettingsError, TransportError, UnusableUrlError
+from relay.destinations.http import HttpClient
+from relay.errors import HttpError, SettingsError, UnusableUrlError
 from tests.faults.segment import Fault, Road, for_ever, silent
 from tests.harness.certificates import certificate, speaking_tls
 from tests.harness.fakes import Answer, SegmentServer
@@ -41,7 +41,7 @@ def in_environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None
     return monkeypatch.setenv
 
 
-def post(transport: Transport, host: str, body: bytes = b'{"batch":[]}') -> bytes:
+def post(transport: HttpClient, host: str, body: bytes = b'{"batch":[]}') -> bytes:
     return transport.request("POST", f"{host}/v1/batch", body=body).body
 
 
@@ -75,9 +75,9 @@ def test_a_request_ends_in_its_time_whatever_the_peer_does(
     server: SegmentServer, road: Road, fault: Fault
 ) -> None:
     road.fault = fault
-    transport, files = Transport(road.host(), SECONDS), open_files()
+    transport, files = HttpClient(road.host(), SECONDS), open_files()
     began_at = time.monotonic()
-    with pytest.raises(TransportError, match=r"^TimeoutError$"):
+    with pytest.raises(HttpError, match=r"^TimeoutError$"):
         post(transport, road.host(), os.urandom(30_000_000) if fault is takes_nothing else b"{}")
     awaited = time.monotonic() - began_at
     road.fault = None
@@ -101,8 +101,8 @@ def test_a_tls_handshake_ends_in_its_time(road: Road, fault: Fault) -> None:
     road.fault = fault
     host = road.host("https")
 
-    with pytest.raises(TransportError, match=r"^TimeoutError$"):
-        post(Transport(host, SECONDS), host)
+    with pytest.raises(HttpError, match=r"^TimeoutError$"):
+        post(HttpClient(host, SECONDS), host)
 
 
 def tunnel_to_nowhere(connection: socket.socket) -> None:
@@ -129,8 +129,8 @@ def test_a_proxys_tunnel_ends_in_its_time(
     road.fault = fault
     host = "https://segment.example.com"
 
-    with pytest.raises(TransportError, match=r"^TimeoutError$"):
-        post(Transport(host, SECONDS), host)
+    with pytest.raises(HttpError, match=r"^TimeoutError$"):
+        post(HttpClient(host, SECONDS), host)
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -148,10 +148,10 @@ def test_a_connection_that_was_kept_is_watched_as_a_new_one(
         road.tls = speaking_tls(trusted)
     host = road.host("https" if tls else "http")
     server.answers.extend([Answer(), Answer(delay=30)])
-    transport = Transport(host, SECONDS)
+    transport = HttpClient(host, SECONDS)
     post(transport, host)
 
-    with pytest.raises(TransportError, match=r"^TimeoutError$"):
+    with pytest.raises(HttpError, match=r"^TimeoutError$"):
         post(transport, host)
 
 
@@ -183,7 +183,7 @@ def test_no_address_that_is_silent_takes_the_time_of_the_next_one(
     resolve_to(monkeypatch, silent_at, ("127.0.0.1", closed_port()), ("127.0.0.1", port))
     host = "http://segment.example.com"
 
-    assert post(Transport(host, 10), host) == b'{"success":true}'
+    assert post(HttpClient(host, 10), host) == b'{"success":true}'
 
 
 def test_silent_addresses_end_in_the_time_of_one(
@@ -192,8 +192,8 @@ def test_silent_addresses_end_in_the_time_of_one(
     resolve_to(monkeypatch, *[blackhole.getsockname()] * 60)
     host = "http://segment.example.com"
     began_at = time.monotonic()
-    with pytest.raises(TransportError):
-        post(Transport(host, SECONDS), host)
+    with pytest.raises(HttpError):
+        post(HttpClient(host, SECONDS), host)
 
     assert time.monotonic() - began_at < 25 * SECONDS
 
@@ -210,9 +210,9 @@ def test_a_name_that_is_looked_up_for_ever_is_asked_for_once_and_not_awaited(
         return real(*args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    transport = Transport(server.url, SECONDS)
+    transport = HttpClient(server.url, SECONDS)
     for _ in range(3):
-        with pytest.raises(TransportError, match=r"^NameResolutionError \(no answer in time\)$"):
+        with pytest.raises(HttpError, match=r"^NameResolutionError \(no answer in time\)$"):
             post(transport, server.url)
     meanwhile = len(asked)
     answer.set()
@@ -234,7 +234,7 @@ def test_a_name_is_asked_for_again_where_the_first_question_is_never_answered(
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr("relay.destinations.http._LOOK_UP_SECONDS", 2 * SECONDS)
-    transport = Transport(server.url, SECONDS)
+    transport = HttpClient(server.url, SECONDS)
     try:
         assert within(60, lambda: _answers(transport, server.url))
     finally:
@@ -242,8 +242,8 @@ def test_a_name_is_asked_for_again_where_the_first_question_is_never_answered(
     assert within(20, lambda: _answers(transport, server.url))
 
 
-def _answers(transport: Transport, host: str) -> bool:
-    with suppress(TransportError):
+def _answers(transport: HttpClient, host: str) -> bool:
+    with suppress(HttpError):
         return post(transport, host) == b'{"success":true}'
     return False
 
@@ -253,7 +253,7 @@ def test_one_thread_watches_all_requests_and_ends_with_the_transport(server: Seg
         return {thread for thread in threading.enumerate() if thread.name == "watchdog"}
 
     others = watchdogs()  # of transports that other tests have left behind
-    transport = Transport(server.url, 30)
+    transport = HttpClient(server.url, 30)
     server.judge = lambda _batch: Answer(delay=0.2)
     posts = [threading.Thread(target=post, args=(transport, server.url)) for _ in range(8)]
     for thread in posts:
@@ -279,8 +279,8 @@ def test_one_thread_watches_all_requests_and_ends_with_the_transport(server: Seg
 )
 def test_an_error_tells_what_the_system_says(server: SegmentServer, host: str, told: str) -> None:
     at = host.format(closed=closed_port(), server=server.url.rpartition(":")[2])
-    with pytest.raises(TransportError) as caught:
-        post(Transport(at, 30), at)
+    with pytest.raises(HttpError) as caught:
+        post(HttpClient(at, 30), at)
 
     assert str(caught.value).startswith(told)
 
@@ -289,7 +289,7 @@ def test_a_name_that_cannot_be_one_is_told_apart() -> None:
     host = f"http://{'x' * 64}.example.com"
 
     with pytest.raises(UnusableUrlError):
-        post(Transport(host, SECONDS), host)
+        post(HttpClient(host, SECONDS), host)
 
 
 def test_a_proxy_needs_no_scheme(
@@ -297,7 +297,7 @@ def test_a_proxy_needs_no_scheme(
 ) -> None:
     in_environment("http_proxy", server.url.removeprefix("http://"))
     host = "http://segment.example.com"
-    said = post(Transport(host, 30), host)
+    said = post(HttpClient(host, 30), host)
     (request,) = server.received
 
     assert said == b'{"success":true}'
@@ -313,6 +313,6 @@ def test_a_proxy_that_cannot_be_used_is_a_fault_of_the_settings(
     in_environment("https_proxy", proxy)
 
     with pytest.raises(SettingsError) as caught:
-        Transport("https://segment.example.com", SECONDS)
+        HttpClient("https://segment.example.com", SECONDS)
 
     assert caught.value.faults == ("https_proxy: should be like http://proxy.example.com:3128",)

@@ -12,13 +12,13 @@ from datetime import timedelta
 from random import Random
 from typing import Any
 
-from relay.destinations.segment import Segment
+from relay.destinations.segment import Segment, SegmentSettings
 from relay.forwarder.forwarder import Forwarder
 from relay.outbox import open_outbox
 from relay.outbox.entries import Entry
 from relay.outbox.protocol import Outbox
-from relay.sources.vero import Vero, VeroSettings
 from tests.harness.processes import WRITE_KEY
+from tests.harness.routes import routes
 
 STEPS = ("claimed", "posting", "posted", "answered", "settling", "settled")
 
@@ -38,8 +38,8 @@ class DyingOutbox:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever it has)
         return getattr(self._outbox, name)
 
-    def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:
-        entries: list[Entry] = self._outbox.claim("segment", limit, lease=lease)
+    def claim(self, destination: str, limit: int, *, lease: timedelta) -> list[Entry]:
+        entries: list[Entry] = self._outbox.claim(destination, limit, lease=lease)
         if entries and self._step == "claimed":
             die()
         return entries
@@ -58,17 +58,18 @@ class DyingSegment(Segment):
 
     step = ""
 
-    def post(self, batch: Sequence[bytes], *, retry_count: int = 0) -> None:
+    def send(self, batch: Sequence[bytes], *, attempt: int = 1) -> None:
         if self.step == "posting":
             die()
-        super().post(batch, retry_count=retry_count)
+        super().send(batch, attempt=attempt)
 
 
 def main(step: str, url: str, host: str) -> None:
-    segment = DyingSegment(WRITE_KEY, host)
+    variables = {"SEGMENT_WRITE_KEY": WRITE_KEY, "SEGMENT_HOST": host}
+    segment = DyingSegment(SegmentSettings.model_validate(variables))
     segment.step = step
     outbox: Any = DyingOutbox(step, open_outbox(url, allow_ephemeral=True, create=True))
-    Forwarder(outbox, segment, [Vero(VeroSettings())]).start()
+    Forwarder(outbox, segment, routes(destination=segment)).start()
     threading.Event().wait(60)
 
 

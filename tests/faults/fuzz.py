@@ -20,9 +20,10 @@ from typing import Any, Final
 
 from relay import sources
 from relay.destinations import segment
-from relay.events import Collection, EmailEvent, Ignored, Unusable
+from relay.events import Collection, DeadReason, EmailEvent, Ignored, Unusable
 from relay.sources import vero
 from tests.harness.oracle import make_webhook
+from tests.harness.routes import segment_at
 
 DOCUMENT: Final[dict[str, Any]] = {
     "type": "bounced",
@@ -59,7 +60,7 @@ DOCUMENT: Final[dict[str, Any]] = {
 
 _NOON: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 _VERO: Final = vero.Vero(vero.VeroSettings.model_validate({"secret": "a-secret-for-the-tests"}))
-_SEGMENT: Final = segment.Segment("write-key", "https://example.com")
+_SEGMENT: Final = segment_at("https://example.com", "write-key")
 _RECIPE: Final = b"\0"
 """Begins what is not a body, but tells how one is composed."""
 
@@ -75,8 +76,13 @@ def check(body: bytes) -> None:
         assert again == reading
         return
     message_id = _message_id(reading)
-    call = _SEGMENT.track_call(reading, message_id, _VERO.name, _VERO.integrations)
-    message = json.loads(segment.encode(call), parse_constant=_not_finite)
+    rendered = _SEGMENT.render(
+        reading, source=_VERO.name, message_id=message_id, integrations=_VERO.integrations
+    )
+    if isinstance(rendered, Unusable):
+        assert rendered.reason is DeadReason.OVERSIZED
+        return
+    message = json.loads(rendered.encoded, parse_constant=_not_finite)
 
     assert reading.dedupe_key is None or _message_id(again) == message_id
     assert message["messageId"] == message_id

@@ -11,7 +11,7 @@ import relay.cli.run
 import relay.receiver.committer
 from relay.cli import main
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.receiver.limits import Limits
+from relay.receiver.backpressure import Capacity
 
 SECONDS = 2
 
@@ -35,7 +35,7 @@ def fail_at_first() -> Any:  # noqa: ANN401 (a method)
     """Fail three times, then refuse everything."""
     failures = iter(range(3))
 
-    def exceeded(_limits: Limits) -> str:
+    def exceeded(_limits: Capacity) -> str:
         if next(failures, None) is not None:
             fail()
         return "this is why"
@@ -50,7 +50,7 @@ FAULTS: dict[str, tuple[type, str, Any]] = {
     "committing hangs": (SqliteOutbox, "add", hang),
     "committing ends": (SqliteOutbox, "add", end),
     "closing hangs": (SqliteOutbox, "close", hang),
-    "looking fails": (Limits, "exceeded", fail_at_first()),
+    "looking fails": (Capacity, "exceeded", fail_at_first()),
 }
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from relay.destinations.segment import TIMEOUT_SECONDS, Segment
+from relay.destinations.segment import Segment
 from relay.events import EmailEvent
 from relay.forwarder.forwarder import Forwarder
 from relay.outbox.entries import Arrival
@@ -29,6 +29,7 @@ from relay.sources.vero import Vero, VeroSettings
 from tests.harness.fakes import Clock, SegmentServer
 from tests.harness.oracle import Message
 from tests.harness.processes import SqliteStore, Store, closed_port
+from tests.harness.routes import routes, segment_at
 
 Fault = Callable[[socket.socket], None]
 
@@ -66,14 +67,14 @@ class Relay:
         host: str,
         *,
         jitter: Callable[[float], float] = lambda bound: bound,
-        timeout_seconds: float = TIMEOUT_SECONDS,
+        timeout_seconds: float = Segment.limits.timeout_seconds,
     ) -> None:
         """Forward to this host from now on, as after a restart with other settings."""
-        self._segment = Segment("a-write-key", host, timeout_seconds=timeout_seconds)
+        self._segment = segment_at(host, timeout_seconds=timeout_seconds)
         self._forwarder = Forwarder(
             self.outbox,
             self._segment,
-            [self._vero],
+            routes([self._vero], self._segment),
             clock=self.clock.monotonic,
             sleep=self.pass_time,
             jitter=jitter,

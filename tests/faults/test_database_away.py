@@ -63,7 +63,9 @@ def without_room(server: PostgresServer, url: str) -> Iterator[None]:
     with closing(open_outbox(url, create=True)) as outbox:
         for first in range(0, _FILLERS, 1_000):
             names = [f"filler-{number}" for number in range(first, first + 1_000)]
-            outbox.add([Arrival("filler", "segment", i, noon, rng.randbytes(1_800), fault) for i in names])
+            outbox.add(
+                [Arrival("filler", "segment", i, noon, rng.randbytes(1_800), fault) for i in names]
+            )
     with server.sized(_LARGEST_SEGMENT):
         yield
     query(url, "DELETE FROM relay.entries WHERE provider = 'filler'")

@@ -11,15 +11,14 @@ from random import Random
 
 import pytest
 
-from relay.destinations.segment import Segment
 from relay.outbox import open_outbox
 from relay.outbox.entries import Arrival
-from relay.routes import arrival_of
 from relay.sources.vero import Vero, VeroSettings
 from tests.faults.dying import STEPS
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.oracle import Ledger, Message, well
 from tests.harness.processes import WRITE_KEY, ForwarderProcess, Reply, Store, pending, within
+from tests.harness.routes import route, segment_at
 
 _ROOT = Path(__file__).parents[2]
 _EVENTS = 250
@@ -29,11 +28,11 @@ _KILLS = 2
 
 def accept(store: Store, ledger: Ledger, count: int) -> None:
     """Store webhooks as a receiver does, and note what it answers."""
-    vero, segment = Vero(VeroSettings()), Segment(WRITE_KEY, "http://127.0.0.1:1")
+    vero, segment = Vero(VeroSettings()), segment_at("http://127.0.0.1:1", WRITE_KEY)
     with closing(open_outbox(store.url, allow_ephemeral=True, create=True)) as outbox:
         for _ in range(count):
             webhook = ledger.next()
-            arrival = arrival_of(vero, segment, webhook.body, datetime.now(UTC))
+            arrival = route(vero, segment).accept(webhook.body, datetime.now(UTC))
             if not isinstance(arrival, Arrival) or arrival.fault:
                 continue
             (new,) = outbox.add([arrival])

@@ -148,7 +148,7 @@ def test_a_power_cut_in_the_start_after_a_sync_that_failed_damages_nothing(tmp_p
         witness.open()
         witness.add([arrival(str(number)) for number in range(300)])
         empty_log(first / FILE)
-        witness.claim("segment", 200)
+        witness.claim(200)
         witness.settle(State.DELIVERED)
         disk.before = fail
         with pytest.raises(OutboxError):

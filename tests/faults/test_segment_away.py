@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from relay.destinations.segment import Segment
-from relay.forwarder.forwarder import WORKERS, Forwarder
+from relay.forwarder.forwarder import Forwarder
 from relay.outbox import open_outbox
-from relay.sources.vero import Vero, VeroSettings
 from relay.throttle import full_jitter
 from tests.faults.segment import (
     Fault,
@@ -30,6 +29,7 @@ from tests.harness.certificates import certificate, speaking_tls
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.oracle import Message
 from tests.harness.processes import Store, within
+from tests.harness.routes import routes, segment_at
 
 Times = Callable[[int, int], int]
 
@@ -284,19 +284,21 @@ def test_endless_answers_to_all_workers_stop_no_other(
 
     def trailer_of_the_first(connection: socket.socket) -> None:
         began.append(1)
-        if len(began) <= WORKERS:
+        if len(began) <= Segment.limits.in_flight:
             for_ever(CHUNKED + b"0\r\n", b"X-Excuse: x\r\n")(connection)
         road.pass_on(connection)
 
     road.fault = trailer_of_the_first
-    relay.add(100 * (WORKERS + 1))
-    segment = Segment("a-write-key", road.host(), timeout_seconds=1)
+    relay.add(100 * (Segment.limits.in_flight + 1))
+    segment = segment_at(road.host(), timeout_seconds=1)
     with closing(open_outbox(relay.store.url, allow_ephemeral=True)) as outbox:
-        forwarder = Forwarder(outbox, segment, [Vero(VeroSettings())])
+        forwarder = Forwarder(outbox, segment, routes(destination=segment))
         forwarder.start()
-        settled = within(60, lambda: relay.fates() == {"delivered": 100 * (WORKERS + 1)})
+        settled = within(
+            60, lambda: relay.fates() == {"delivered": 100 * (Segment.limits.in_flight + 1)}
+        )
         forwarder.stop(10)
 
     assert settled
-    assert len(began) > WORKERS
+    assert len(began) > Segment.limits.in_flight
     assert relay.broken_promises(server) == []

@@ -41,7 +41,7 @@ def logged_bytes(relay: RelayProcess) -> int:
 
 
 def gauge(relay: RelayProcess, name: str) -> float:
-    value = Page(relay.port).value(name)
+    value = Page.of(relay.port).value(name)
     assert value is not None
     return value
 

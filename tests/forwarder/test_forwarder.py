@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from math import ceil, log2
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from relay import __version__
@@ -17,13 +18,15 @@ from relay.destinations.segment import Segment
 from relay.errors import OutboxError
 from relay.events import EmailEvent, ParseResult
 from relay.forwarder.forwarder import STUCK_SECONDS, Forwarder
-from relay.outbox.entries import Arrival, Entry, T, total
+from relay.outbox.entries import Arrival, Entry, total
 from relay.outbox.sqlite.store import SqliteOutbox
 from relay.sources.vero import Vero, VeroSettings
 from relay.throttle import Throttle
 from tests.harness.fakes import Answer, Clock, SegmentServer
 from tests.harness.processes import StoredRow, run_sql, stored, within
+from tests.harness.routes import routes, segment_at
 
+T = TypeVar("T")
 LEASE = timedelta(seconds=60)
 LINEAGE = 7
 
@@ -40,7 +43,7 @@ class FaultyVero(Vero):
         return super().parse(body, received_at)
 
 
-def vero(**settings: str) -> Vero:
+def faulty_vero(**settings: str) -> Vero:
     return FaultyVero(VeroSettings.model_validate(settings))
 
 
@@ -74,10 +77,10 @@ class Relay:
     ) -> None:
         self.clock = Clock()
         self.server = server
-        self.segment = Segment("a-write-key", server.url)
+        self.segment = segment_at(server.url)
         self.path = path
         self.outbox = store(path, clock=self.clock.now, elapsed=self.clock.monotonic)
-        self.forwarder = self.forwarder_with(vero())
+        self.forwarder = self.forwarder_with(faulty_vero())
 
     def forwarder_with(self, *sources: Vero) -> Forwarder:
         """A forwarder that lets the test's clock pass where it would wait."""
@@ -85,7 +88,7 @@ class Relay:
         return Forwarder(
             self.outbox,
             self.segment,
-            sources,
+            routes(sources, self.segment),
             clock=clock.monotonic,
             lineage=LINEAGE,
             sleep=clock.sleep,
@@ -171,7 +174,7 @@ def test_a_webhook_arrives_as_its_track_call(relay: Relay) -> None:
         },
         "integrations": {"Vero": False},
     }
-    assert total(relay.counts()) == (0, 1, 0)
+    assert relay.counts() == (0, 1, 0)
 
 
 def test_without_anything_due_nothing_is_posted(relay: Relay) -> None:
@@ -185,7 +188,7 @@ def test_many_webhooks_share_a_request_and_each_is_sent_once(relay: Relay) -> No
 
     assert [len(request.batch) for request in relay.server.received] == [100, 100, 50]
     assert len({message["messageId"] for message in relay.server.accepted}) == 250
-    assert total(relay.counts()) == (0, 250, 0)
+    assert relay.counts() == (0, 250, 0)
 
 
 def test_requests_keep_to_segments_rate(relay: Relay) -> None:
@@ -217,12 +220,12 @@ def test_nothing_is_used_up_by_waiting(relay: Relay) -> None:
     relay.add(*mails(120))
     for _ in range(400):
         relay.forwarder.step()
-    waiting = total(relay.counts())
+    waiting = relay.counts()
     relay.server.judge = lambda _batch: Answer()
     relay.forward()
 
     assert waiting == (120, 0, 0)
-    assert total(relay.counts()) == (0, 120, 0)
+    assert relay.counts() == (0, 120, 0)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,7 @@ def test_segment_is_asked_again_no_sooner_than_it_said(
     relay.forwarder.step()
 
     assert round(relay.clock.monotonic() - failed_at) == waited
-    assert total(relay.counts()) == (0, 1, 0)
+    assert relay.counts() == (0, 1, 0)
 
 
 def test_a_retry_says_which_it_is(relay: Relay) -> None:
@@ -257,11 +260,11 @@ class AbsentOutbox(SqliteOutbox):
 
     away = False
 
-    def throttle(self, change: Callable[[Throttle, float], T]) -> T:
+    def throttle(self, destination: str, change: Callable[[Throttle, float], T]) -> T:
         """See `Outbox.throttle`."""
         if self.away:
             raise OutboxError("away")
-        return super().throttle(change)
+        return super().throttle(destination, change)
 
 
 def test_a_probe_that_fails_while_the_outbox_is_away_keeps_nobody_waiting(
@@ -310,7 +313,7 @@ def test_a_refusal_holds_everything_until_it_is_mended(
         relay.forwarder.step()
     held, waiting, probes = (
         relay.outbox.destination_status("segment").hold,
-        total(relay.counts()),
+        relay.counts(),
         len(relay.server.received),
     )
     waited = relay.clock.monotonic()
@@ -322,7 +325,7 @@ def test_a_refusal_holds_everything_until_it_is_mended(
     assert probes == 50
     assert round(waited / 60) == 49
     assert relay.outbox.destination_status("segment").hold is None
-    assert total(relay.counts()) == (0, 120, 0)
+    assert relay.counts() == (0, 120, 0)
 
 
 @pytest.mark.parametrize("guilty", [(0,), (99,), (49, 50), (0, 20, 40, 60, 99)])
@@ -337,7 +340,7 @@ def test_only_the_guilty_messages_of_a_rejected_batch_die(
 
     assert relay.dead() == dict.fromkeys(names, "rejected")
     assert details == {"400 Bad Request: not this one"}
-    assert total(relay.counts()) == (0, 100 - len(names), len(names))
+    assert relay.counts() == (0, 100 - len(names), len(names))
     assert Counter(email_ids(relay.server.accepted)).most_common(1)[0][1] == 1
     assert len(relay.server.received) <= 1 + 2 * len(names) * ceil(log2(100))
 
@@ -347,7 +350,7 @@ def test_a_batch_too_large_for_segment_is_halved_until_it_fits(relay: Relay) -> 
     relay.add(*mails(100))
     relay.forward()
 
-    assert total(relay.counts()) == (0, 100, 0)
+    assert relay.counts() == (0, 100, 0)
 
 
 def test_halving_goes_on_after_segment_was_down_in_the_middle_of_it(relay: Relay) -> None:
@@ -357,7 +360,7 @@ def test_halving_goes_on_after_segment_was_down_in_the_middle_of_it(relay: Relay
     relay.forward()
 
     assert relay.dead() == {"mail-70": "rejected"}
-    assert total(relay.counts()) == (0, 99, 1)
+    assert relay.counts() == (0, 99, 1)
 
 
 def test_what_segment_would_drop_in_silence_is_never_sent(relay: Relay) -> None:
@@ -408,11 +411,11 @@ def test_whoever_holds_an_older_claim_settles_nothing(relay: Relay) -> None:
     relay.server.judge = judge
     relay.add(clicked("mail-1"))
     relay.forwarder.step()
-    left_alone = total(relay.counts())
+    left_alone = relay.counts()
     relay.outbox.ack(taken)
 
     assert left_alone == (1, 0, 0)
-    assert total(relay.counts()) == (0, 1, 0)
+    assert relay.counts() == (0, 1, 0)
 
 
 class MortalOutbox(SqliteOutbox):
@@ -538,7 +541,7 @@ def test_what_relay_dies_over_again_and_again_while_segment_is_silent_is_deliver
 @pytest.fixture
 def running(relay: Relay) -> Iterator[None]:
     """Forwards by itself, in real time."""
-    forwarder = Forwarder(relay.outbox, relay.segment, [vero()])
+    forwarder = Forwarder(relay.outbox, relay.segment, routes(destination=relay.segment))
     forwarder.start()
     yield
     forwarder.stop(10)
@@ -548,7 +551,7 @@ def running(relay: Relay) -> Iterator[None]:
 def test_what_arrives_is_forwarded_without_being_asked(relay: Relay) -> None:
     relay.add(clicked("mail-1"))
 
-    assert within(20, lambda: total(relay.counts()) == (0, 1, 0))
+    assert within(20, lambda: relay.counts() == (0, 1, 0))
 
 
 def test_a_probe_that_the_outbox_spoils_is_given_back(relay: Relay) -> None:
@@ -564,18 +567,18 @@ def test_a_probe_that_the_outbox_spoils_is_given_back(relay: Relay) -> None:
     for _ in range(4):
         relay.forwarder.step()
 
-    assert total(relay.counts()) == (0, 20, 1)
+    assert relay.counts() == (0, 20, 1)
 
 
 def test_forwarding_goes_on_when_the_outbox_works_again(relay: Relay) -> None:
     relay.add(clicked("mail-1"))
     run_sql(relay.path, "ALTER TABLE entries RENAME TO away")
-    forwarder = Forwarder(relay.outbox, relay.segment, [vero()])
+    forwarder = Forwarder(relay.outbox, relay.segment, routes(destination=relay.segment))
     with capture_logs() as lines:
         forwarder.start()
         failed = within(20, lambda: any(line["event"] == "forward.outbox_failed" for line in lines))
     run_sql(relay.path, "ALTER TABLE away RENAME TO entries")
-    delivered = within(20, lambda: total(relay.counts()) == (0, 1, 0))
+    delivered = within(20, lambda: relay.counts() == (0, 1, 0))
     forwarder.stop(10)
 
     assert failed
@@ -593,12 +596,12 @@ def test_four_requests_are_in_flight_at_the_most(relay: Relay) -> None:
 
     relay.server.judge = judge
     relay.add(*mails(1_000))
-    forwarder = Forwarder(relay.outbox, relay.segment, [vero()])
+    forwarder = Forwarder(relay.outbox, relay.segment, routes(destination=relay.segment))
     forwarder.start()
     four = within(20, lambda: len(in_flight) >= 4)
     more = within(0.3, lambda: len(in_flight) > 4)
     over.set()
-    delivered = within(20, lambda: total(relay.counts()) == (0, 1_000, 0))
+    delivered = within(20, lambda: relay.counts() == (0, 1_000, 0))
     forwarder.stop(10)
 
     assert four
@@ -616,7 +619,7 @@ def test_stopping_makes_what_is_still_unanswered_due_at_once(relay: Relay) -> No
 
     relay.server.judge = judge
     relay.add(*mails(10))
-    forwarder = Forwarder(relay.outbox, relay.segment, [vero()])
+    forwarder = Forwarder(relay.outbox, relay.segment, routes(destination=relay.segment))
     forwarder.start()
     assert asked.wait(30)
     hidden = relay.outbox.claim("segment", 100, lease=LEASE)
@@ -627,13 +630,13 @@ def test_stopping_makes_what_is_still_unanswered_due_at_once(relay: Relay) -> No
 
     assert hidden == []
     assert len(due) == 10
-    assert total(relay.counts()) == (10, 0, 0)
+    assert relay.counts() == (10, 0, 0)
 
 
 class Away(SqliteOutbox):
     """An outbox of which nothing can be claimed."""
 
-    def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:  # noqa: ARG002 (as its parent's)
+    def claim(self, *_given: object, **_named: object) -> list[Entry]:
         """See `Outbox.claim`."""
         raise OutboxError("away")
 
@@ -654,9 +657,8 @@ def test_waiting_is_no_hang(
     store: type[SqliteOutbox],
     answer: Answer,
 ) -> None:
-    monkeypatch.setattr(
-        "relay.forwarder.forwarder.WORKERS", 1
-    )  # so that all of its time is the clock's
+    # With one worker all of its time is the clock's.
+    monkeypatch.setattr(Segment, "limits", structs.replace(Segment.limits, in_flight=1))
     relay = Relay(tmp_path / "relay.db", server, store)
     server.judge = lambda _: answer
     relay.add(clicked("mail-1"))
@@ -672,7 +674,11 @@ def test_waiting_is_no_hang(
             threading.Event().wait(0.001)
 
     forwarder = Forwarder(
-        relay.outbox, relay.segment, [vero()], clock=relay.clock.monotonic, sleep=sleep
+        relay.outbox,
+        relay.segment,
+        routes(destination=relay.segment),
+        clock=relay.clock.monotonic,
+        sleep=sleep,
     )
     forwarder.start()
     waited = enough.wait(60)

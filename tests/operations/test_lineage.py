@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.console.documents import MOST_LINES, lines
-from relay.destinations.segment import Segment
 from relay.operations.lineage import (
     MOST_BYTES,
     MOST_FIELDS,
@@ -19,10 +18,10 @@ from relay.operations.lineage import (
     traced,
 )
 from relay.outbox.entries import Arrival
-from relay.routes import Mapped, Mapping
-from relay.sources.vero import Vero, VeroSettings
+from relay.routes import Rendered
+from tests.harness.routes import route
 
-MAPPING = Mapping([Vero(VeroSettings())], Segment("a-write-key", "http://127.0.0.1:1"))
+ROUTE = route()
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 WEBHOOK = {
     "type": "bounced",
@@ -67,13 +66,13 @@ PROPERTIES = {
 }
 
 
-def map_body(body: bytes) -> Any:  # noqa: ANN401 (as Mapping's)
-    return MAPPING.map(Arrival("vero", "segment", "vero-1", AT, body))
+def map_body(body: bytes) -> Any:  # noqa: ANN401 (as Route's)
+    return ROUTE.render(Arrival("vero", "segment", "vero-1", AT, body))
 
 
 def of(document: dict[str, Any], **options: Any) -> list[Link]:  # noqa: ANN401 (passed on)
     mapped = map_body(json.dumps(document).encode())
-    assert isinstance(mapped, Mapped)
+    assert isinstance(mapped, Rendered)
     return links(document, mapped, map_body, **options)
 
 
@@ -203,7 +202,7 @@ def test_it_makes_something_of_any_webhook_that_is_mapped(
 ) -> None:
     document = {**other, **known, "user": user}
     mapped = map_body(json.dumps(document).encode())
-    if not isinstance(mapped, Mapped):
+    if not isinstance(mapped, Rendered):
         return
     names = {named(path) for path, _ in leaves(document)}
 

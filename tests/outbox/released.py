@@ -27,7 +27,7 @@ from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.postgres import PostgresServer
 from tests.harness.processes import PostgresStore, RelayProcess, SqliteStore, Store, within
 
-LATEST = {"sqlite": 1, "postgres": 1}
+LATEST = {"sqlite": 1, "postgres": 2}
 """The versions of the latest release."""
 
 RELEASED = Path(__file__).with_name("released")

@@ -18,16 +18,22 @@ from msgspec import structs
 
 from relay.errors import OutboxError, OutboxUnusableError
 from relay.events import DeadReason, Unusable
-from relay.operations.search import reasons
-from relay.outbox.entries import Arrival, Keys, Query, Role, State, total
+from relay.outbox.entries import Keys, Role, total
 from relay.outbox.postgres.store import PostgresOutbox
 from relay.outbox.protocol import Outbox
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.throttle import Throttle
 from tests.contracts.changes import ChangesContract, RunSql
 from tests.contracts.counters import CountersContract
 from tests.contracts.entries import EntryStoreContract
-from tests.contracts.outbox import FAULT, MINUTE, NOON, OpenStore, OutboxContract, arrival, states
+from tests.contracts.outbox import (
+    FAULT,
+    MINUTE,
+    OpenStore,
+    OutboxContract,
+    acquire,
+    arrival,
+    states,
+)
 from tests.contracts.suspects import SuspectsContract
 from tests.harness.entries import (
     as_requeue,
@@ -47,26 +53,10 @@ from tests.harness.processes import within
 OPERATIONS: dict[str, Callable[[Outbox], object]] = {
     "add": lambda outbox: outbox.add([arrival("another")]),
     "claim": lambda outbox: outbox.claim("segment", 1, lease=MINUTE),
-    "pace": lambda outbox: outbox.throttle("segment", Throttle.take),
+    "throttle": lambda outbox: outbox.throttle("segment", acquire),
     "check": lambda outbox: outbox.check(),
     "counts": lambda outbox: total(outbox.counts()),
 }
-
-
-@pytest.fixture(scope="session")
-def migrated(postgres: PostgresServer) -> str:
-    """A database to copy, which is quicker than to migrate each of them."""
-    url = postgres.create_database()
-    PostgresOutbox(url).close()
-    return database_of(url)
-
-
-@pytest.fixture
-def url(postgres: PostgresServer) -> Iterator[str]:
-    """An empty database."""
-    url = postgres.create_database()
-    yield url
-    postgres.drop_database(url)
 
 
 @pytest.fixture
@@ -128,7 +118,7 @@ def fill_pool(outbox: Outbox) -> None:
         start.wait()
         for _ in range(20):
             outbox.claim("segment", 1, lease=MINUTE)
-            outbox.throttle("segment", Throttle.take)
+            outbox.throttle("segment", acquire)
 
     with ThreadPoolExecutor(6) as threads:
         list(threads.map(work, range(6)))
@@ -184,10 +174,7 @@ def states_after_crash(postgres: PostgresServer, url: str) -> dict[str, str]:
 
 def test_what_is_gone_leaves_no_keys(url: str, outbox: Outbox) -> None:
     keys = Keys(1, 2, 3)
-    arrivals = [
-        Arrival("vero", "segment", name, NOON, b"{}", None, "Email Sent", keys) for name in "abc"
-    ]
-    outbox.add(arrivals)
+    outbox.add([structs.replace(arrival(name), keys=keys) for name in "abc"])
     entries = by_name(outbox.entries)
     outbox.ack(
         [entry for entry in outbox.claim("segment", 9, lease=MINUTE) if entry.message_id == "a"]
@@ -244,7 +231,7 @@ def test_processes_that_start_together_migrate_once(url: str) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(begin, range(8)))
 
-    assert query(url, "SELECT version FROM relay.migrations ORDER BY 1") == [(1,), (2,)]
+    assert query(url, "SELECT version FROM relay.migrations ORDER BY 1") == [(1,), (2,), (3,)]
 
 
 _OPENS = "import sys; from relay.outbox import open_outbox; open_outbox(sys.argv[1], create=True)"
@@ -291,7 +278,7 @@ def test_who_waits_for_entries_is_woken_by_the_server(url: str, outbox: Outbox) 
     adding.add([arrival("a", fault=FAULT)])
 
     assert not before
-    assert within(10, outbox.changed)
+    assert within(10, lambda: outbox.changed("segment"))
     adding.close()
 
 
@@ -460,7 +447,9 @@ def test_while_the_database_is_read_only_nothing_is_taken_for_stored(
 ) -> None:
     fill_pool(outbox)
     with read_only(postgres, url, sessions):
-        failed = [fails(outbox, operation) for operation in ("add", "claim", "pace", "check") * 3]
+        failed = [
+            fails(outbox, operation) for operation in ("add", "claim", "throttle", "check") * 3
+        ]
     recovered = within(5, lambda: works(outbox))
 
     assert all(failed)
@@ -483,111 +472,6 @@ def test_an_error_holds_nothing_of_the_password(url: str, change: tuple[str, str
         PostgresOutbox(f"{url}?application_name=test".replace(*change))
 
     assert PASSWORD not in str(raised.value)
-
-
-DEAD = Query(states=(State.DEAD,))
-RARE = "Email Bounced"
-
-_FILL = """
-    INSERT INTO relay.entries
-        (provider, message_id, state, received_at, pending_since, due_at, attempts, claim,
-            delivered_at, reason, body)
-    SELECT
-        'vero', 'vero-' || md5(n::text), state, received_at,
-        CASE state WHEN 'pending' THEN received_at END,
-        CASE state WHEN 'pending' THEN received_at END, 1, 1,
-        CASE state WHEN 'delivered' THEN received_at END,
-        CASE state WHEN 'dead' THEN 'rejected' END, convert_to(repeat(md5(n::text), 3), 'UTF8')
-    FROM generate_series(1, 1_000_000) AS n,
-        LATERAL (SELECT
-            CASE WHEN n % 50 = 0 THEN 'pending' WHEN n % 50 = 1 THEN 'dead' ELSE 'delivered' END,
-            now() - n * interval '1 second'
-        ) AS fate (state, received_at)
-"""
-
-
-_FILL_KEYS = """
-    INSERT INTO relay.keys (entry, user_key, address_key, email_key)
-    SELECT id, id % 20_000, id % 20_000, id FROM relay.entries WHERE id % 5 > 0
-"""
-
-
-@pytest.fixture(scope="module")
-def million(postgres: PostgresServer, migrated: str) -> Iterator[str]:
-    """A database with a million entries, which tells its log how it comes at them."""
-    url = postgres.create_database(migrated)
-    query(url, _FILL)
-    query(url, _FILL_KEYS)
-    query(url, "ANALYZE relay.entries, relay.keys")
-    name = database_of(url)
-    postgres.administer(f"ALTER DATABASE {name} SET session_preload_libraries = 'auto_explain'")
-    postgres.administer(f"ALTER DATABASE {name} SET auto_explain.log_min_duration = 0")
-    yield url
-    postgres.drop_database(url)
-
-
-@pytest.mark.parametrize(
-    ("index", "operate"),
-    [
-        ("entries_pending", lambda outbox: outbox.claim("segment", 100, lease=MINUTE)),
-        ("entries_pending", lambda outbox: [outbox.changed("segment"), outbox.changed("segment")]),
-        ("entries_pkey", lambda outbox: outbox.ack(outbox.claim("segment", 100, lease=MINUTE))),
-        ("entries_message_id_key", lambda outbox: outbox.add([arrival("a"), arrival("a")])),
-        ("entries_delivered", lambda outbox: outbox.purge(datetime.now(UTC), 500)),
-        ("entries_pending", lambda outbox: outbox.pending_exceed(1_000)),
-        ("entries_suspect", lambda outbox: outbox.has_suspects("segment")),
-        ("entries_suspect", lambda outbox: outbox.claim_suspect("segment", lease=MINUTE)),
-        ("entries_pkey", lambda outbox: outbox.entries.find(Query(), 50)),
-        ("entries_pkey", lambda outbox: outbox.entries.find(Query(), 50, start=500_000)),
-        ("keys_pkey", lambda o: o.entries.find(Query(), 1, start=500_000, newest_first=False)),
-        ("history_entry", lambda outbox: outbox.entries.find(Query(), 50, with_history=True)),
-        ("entries_dead", lambda outbox: outbox.entries.find(DEAD, 50)),
-        ("entries_reason", lambda outbox: outbox.entries.find(Query(reason="rejected"), 50)),
-        ("entries_reason", reasons),
-        ("entries_rare", lambda outbox: outbox.entries.find(Query(collection=RARE), 50)),
-        ("entries_pending", lambda outbox: total(outbox.counts())),
-        ("entries_message_id_key", lambda outbox: outbox.entries.find(Query(message_id="a"), 50)),
-        ("keys_user", lambda outbox: outbox.entries.find(Query(key=("user", 7)), 50)),
-        ("keys_address", lambda outbox: outbox.entries.count(Query(key=("address", 7)))),
-        ("keys_email", lambda outbox: outbox.entries.find(Query(key=("email", 7)), 500)),
-        ("entries_pkey", lambda outbox: requeue(outbox.entries, *outbox.entries.find(DEAD, 500))),
-        ("entries_pkey", lambda outbox: erase(outbox.entries, *outbox.entries.find(DEAD, 500))),
-    ],
-)
-def test_a_million_entries_are_come_at_by_an_index(
-    postgres: PostgresServer, million: str, index: str, operate: Callable[[Outbox], object]
-) -> None:
-    outbox = PostgresOutbox(million)
-    length = len(postgres.log.read_bytes())
-    operate(outbox)
-    outbox.close()
-    plans = postgres.log.read_bytes()[length:].decode()
-
-    assert index in plans
-    assert not re.search("Seq Scan on (entries|keys|history)|Merge Left Join", plans)
-
-
-def test_who_is_stopped_in_the_middle_of_the_pace_stops_nobody_else(
-    url: str, outbox: Outbox
-) -> None:
-    stopped, over = Barrier(2), Barrier(2)
-
-    def stop(_throttle: Throttle, _now: float) -> None:
-        stopped.wait()
-        over.wait()
-
-    other = PostgresOutbox(url)
-    with ThreadPoolExecutor(2) as threads:
-        holder = threads.submit(outbox.throttle, stop)
-        stopped.wait()
-        permit = threads.submit(other.throttle, Throttle.take)
-        try:
-            permit.result(30)
-        finally:
-            over.wait()
-
-    assert holder.exception(10)
-    other.close()
 
 
 def test_the_encoding_of_the_server_does_not_matter(

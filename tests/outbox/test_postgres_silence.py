@@ -24,14 +24,6 @@ SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND pid <
 
 
 @pytest.fixture
-def url(postgres: PostgresServer) -> Iterator[str]:
-    """An empty database."""
-    url = postgres.create_database()
-    yield url
-    postgres.drop_database(url)
-
-
-@pytest.fixture
 def gateway(postgres: PostgresServer) -> Iterator[Gateway]:
     """The way to the server."""
     with Gateway(postgres.port) as gateway:
@@ -91,7 +83,7 @@ def test_it_works_again_soon_after_nothing_came_through(outbox: Outbox, gateway:
 def test_an_operators_step_is_given_up_later(
     outbox: Outbox, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.outbox.postgres.records.LONG_SECONDS", 6)
+    monkeypatch.setattr("relay.outbox.postgres.entries.LONG_SECONDS", 6)
     gateway.silence()
     seconds = took(lambda: outbox.entries.find(Query(), 10))
 

@@ -188,7 +188,7 @@ def test_a_schema_that_a_stranger_has_made_before_is_refused_and_not_looked_into
     ("change", "said"),
     [
         (f"ALTER TABLE relay.history OWNER TO {MALLORY}", "history.* belongs to"),
-        (f"ALTER FUNCTION relay.tally_gone() OWNER TO {MALLORY}", "tally_gone belongs to"),
+        (f"ALTER FUNCTION relay.count_gone() OWNER TO {MALLORY}", "count_gone belongs to"),
         (f"ALTER SCHEMA relay OWNER TO {MALLORY}", "the schema relay belongs to"),
         (f"GRANT CREATE ON SCHEMA relay TO {MALLORY}", "right CREATE on the schema"),
         ("GRANT CREATE ON SCHEMA relay TO PUBLIC", '"PUBLIC" has the right CREATE'),
@@ -249,16 +249,16 @@ def test_a_superuser_is_no_member_of_every_role(url: str) -> None:
     ("change", "said"),
     [
         ("DROP INDEX relay.entries_rare", "index entries_rare on entries is missing"),
-        ("DROP TRIGGER gone ON relay.entries", "trigger gone on entries is missing"),
-        ("ALTER TABLE relay.entries DISABLE TRIGGER gone", "trigger gone on entries differs"),
+        ("DROP TRIGGER count_gone ON relay.entries", "trigger count_gone on entries is missing"),
+        ("ALTER TABLE relay.entries DISABLE TRIGGER count_gone", "count_gone on entries differs"),
         ("ALTER TABLE relay.entries ADD more text NOT NULL DEFAULT ''", "table entries differs"),
         ("ALTER TABLE relay.keys SET UNLOGGED", "table keys differs"),
         ("ALTER TABLE relay.entries DROP CONSTRAINT entries_state_check", "table entries differs"),
-        ("ALTER FUNCTION relay.tally_gone() RESET search_path", "function tally_gone differs"),
-        ("ALTER FUNCTION relay.tally_gone() SECURITY DEFINER", "function tally_gone differs"),
+        ("ALTER FUNCTION relay.count_gone() RESET search_path", "function count_gone differs"),
+        ("ALTER FUNCTION relay.count_gone() SECURITY DEFINER", "function count_gone differs"),
         ("CREATE UNIQUE INDEX one ON relay.entries (body)", "index one on entries is not relay's"),
         (
-            "CREATE TRIGGER t AFTER INSERT ON relay.entries EXECUTE FUNCTION relay.tally_gone()",
+            "CREATE TRIGGER t AFTER INSERT ON relay.entries EXECUTE FUNCTION relay.count_gone()",
             "trigger t on entries is not relay's",
         ),
         (

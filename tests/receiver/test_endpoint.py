@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from starlette.types import Message
 
-from relay.destinations.segment import Segment
 from relay.events import ParseResult
 from relay.outbox.sqlite.store import SqliteOutbox
 from relay.receiver.bodies import MAX_BODY_BYTES
@@ -26,7 +25,6 @@ from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import (
     PATH,
     SECRET,
-    WRITE_KEY,
     RelayProcess,
     Reply,
     WholeConnection,
@@ -37,6 +35,7 @@ from tests.harness.processes import (
     stored,
     within,
 )
+from tests.harness.routes import routes
 
 OTHER_SECRET = "another-secret-for-the-tests"
 WRONG_SECRET = "wrong-secret-for-the-tests"
@@ -185,7 +184,7 @@ def test_what_makes_the_mapping_fail_is_a_dead_letter(tmp_path: Path) -> None:
     async def post() -> None:
         committer.start()
         vero = FaultyVero(VeroSettings.model_validate({"secret": SECRET}))
-        webhooks = Webhooks([vero], Segment(WRITE_KEY, NOBODY), committer)
+        webhooks = Webhooks(routes([vero]), committer)
         scope = {"type": "http", "method": "POST", "path": PATH, "headers": []}
         await webhooks(scope, receive, send)
         await committer.close()

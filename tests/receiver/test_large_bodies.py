@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from relay.destinations.segment import Segment
 from relay.events import DeadReason, Unusable
 from relay.receiver.bodies import MAX_BODY_BYTES, MAX_CUT_BYTES
-from relay.routes import Mapped, Mapping
+from relay.routes import Rendered
 from relay.sources.customerio import Customerio, CustomerioSettings
 from relay.truncation import KEPT_BYTES, cut
-from tests.harness.processes import WRITE_KEY, RelayProcess, Reply, run_sql, stored, within
+from tests.harness.processes import RelayProcess, Reply, run_sql, stored, within
+from tests.harness.routes import route
 
 NOBODY = "http://127.0.0.1:1"
 KEY = "a-signing-key-for-the-tests"
@@ -80,7 +80,7 @@ def test_what_is_too_large_is_kept_in_part_where_an_error_would_hold_back_the_re
     assert entry.body[:KEPT_BYTES] == body[:KEPT_BYTES]
     assert len(entry.body) < KEPT_BYTES + 100
     assert second.message_id != entry.message_id
-    assert within(5, lambda: "webhook.cut_off" in {line["event"] for line in relay.log()})
+    assert within(5, lambda: "webhook.truncated" in {line["event"] for line in relay.log()})
 
 
 @dataclass
@@ -89,17 +89,18 @@ class Entry:
 
     body: bytes
     source: str = "customerio"
+    destination: str = "segment"
     message_id: str = "customerio-1"
     received_at: datetime = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def test_what_is_cut_off_is_never_taken_for_the_whole() -> None:
     """Not even where the beginning that is kept would do as a webhook: a replay changes nothing."""
-    mapping = Mapping([Customerio(CustomerioSettings())], Segment(WRITE_KEY, NOBODY))
+    customerio = route(Customerio(CustomerioSettings()))
     body = event().ljust(MAX_BODY_BYTES + 1)
-    whole, part = mapping.map(Entry(event())), mapping.map(Entry(cut(body, len(body))))
+    whole, part = customerio.render(Entry(event())), customerio.render(Entry(cut(body, len(body))))
 
-    assert isinstance(whole, Mapped)
+    assert isinstance(whole, Rendered)
     assert part == Unusable(
         DeadReason.OVERSIZED,
         f"the webhook has {len(body)} bytes, of which the first {KEPT_BYTES} are kept",

@@ -10,7 +10,7 @@ import pytest
 
 from relay.outbox.entries import Arrival
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.receiver.limits import Limits
+from relay.receiver.backpressure import Capacity
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import RelayProcess, SqliteStore, Store, pending, run_sql, within
 
@@ -119,14 +119,14 @@ def test_a_backlog_is_exceeded_when_more_entries_wait(
 ) -> None:
     with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
         outbox.add(arrivals(3))
-        told = Limits(outbox, max_backlog=limit, min_free_disk=0).exceeded()
+        told = Capacity(outbox, max_backlog=limit, min_free_disk=0).exceeded()
 
     assert told == ("more than 2 entries wait (RELAY_MAX_BACKLOG)" if exceeded else None)
 
 
 def test_too_little_room_is_told_in_figures(tmp_path: Path) -> None:
     with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
-        told = Limits(outbox, max_backlog=None, min_free_disk=2**40).exceeded()
+        told = Capacity(outbox, max_backlog=None, min_free_disk=2**40).exceeded()
 
     assert told is not None
     assert told.endswith(f" less than {2**40} MiB (RELAY_MIN_FREE_DISK)")
@@ -136,7 +136,7 @@ def test_what_cannot_tell_how_full_it_is_counts_as_full(tmp_path: Path) -> None:
     path = tmp_path / "relay.db"
     with closing(SqliteOutbox(path)) as outbox:
         run_sql(path, "ALTER TABLE entries RENAME TO away")
-        told = Limits(outbox, max_backlog=1, min_free_disk=0).exceeded()
+        told = Capacity(outbox, max_backlog=1, min_free_disk=0).exceeded()
         run_sql(path, "ALTER TABLE away RENAME TO entries")
 
     assert (told or "").startswith("the outbox cannot tell how full it is: SQLite: ")

@@ -1,32 +1,29 @@
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from relay.cli import main
+from relay.destinations.segment import Segment, SegmentSettings
 from relay.errors import SettingsError
-from relay.settings.model import Settings, variables
+from relay.settings import Settings, variables
 from relay.settings.slips import NAMED, PLACEHOLDER, QUOTED, UNEXPANDED
-from relay.sources import source_classes
 from relay.sources.vero import VeroSettings
 from tests.harness.processes import RelayProcess, run
+from tests.harness.routes import settings_models
 
-MODELS: Mapping[str, type[BaseModel]] = {
-    name: source.settings_model for name, source in source_classes().items()
-}
-NAMES = [variable.name for variable in variables(MODELS)]
+MODELS = settings_models()
+NAMES = [variable.name for variable in variables(*MODELS)]
 KEY = {"SEGMENT_WRITE_KEY": "a-write-key"}
 SECRET = "first-secret-0123456789"
 
 
 def read(**environ: str) -> Settings:
     """The settings from these variables and a write key."""
-    return Settings.from_env(KEY | environ, MODELS)
+    return Settings.from_env(KEY | environ, *MODELS)
 
 
 def faults(**environ: str) -> tuple[str, ...]:
@@ -42,13 +39,23 @@ def vero(settings: Settings) -> VeroSettings:
     return model
 
 
+def segment(settings: Settings) -> SegmentSettings:
+    model = settings.destination("segment")
+    assert isinstance(model, SegmentSettings)
+    return model
+
+
+def segment_url(settings: Settings) -> str:
+    return Segment(segment(settings)).url
+
+
 def test_a_write_key_is_all_that_is_needed() -> None:
     read_settings = read()
 
-    assert read_settings.segment_write_key.get_secret_value() == "a-write-key"
-    assert read_settings.segment_url == "https://api.segment.io"
+    assert segment(read_settings).write_key.get_secret_value() == "a-write-key"
+    assert segment_url(read_settings) == "https://api.segment.io"
     assert read_settings.outbox == "sqlite:///relay.db"
-    assert (read_settings.port, read_settings.anonymous_id) == (8000, "email")
+    assert (read_settings.port, segment(read_settings).anonymous_id) == (8000, "email")
     assert (read_settings.log_level, read_settings.log_format) == ("info", None)
     assert vero(read_settings) == VeroSettings(secret=(), tests="ignore", loop="block")
 
@@ -78,16 +85,18 @@ def test_every_variable_is_read() -> None:
     )
 
     assert read_settings.shown() == {
-        "segment_region": "eu",
-        "segment_host": "https://events.example.com",
         "outbox": "sqlite:////var/lib/relay/events.db",
         "allow_ephemeral": True,
         "dyno": "web.1",
         "retention_days": 7,
         "max_backlog": 1_000_000,
         "min_free_disk": 0,
-        "anonymous_id": "sha256",
-        "traits_email": "omit",
+        "segment": {
+            "region": "eu",
+            "host": "https://events.example.com",
+            "anonymous_id": "sha256",
+            "traits_email": "omit",
+        },
         "port": 5000,
         "log_level": "debug",
         "log_format": "console",
@@ -203,7 +212,7 @@ def test_variables_of_others_are_left_alone(name: str) -> None:
     ],
 )
 def test_events_go_to_the_region_or_the_host(environ: dict[str, str], url: str) -> None:
-    assert read(**environ).segment_url == url
+    assert segment_url(read(**environ)) == url
 
 
 @pytest.mark.parametrize(
@@ -383,7 +392,7 @@ def test_a_url_with_a_placeholder_is_refused(name: str, value: str, fault: str) 
     ],
 )
 def test_what_only_resembles_a_slip_is_taken(secret: str) -> None:
-    assert read(SEGMENT_WRITE_KEY=secret).segment_write_key.get_secret_value() == secret
+    assert segment(read(SEGMENT_WRITE_KEY=secret)).write_key.get_secret_value() == secret
 
 
 def test_a_file_may_have_any_name_without_quotes_around_it() -> None:
@@ -401,7 +410,8 @@ def test_an_address_is_omitted_only_where_it_is_not_the_anonymous_id() -> None:
 
     assert fault.startswith("RELAY_TRAITS_EMAIL: ")
     assert "RELAY_ANONYMOUS_ID=sha256" in fault
-    assert read(RELAY_TRAITS_EMAIL="Omit", RELAY_ANONYMOUS_ID="sha256").traits_email == "omit"
+    omitted = read(RELAY_TRAITS_EMAIL="Omit", RELAY_ANONYMOUS_ID="sha256")
+    assert segment(omitted).traits_email == "omit"
 
 
 @pytest.mark.parametrize(
@@ -419,7 +429,7 @@ def test_an_address_is_omitted_only_where_it_is_not_the_anonymous_id() -> None:
     ],
 )
 def test_a_write_key_in_the_clear_is_warned_of(host: str, *, unwise: bool) -> None:
-    warnings = read(SEGMENT_HOST=host).warnings()
+    warnings = Segment(segment(read(SEGMENT_HOST=host))).warnings()
 
     assert len(warnings) == unwise
     assert all(warning.startswith("SEGMENT_HOST: ") for warning in warnings)

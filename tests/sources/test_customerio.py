@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from relay.destinations.segment import Segment
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.sources import Webhook
 from relay.sources.customerio import Customerio, CustomerioSettings
@@ -16,6 +15,7 @@ from tests.contracts.outbox import NOON
 from tests.contracts.source import VALUES, SourceContract
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import RelayProcess, within
+from tests.harness.routes import segment_at
 
 KEY = "0f3c5a7e9b1d2f4a6c8e0b2d4f6a8c0e"
 EPOCH = 1_772_323_200
@@ -409,7 +409,7 @@ def test_without_an_event_id_and_a_time_only_what_happens_once_to_an_email_has_a
 )
 def test_message_ids_are_the_same_for_ever(document: object, message_id: str) -> None:
     """What Segment has had under another id it would take for another event."""
-    segment = Segment("write-key", "https://example.com")
+    segment = segment_at("https://example.com", "write-key")
     reading = event(document)
 
     assert segment.message_id("customerio", reading.dedupe_key, reading.reported_at) == message_id

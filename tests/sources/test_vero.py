@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from relay.destinations.segment import Segment
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.sources import Webhook
 from relay.sources.vero import Vero, VeroSettings
 from tests.contracts.outbox import NOON
 from tests.contracts.source import VALUES, SourceContract
+from tests.harness.routes import segment_at
 
 DAY = timedelta(days=1)
 EPOCH = 1_772_323_200
@@ -543,7 +543,7 @@ def test_what_carries_neither_a_time_nor_an_email_id_has_no_identity() -> None:
 )
 def test_message_ids_are_the_same_for_ever(document: object, message_id: str) -> None:
     """What Segment has had under another id it would take for another event."""
-    segment = Segment("write-key", "https://example.com")
+    segment = segment_at("https://example.com", "write-key")
     reading = event(document)
 
     assert segment.message_id("vero", reading.dedupe_key, reading.reported_at) == message_id

@@ -9,10 +9,9 @@ from typing import Any, Final, LiteralString
 from msgspec import structs
 from psycopg import sql
 
-from relay.outbox.counters import Change, in_states
 from relay.outbox.entries import HistoryEvent, Keys, Operation, Query, Requeue, State, StoredEntry
-from relay.outbox.postgres.schema import COUNT, as_text
-from relay.outbox.postgres.sessions import LONG_SECONDS, Session, Sessions
+from relay.outbox.postgres.counters import COUNT, states_by_destination
+from relay.outbox.postgres.sessions import LONG_SECONDS, Session, Sessions, as_text
 from relay.outbox.protocol import SOME
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
@@ -89,8 +88,8 @@ class PostgresEntryStore:
             "email_keys": [requeue.keys.email for requeue in requeues],
         }
         with self._transaction() as session:
-            changed = session.execute(_REVIVE, requeued).rowcount
-            session.execute(_RING)
+            changed = session.execute(_REQUEUE, requeued).rowcount
+            session.execute(_NOTIFY)
             _advance(session, operation, changed)
         return changed
 
@@ -125,10 +124,9 @@ class PostgresEntryStore:
                 restored += 1
                 for event in entry.history:
                     session.execute(
-                        "INSERT INTO relay.history (entry, at, what, said) VALUES (%s, %s, %s, %s)",
-                        (*row, event.at, event.what, as_text(event.said)),
+                        _RESTORE_HISTORY, (*row, event.at, event.what, as_text(event.detail))
                     )
-            session.execute(_RING)
+            session.execute(_NOTIFY)
         return restored
 
     def _transaction(self) -> AbstractContextManager[Session]:
@@ -139,11 +137,11 @@ class PostgresEntryStore:
         return self._sessions.run(statement, values, flushed=True, seconds=LONG_SECONDS)
 
 
-_RING: Final = "SELECT pg_notify('relay', '')"
+_NOTIFY: Final = "SELECT pg_notify('relay', '')"
 
 _FIND: Final = sql.SQL("""
     SELECT
-        id, provider, message_id, state, collection, received_at, attempts, delivered_at,
+        id, source, destination, message_id, state, collection, received_at, attempts, delivered_at,
         reason, detail, user_key, address_key, email_key, body
     FROM (
         SELECT *, sum(octet_length(body)) OVER (ORDER BY id {direction}) AS total
@@ -175,7 +173,7 @@ _IN_ANY_BLOCK: Final = sql.SQL("""
 """)
 
 _HISTORIES: Final = """
-    SELECT entry, at, what, said FROM relay.history WHERE entry = ANY (%s) ORDER BY id
+    SELECT entry, at, what, detail FROM relay.history WHERE entry = ANY (%s) ORDER BY id
 """
 
 _BEGIN: Final = """
@@ -210,27 +208,27 @@ _OPERATIONS: Final = """
 # One statement, so that what it tells of and what it changes is the same. With a claim of its own:
 # whoever has held the entry before settles nothing any more. What was dead when it came has never
 # been claimed, and nobody has told of it.
-_REVIVE: Final = """
-    WITH revived AS MATERIALIZED (
-        SELECT revival.*, state, attempts, received_at, delivered_at, reason
+_REQUEUE: Final = """
+    WITH requeued AS MATERIALIZED (
+        SELECT wanted.*, state, attempts, received_at, delivered_at, reason
         FROM relay.entries JOIN unnest(
             %(ids)s::bigint[], %(collections)s::text[],
             %(user_keys)s::bigint[], %(address_keys)s::bigint[], %(email_keys)s::bigint[]
-        ) AS revival (id, collection, user_key, address_key, email_key) USING (id)
+        ) AS wanted (id, collection, user_key, address_key, email_key) USING (id)
         WHERE state <> 'pending' ORDER BY id FOR UPDATE OF entries
-    ), told AS (
-        INSERT INTO relay.history (entry, at, what, said)
-        SELECT id, at, what, said FROM (
-            SELECT id, received_at AS at, 'dead' AS what, coalesce(reason, '') AS said
-            FROM revived WHERE state = 'dead' AND attempts = 0
+    ), noted AS (
+        INSERT INTO relay.history (entry, at, what, detail)
+        SELECT id, at, what, detail FROM (
+            SELECT id, received_at AS at, 'dead' AS what, coalesce(reason, '') AS detail
+            FROM requeued WHERE state = 'dead' AND attempts = 0
             UNION ALL
-            SELECT id, delivered_at, 'delivered', '' FROM revived WHERE state = 'delivered'
+            SELECT id, delivered_at, 'delivered', '' FROM requeued WHERE state = 'delivered'
             UNION ALL
-            SELECT id, coalesce(%(now)s::timestamptz, now()), 'replayed', '' FROM revived
+            SELECT id, coalesce(%(now)s::timestamptz, now()), 'replayed', '' FROM requeued
         ) AS happened ORDER BY id, what
     ), keyed AS (
         INSERT INTO relay.keys (entry, user_key, address_key, email_key)
-        SELECT id, user_key, address_key, email_key FROM revived
+        SELECT id, user_key, address_key, email_key FROM requeued
         ON CONFLICT (entry) DO UPDATE
         SET user_key = excluded.user_key, address_key = excluded.address_key,
             email_key = excluded.email_key
@@ -238,17 +236,21 @@ _REVIVE: Final = """
     UPDATE relay.entries AS entry
     SET state = 'pending', pending_since = coalesce(%(now)s::timestamptz, now()),
         due_at = coalesce(%(now)s::timestamptz, now()), delivered_at = NULL, reason = NULL,
-        detail = NULL, deaths = 0, claim = %(claim)s, collection = revived.collection
-    FROM revived WHERE entry.id = revived.id
+        detail = NULL, crashes = 0, claim = %(claim)s, collection = requeued.collection
+    FROM requeued WHERE entry.id = requeued.id
+"""
+
+_RESTORE_HISTORY: Final = """
+    INSERT INTO relay.history (entry, at, what, detail) VALUES (%s, %s, %s, %s)
 """
 
 _RESTORE: Final = """
     WITH restored AS (
         INSERT INTO relay.entries (
-            provider, message_id, state, collection, received_at, pending_since, due_at, attempts,
-            delivered_at, reason, detail, claim, body
+            source, destination, message_id, state, collection, received_at, pending_since, due_at,
+            attempts, delivered_at, reason, detail, claim, body
         ) VALUES (
-            %(provider)s, %(message_id)s, %(state)s, %(collection)s, %(received_at)s,
+            %(source)s, %(destination)s, %(message_id)s, %(state)s, %(collection)s, %(received_at)s,
             CASE WHEN %(state)s = 'pending' THEN %(received_at)s::timestamptz END,
             CASE WHEN %(state)s = 'pending' THEN
                 least(%(received_at)s, coalesce(%(now)s::timestamptz, now()))
@@ -266,6 +268,7 @@ _RESTORE: Final = """
 
 _EQUALS: Final = {
     "source": sql.SQL("source = %(source)s"),
+    "destination": sql.SQL("destination = %(destination)s"),
     "collection": sql.SQL("collection = %(collection)s"),
     # No other has one: its index is of these.
     "reason": sql.SQL("reason = %(reason)s AND state = 'dead'"),
@@ -305,14 +308,14 @@ def _where(query: Query) -> tuple[sql.Composable, dict[str, Any]]:
 def _are_few(session: Session, query: Query) -> bool:
     if query.states not in {(State.PENDING,), (State.DELIVERED,)}:
         return False
-    changes = session.execute(COUNT).fetchall()
-    return in_states({Change(change): n for change, n in changes})[query.states[0]] <= SOME
+    counted = states_by_destination(session.execute(COUNT)).values()
+    return sum(states[query.states[0]] for states in counted) <= SOME
 
 
 def _histories(session: Session, ids: Sequence[int]) -> dict[int, list[HistoryEvent]]:
     histories: dict[int, list[HistoryEvent]] = {}
-    for entry, at, what, said in session.execute(_HISTORIES, (list(ids),)):
-        histories.setdefault(entry, []).append(HistoryEvent(at.astimezone(UTC), what, said))
+    for entry, at, what, detail in session.execute(_HISTORIES, (list(ids),)):
+        histories.setdefault(entry, []).append(HistoryEvent(at.astimezone(UTC), what, detail))
     return histories
 
 
@@ -321,11 +324,12 @@ def _advance(session: Session, operation: Operation, changed: int) -> None:
 
 
 def _record(row: Sequence[Any]) -> StoredEntry:
-    (id_, source, message_id, state, collection, received_at, attempts, delivered_at, *rest) = row
-    reason, detail, user, address, email, body = rest
+    (id_, source, destination, message_id, state, collection, received_at, attempts, *rest) = row
+    delivered_at, reason, detail, user, address, email, body = rest
     return StoredEntry(
         id=id_,
         source=source,
+        destination=destination,
         message_id=message_id,
         state=State(state),
         collection=collection,
@@ -342,6 +346,7 @@ def _record(row: Sequence[Any]) -> StoredEntry:
 def _values(entry: StoredEntry) -> dict[str, Any]:
     return {
         "source": entry.source,
+        "destination": entry.destination,
         "message_id": entry.message_id,
         "state": entry.state.value,
         "collection": entry.collection,

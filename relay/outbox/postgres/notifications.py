@@ -1,4 +1,4 @@
-"""How a forwarder hears of new entries."""
+"""Tells a forwarder of new entries, by LISTEN and NOTIFY."""
 
 import threading
 import time
@@ -13,56 +13,69 @@ _PROOF_SECONDS: Final = 10.0  # after which the server must show that it is stil
 
 
 class NotifyListener:
-    """Hears from the server when any process has added something."""
+    """Hears from the server when any process has added something, for any destination."""
 
     def __init__(self, parameters: dict[str, Any]) -> None:
         self._parameters = parameters
         self._session: Session | None = None
         self._prove_at = float("-inf")
         self._try_at = float("-inf")
-        self._look_at = float("-inf")
-        self._heard = False
+        self._look_at: dict[str, float] = {}
+        self._hears = False
+        self._news = 0
+        self._known: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def notified(self) -> bool:
-        """Whether it has, since this was last asked."""
+    def notified(self, destination: str) -> bool:
+        """Return whether there was a notification since the last call for the destination.
+
+        Also if some may have been missed: at first, and when it listens again.
+        """
         with self._lock:
             try:
-                if self._session is None:
-                    return self._listen()
-                if time.monotonic() > self._prove_at:
-                    self._prove_at = time.monotonic() + _PROOF_SECONDS
-                    self._session.execute("SELECT 1")  # silence alone says nothing
-                notified = any(True for _ in self._session.notifies(timeout=0))
+                self._hear()
             except psycopg.Error:
                 self._hang_up()
-                return False
-        self._heard |= notified
-        return notified
+            known, self._known[destination] = self._known.get(destination, 0), self._news
+            return self._news > known
 
-    def due_to_look(self) -> bool:
-        """Whether to look for oneself now: while the bell is silent, which PgBouncer makes it."""
-        if self._heard or time.monotonic() < self._look_at:
+    def due_to_look(self, destination: str) -> bool:
+        """Return whether to look for entries of the destination now, at most every 0.15 s.
+
+        Only until a notification arrives: through PgBouncer none does.
+        """
+        if self._hears or time.monotonic() < self._look_at.get(destination, float("-inf")):
             return False
-        self._look_at = time.monotonic() + _LOOK_SECONDS
+        self._look_at[destination] = time.monotonic() + _LOOK_SECONDS
         return True
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         with self._lock:
             self._hang_up()
 
-    def _listen(self) -> bool:
+    def _hear(self) -> None:
+        if self._session is None:
+            self._listen()
+            return
+        if time.monotonic() > self._prove_at:
+            self._prove_at = time.monotonic() + _PROOF_SECONDS
+            self._session.execute("SELECT 1")  # silence alone says nothing
+        if any(True for _ in self._session.notifies(timeout=0)):
+            self._hears = True
+            self._news += 1
+
+    def _listen(self) -> None:
         if time.monotonic() < self._try_at:
-            return False
+            return
         self._try_at = time.monotonic() + 1
         self._session = Session.connect(**self._parameters)
         self._session.execute("LISTEN relay")
         self._prove_at = time.monotonic() + _PROOF_SECONDS
-        return True  # something may have been added before
+        self._news += 1  # something may have been added before
 
     def _hang_up(self) -> None:
-        self._heard = False
+        self._hears = False
         if self._session is not None:
             self._session.close()
             self._session = None

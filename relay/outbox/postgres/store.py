@@ -11,27 +11,32 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, LiteralString
 
 from msgspec import json, structs
+from psycopg import sql
 
 from relay.errors import OutboxError
 from relay.events import Unusable
-from relay.outbox.counters import Change, CounterRow, in_states
-from relay.outbox.entries import Arrival, Clock, Counts, Entry, Role, State, T
+from relay.outbox.counters import SLOT, CounterRow
+from relay.outbox.entries import Arrival, Clock, Counts, Entry, Role, State
+from relay.outbox.postgres import counters, statements
 from relay.outbox.postgres.connection import connection_parameters
 from relay.outbox.postgres.entries import PostgresEntryStore
+from relay.outbox.postgres.migrate import prepare
 from relay.outbox.postgres.notifications import NotifyListener
-from relay.outbox.postgres.schema import COUNT, as_text, prepare
 from relay.outbox.postgres.sessions import (
     LONG_SECONDS,
     SHORT_SECONDS,
     BrokenError,
     Sessions,
+    as_text,
     translated,
 )
+from relay.outbox.protocol import T
 from relay.throttle import DestinationStatus, Throttle
 
 _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _BYTES_A_SECOND: Final = 2**20  # on a slow way to the server
-_RING_SECONDS: Final = 0.1  # less than a forwarder lingers for company
+_NOTIFY_SECONDS: Final = 0.1  # less than a forwarder lingers for company
+_LINEAGE_BITS: Final = 20
 _EXPOSED: Final = (
     "the way to PostgreSQL is not encrypted: whoever is on it reads events and the password; put"
     " sslmode=verify-full into the outbox's URL, or sslmode=require"
@@ -63,7 +68,7 @@ class PostgresOutbox:
 
     def __init__(self, url: str, *, create: bool = True, clock: Clock | None = None) -> None:
         self._clock = clock
-        self._rung_at = float("-inf")
+        self._notified_at = float("-inf")
         with translated():
             parameters, ignored = connection_parameters(url)
             exposed = prepare(parameters, create=create)
@@ -90,6 +95,7 @@ class PostgresOutbox:
             "now": self._now(),
             "claim": secrets.randbits(62),
             "sources": [arrival.source for arrival in ordered],
+            "destinations": [arrival.destination for arrival in ordered],
             "message_ids": [arrival.message_id for arrival in ordered],
             "received_at": [arrival.received_at for arrival in ordered],
             "reasons": [fault.reason.value if fault else None for fault in faults],
@@ -108,10 +114,10 @@ class PostgresOutbox:
         return new
 
     def _insert(self, group: dict[str, Any]) -> list[Any]:
-        statement = _ADD
-        if time.monotonic() - self._rung_at > _RING_SECONDS:
+        statement = statements.ADD
+        if time.monotonic() - self._notified_at > _NOTIFY_SECONDS:
             # Not each time: committing a notification takes a lock of the whole database.
-            statement, self._rung_at = _ADD_AND_RING, time.monotonic()
+            statement, self._notified_at = statements.ADD_AND_NOTIFY, time.monotonic()
         seconds = SHORT_SECONDS + sum(map(len, group["bodies"])) // _BYTES_A_SECOND
         try:
             return self._run(statement, group, flushed=True, seconds=seconds)
@@ -120,58 +126,61 @@ class PostgresOutbox:
                 raise
         # The connection broke, and the group may or may not be on disk: what is there and has its
         # number is new, and it is there once.
-        added = self._run(_ADD, group, flushed=True, seconds=seconds)
-        return added + self._run(_ADDED, group)
+        added = self._run(statements.ADD, group, flushed=True, seconds=seconds)
+        return added + self._run(statements.ADDED, group)
 
-    def changed(self) -> bool:
+    def changed(self, destination: str) -> bool:
         """See `Outbox.changed`."""
-        return self._listener.notified() or (self._listener.due_to_look() and self._anything_due())
+        return self._listener.notified(destination) or (
+            self._listener.due_to_look(destination) and self._any_due(destination)
+        )
 
-    def _anything_due(self) -> bool:
-        return bool(self._run(_ANYTHING_DUE, {"now": self._now()}))
+    def _any_due(self, destination: str) -> bool:
+        return bool(self._run(statements.ANY_DUE, self._now_at(destination)))
 
-    def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:
+    def claim(self, destination: str, limit: int, *, lease: timedelta) -> list[Entry]:
         """See `Outbox.claim`."""
-        return self._claim(_CLAIM, limit, lease)
+        return self._claim(statements.CLAIM, destination, limit, lease)
 
-    def claim_suspect(self, *, lease: timedelta) -> list[Entry]:
+    def claim_suspect(self, destination: str, *, lease: timedelta) -> list[Entry]:
         """See `Outbox.claim_suspect`."""
-        # Flushed, unlike other claims: a crash of the server, too, is not to be forgotten.
-        return self._claim(_CLAIM_SUSPECT, 1, lease, flushed=True)
+        # Flushed, unlike other claims: a crash of the server must not undo what counts crashes.
+        return self._claim(statements.CLAIM_SUSPECT, destination, 1, lease, flushed=True)
 
     def begin_post(self, suspect: Entry, lineage: int) -> Entry:
         """See `Outbox.begin_post`. The claim is one by which the lineage finds it again."""
         claim = (lineage << _LINEAGE_BITS) + suspect.attempts % (1 << _LINEAGE_BITS)
         held = {"id": suspect.id, "held": suspect.claim, "claim": claim}
-        self._run(_BEGIN_POST, held, flushed=True)
+        self._run(statements.BEGIN_POST, held, flushed=True)
         return structs.replace(suspect, claim=claim)
 
     def count_crash(self, lineage: int) -> None:
         """See `Outbox.count_crash`."""
         first = lineage << _LINEAGE_BITS
         lineages = {"first": first, "end": first + (1 << _LINEAGE_BITS)}
-        self._run(_COUNT_CRASH, lineages, flushed=True)
+        self._run(statements.COUNT_CRASH, lineages, flushed=True)
 
-    def has_suspects(self) -> bool:
+    def has_suspects(self, destination: str) -> bool:
         """See `Outbox.has_suspects`."""
-        return bool(self._run(_ANY_SUSPECT, {"now": self._now()}))
+        return bool(self._run(statements.ANY_SUSPECT, self._now_at(destination)))
 
     def _claim(
-        self, statement: LiteralString, limit: int, lease: timedelta, *, flushed: bool = False
+        self,
+        statement: sql.Composed,
+        destination: str,
+        limit: int,
+        lease: timedelta,
+        *,
+        flushed: bool = False,
     ) -> list[Entry]:
-        claim = secrets.randbits(62)
-        due = {
-            "now": self._now(),
+        claim = {
+            **self._now_at(destination),
             "lease": lease,
             "limit": limit,
             "bytes": _MOST_BYTES,
-            "claim": claim,
+            "claim": secrets.randbits(62),
         }
-        rows = self._run(statement, due, flushed=flushed)
-        return [
-            Entry(id_, source, message_id, at.astimezone(UTC), attempts, claim, body, crashes)
-            for id_, source, message_id, at, attempts, crashes, body in rows
-        ]
+        return [_entry(row) for row in self._run(statement, claim, flushed=flushed)]
 
     def ack(self, entries: Sequence[Entry]) -> None:
         """See `Outbox.ack`."""
@@ -203,50 +212,63 @@ class PostgresOutbox:
             "detail": as_text(fault.detail) if fault else None,
         }
         if happened is None:
-            self._run(_SETTLE, settled)
+            self._run(statements.SETTLE, settled)
         else:
-            what, said = happened
-            self._run(_SETTLE_AND_TELL, settled | {"what": what, "said": said})
+            event, detail = happened
+            history = {"event": event, "event_detail": detail}
+            self._run(statements.SETTLE_WITH_HISTORY, settled | history)
 
-    def throttle(self, change: Callable[[Throttle, float], T]) -> T:
+    def throttle(self, destination: str, change: Callable[[Throttle, float], T]) -> T:
         """See `Outbox.throttle`."""
+        values = self._now_at(destination)
         with self._sessions.transaction() as session:
-            row: Any = session.execute(_PACE, {"now": self._now()}, binary=True).fetchone()
-            throttle = json.decode(row[0], type=Throttle)
-            result = change(throttle, row[1])
+            row: Any = session.execute(_LOCK_THROTTLE, values, binary=True).fetchone()
+            if row is None:  # its first use
+                session.execute(_MAKE_THROTTLE, values | {"state": json.encode(Throttle())})
+                row = session.execute(_LOCK_THROTTLE, values, binary=True).fetchone()
+            state, now = row
+            throttle = json.decode(state, type=Throttle)
+            result = change(throttle, now)
             changed = json.encode(throttle)
-            if changed != row[0]:
-                session.execute("UPDATE relay.pace SET pace = %b", (changed,))
+            if changed != state:
+                session.execute(_WRITE_THROTTLE, values | {"state": changed})
         return result
 
-    def standing(self) -> DestinationStatus:
-        """See `Outbox.standing`."""
-        ((throttle, now),) = self._run(_LOOK_AT_PACE, {"now": self._now()})
-        return json.decode(throttle, type=Throttle).standing(now, datetime.fromtimestamp(now, UTC))
+    def destination_status(self, destination: str) -> DestinationStatus:
+        """See `Outbox.destination_status`."""
+        for state, now in self._run(_READ_THROTTLE, self._now_at(destination)):
+            throttle = json.decode(state, type=Throttle)
+            return throttle.status(now, datetime.fromtimestamp(now, UTC))
+        return DestinationStatus()
 
-    def counts(self) -> Counts:
+    def counts(self) -> dict[str, Counts]:
         """See `Outbox.counts`."""
-        counted = in_states({Change(change): n for change, n in self._run(COUNT, {})})
-        ((since,),) = self._run(_LONGEST_PENDING, {})
-        return Counts(
-            pending=counted[State.PENDING],
-            delivered=counted[State.DELIVERED],
-            dead=counted[State.DEAD],
-            waiting_since=since.astimezone(UTC) if since else None,
-        )
+        counted = counters.states_by_destination(self._run(counters.COUNT, {}))
+        oldest = dict(self._run(statements.OLDEST_PENDING, {"destinations": list(counted)}))
+        return {
+            destination: Counts(
+                pending=states[State.PENDING],
+                delivered=states[State.DELIVERED],
+                dead=states[State.DEAD],
+                waiting_since=since.astimezone(UTC) if (since := oldest[destination]) else None,
+            )
+            for destination, states in counted.items()
+        }
 
     def counters(self) -> list[CounterRow]:
         """See `Outbox.counters`."""
-        return [_counter_row(row) for row in self._run(_TALLIES, {})]
+        return [counters.counter_row(row) for row in self._run(counters.COUNTERS, {})]
 
     def aggregate_counters(self, before: datetime) -> None:
         """See `Outbox.aggregate_counters`."""
-        self._run(_FOLD, {"before": before}, seconds=LONG_SECONDS)
+        self._run(counters.AGGREGATE, {"before": before, "slot": SLOT}, seconds=LONG_SECONDS)
 
     def purge(self, before: datetime, limit: int) -> int:
         """See `Outbox.purge`."""
         # Old entries are in no memory any more, and a slow disk must not keep them for ever.
-        purged = self._run(_PURGE, {"before": before, "limit": limit}, seconds=LONG_SECONDS)
+        purged = self._run(
+            statements.PURGE, {"before": before, "limit": limit}, seconds=LONG_SECONDS
+        )
         return len(purged)
 
     def check(self) -> None:
@@ -255,7 +277,7 @@ class PostgresOutbox:
 
     def pending_exceed(self, limit: int) -> bool:
         """See `Outbox.pending_exceed`."""
-        return bool(self._run(_PENDING_AFTER, {"limit": limit}, seconds=LONG_SECONDS))
+        return bool(self._run(statements.PENDING_EXCEED, {"limit": limit}, seconds=LONG_SECONDS))
 
     def free_bytes(self) -> int | None:
         """See `Outbox.free_bytes`. A server does not tell."""
@@ -273,7 +295,7 @@ class PostgresOutbox:
 
     @property
     def entries(self) -> PostgresEntryStore:
-        """See `Outbox.records`."""
+        """See `Outbox.entries`."""
         return self._entries
 
     def close(self) -> None:
@@ -284,9 +306,12 @@ class PostgresOutbox:
     def _now(self) -> datetime | None:
         return self._clock() if self._clock else None
 
+    def _now_at(self, destination: str) -> dict[str, Any]:
+        return {"destination": destination, "now": self._now()}
+
     def _run(
         self,
-        statement: LiteralString,
+        statement: LiteralString | sql.Composed,
         values: dict[str, Any],
         *,
         flushed: bool = False,
@@ -295,218 +320,45 @@ class PostgresOutbox:
         return self._sessions.run(statement, values, flushed=flushed, seconds=seconds)
 
 
-def _counter_row(row: Sequence[Any]) -> CounterRow:
-    slot, source, collection, change, reason, entries, latest = row
-    return CounterRow(
-        since=slot.astimezone(UTC) if slot.timestamp() else None,
+def _entry(row: Sequence[Any]) -> Entry:
+    id_, source, destination, message_id, received_at, attempts, claim, body, crashes = row
+    return Entry(
+        id=id_,
         source=source,
-        collection=collection or None,
-        change=Change(change),
-        reason=reason or None,
-        entries=entries,
-        latest=latest.astimezone(UTC),
+        destination=destination,
+        message_id=message_id,
+        received_at=received_at.astimezone(UTC),
+        attempts=attempts,
+        claim=claim,
+        body=body,
+        crashes=crashes,
     )
 
-
-# A lease that ends so far ahead comes of a clock that has been put back since.
-_IS_DUE: Final = """(
-    due_at <= coalesce(%(now)s::timestamptz, now())
-    OR due_at > coalesce(%(now)s::timestamptz, now()) + interval '2 minutes'
-)"""
-
-_ADD: Final = """
-    WITH arrival AS (
-        SELECT * FROM unnest(
-            %(providers)s::text[], %(message_ids)s::text[], %(received_at)s::timestamptz[],
-            %(reasons)s::text[], %(details)s::text[], %(collections)s::text[],
-            %(user_keys)s::bigint[], %(address_keys)s::bigint[], %(email_keys)s::bigint[],
-            %(bodies)b::bytea[]
-        ) AS arrival (
-            provider, message_id, received_at, reason, detail, collection,
-            user_key, address_key, email_key, body
-        )
-    ), added AS (
-        INSERT INTO relay.entries (
-            provider, message_id, state, collection, received_at, pending_since, due_at, claim,
-            reason, detail, body
-        )
-        SELECT
-            provider, message_id, CASE WHEN reason IS NULL THEN 'pending' ELSE 'dead' END,
-            collection, received_at, CASE WHEN reason IS NULL THEN received_at END,
-            CASE WHEN reason IS NULL THEN
-                least(received_at, coalesce(%(now)s::timestamptz, now()))
-            END,
-            %(claim)s::bigint, reason, detail, body
-        FROM arrival
-        ON CONFLICT (message_id) DO NOTHING
-        RETURNING id, message_id
-    ), keyed AS (
-        INSERT INTO relay.keys (entry, user_key, address_key, email_key)
-        SELECT id, user_key, address_key, email_key FROM added JOIN arrival USING (message_id)
-        WHERE coalesce(user_key, address_key, email_key) IS NOT NULL
-        ON CONFLICT (entry) DO NOTHING  -- copies in one group
-    ), confirmed AS (
-        -- What is there already may still be on its way to the standby that must have it, as the
-        -- transaction that brought it may have been cancelled in waiting. This one waits.
-        UPDATE relay.status SET beat = beat + 1
-        WHERE current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (TABLE added)
-    )
-    SELECT message_id FROM added
-"""
-
-_ADD_AND_RING: Final = _ADD + ", (SELECT pg_notify('relay', '')) AS bell"
-
-_ADDED: Final = """
-    SELECT message_id FROM relay.entries
-    WHERE message_id = ANY (%(message_ids)s) AND claim = %(claim)s
-"""
-
-_ANYTHING_DUE: Final = (
-    "SELECT 1 FROM relay.entries WHERE state = 'pending' AND "  # noqa: S608 (this and those below: nothing but constants is put in)
-    + _IS_DUE
-    + " LIMIT 1"
-)
-
-_CLAIMED: Final = """
-    UPDATE relay.entries AS entry
-    SET due_at = coalesce(%(now)s::timestamptz, now()) + %(lease)s,
-        attempts = attempts + 1, deaths = deaths + 1, claim = %(claim)s
-    FROM summed WHERE entry.id = summed.id AND total - summed.size < %(bytes)s
-    RETURNING entry.id, provider, message_id, received_at, attempts, deaths - 1, body
-"""
-
-_CLAIM: Final = (
-    """
-    WITH due AS MATERIALIZED (
-        SELECT id, pending_since, octet_length(body) AS size FROM relay.entries
-        WHERE state = 'pending' AND deaths < 2 AND
-    """  # noqa: S608
-    + _IS_DUE
-    + """
-        ORDER BY pending_since LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-    ), summed AS (
-        SELECT id, size, sum(size) OVER (ORDER BY pending_since, id) AS total FROM due
-    )
-    """
-    + _CLAIMED
-)
-
-# Not the same one each time: one that is innocent must not be in hand at every death.
-_CLAIM_SUSPECT: Final = (
-    """
-    WITH due AS MATERIALIZED (
-        SELECT id FROM relay.entries
-        WHERE state = 'pending' AND deaths >= 2 AND
-    """  # noqa: S608
-    + _IS_DUE
-    + """
-        ORDER BY random() LIMIT %(limit)s
-    ), summed AS MATERIALIZED (
-        SELECT id, 0 AS size, 0 AS total FROM relay.entries
-        WHERE id IN (SELECT id FROM due) AND state = 'pending' AND
-    """
-    + _IS_DUE
-    + """
-        FOR UPDATE SKIP LOCKED
-    )
-    """
-    + _CLAIMED
-)
-
-_LINEAGE_BITS: Final = 20
-
-_BEGIN_POST: Final = """
-    UPDATE relay.entries SET deaths = deaths - 1, claim = %(claim)s
-    WHERE id = %(id)s AND claim = %(held)s AND state = 'pending' RETURNING id
-"""
-
-# A claim of its own, so that it is counted once.
-_COUNT_CRASH: Final = """
-    UPDATE relay.entries SET deaths = deaths + 1, claim = -claim
-    WHERE state = 'pending' AND deaths >= 2 AND claim >= %(first)s AND claim < %(end)s RETURNING id
-"""
-
-_ANY_SUSPECT: Final = (
-    "SELECT 1 FROM relay.entries WHERE state = 'pending' AND deaths >= 2 AND "  # noqa: S608
-    + _IS_DUE
-    + " LIMIT 1"
-)
-
-_PENDING_AFTER: Final = """
-    SELECT 1 FROM relay.entries WHERE state = 'pending' LIMIT 1 OFFSET %(limit)s
-"""
-
-_SETTLE: Final = """
-    UPDATE relay.entries AS entry
-    SET state = %(state)s, reason = %(reason)s, detail = %(detail)s, deaths = 0,
-        pending_since = CASE WHEN %(state)s = 'pending' THEN pending_since END,
-        due_at = CASE WHEN %(state)s = 'pending' THEN coalesce(%(now)s::timestamptz, now()) END,
-        delivered_at =
-            CASE WHEN %(state)s = 'delivered' THEN coalesce(%(now)s::timestamptz, now()) END
-    FROM unnest(%(ids)s::bigint[], %(claims)s::bigint[]) AS held (id, claim)
-    WHERE entry.id = held.id AND entry.claim = held.claim AND entry.state = 'pending'
-"""
-
-_SETTLE_AND_TELL: Final = (
-    "WITH settled AS ("  # noqa: S608
-    + _SETTLE
-    + """
-    RETURNING entry.id)
-    INSERT INTO relay.history (entry, at, what, said)
-    SELECT id, coalesce(%(now)s::timestamptz, now()), %(what)s, %(said)s FROM settled
-    """
-)
 
 _NOW: Final = "extract(epoch FROM coalesce(%(now)s::timestamptz, clock_timestamp()))::float8"
 
-_LOOK_AT_PACE: Final = "SELECT pace, " + _NOW + " FROM relay.pace"  # noqa: S608
-
-_PACE: Final = (
-    "SELECT pace, "  # noqa: S608
-    + _NOW
-    + """
-    FROM relay.pace, (
-        -- A process stopped while it has the pace must not stop the others, which wait 4 s for it.
-        SELECT set_config('idle_in_transaction_session_timeout', '3s', true)
-    ) AS settings
-    FOR UPDATE OF pace
-    """
+_READ_THROTTLE: Final = (
+    "SELECT state, " + _NOW + " FROM relay.throttles WHERE destination = %(destination)s"  # noqa: S608 (all parts are constants)
 )
 
-_LONGEST_PENDING: Final = "SELECT min(pending_since) FROM relay.entries WHERE state = 'pending'"
+# A process that is stopped while it has the row must not stop the others, which wait 4 s for it.
+_SETTINGS: Final = "(SELECT set_config('idle_in_transaction_session_timeout', '3s', true))"
 
-_TALLIES: Final = """
-    SELECT slot, provider, collection, change, reason, sum(entries)::bigint, max(latest)
-    FROM relay.tallies GROUP BY slot, provider, collection, change, reason ORDER BY slot DESC
-"""
+_LOCK_THROTTLE: Final = (
+    "SELECT state, "  # noqa: S608 (as above)
+    + _NOW
+    + " FROM relay.throttles, "
+    + _SETTINGS
+    + " AS settings WHERE destination = %(destination)s FOR UPDATE OF throttles"
+)
 
-# In one order, so that two at it at once do not lock each other out.
-_FOLD: Final = """
-    WITH past AS MATERIALIZED (
-        SELECT ctid FROM relay.tallies
-        WHERE slot <= %(before)s::timestamptz - interval '5 minutes'
-            AND NOT (lane = 0 AND slot = 'epoch')
-        FOR UPDATE SKIP LOCKED
-    ), folded AS (
-        DELETE FROM relay.tallies WHERE ctid IN (SELECT ctid FROM past) RETURNING *
-    )
-    INSERT INTO relay.tallies
-    SELECT 0, 'epoch', provider, collection, change, reason, sum(entries)::bigint, max(latest)
-    FROM folded GROUP BY provider, collection, change, reason
-    ORDER BY provider, collection, change, reason
-    ON CONFLICT (lane, slot, provider, collection, change, reason) DO UPDATE
-    SET entries = tallies.entries + excluded.entries,
-        latest = greatest(tallies.latest, excluded.latest)
-"""
+# If another process makes it at the same time, this waits for that one to commit.
+_MAKE_THROTTLE: Final = (
+    "INSERT INTO relay.throttles SELECT %(destination)s, %(state)b FROM "  # noqa: S608 (as above)
+    + _SETTINGS
+    + " AS settings ON CONFLICT (destination) DO NOTHING"
+)
 
-_PURGE: Final = """
-    WITH gone AS (
-        DELETE FROM relay.entries WHERE id IN (
-            SELECT id FROM relay.entries WHERE state = 'delivered' AND delivered_at < %(before)s
-            ORDER BY delivered_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-        ) RETURNING id
-    ), unkeyed AS (
-        DELETE FROM relay.keys USING gone WHERE entry = gone.id
-    )
-    SELECT id FROM gone
+_WRITE_THROTTLE: Final = """
+    UPDATE relay.throttles SET state = %(state)b WHERE destination = %(destination)s
 """

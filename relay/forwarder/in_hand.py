@@ -1,0 +1,62 @@
+"""The entries that the forwarders of one process have claimed and not settled yet."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from relay.outbox.entries import Entry
+
+
+class InHand:
+    """The claimed entries of all destinations.
+
+    A suspect is forwarded with nothing else in hand: a crash then proves that it is guilty, and
+    casts suspicion on no other entry.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[int, Entry] = {}
+        self._isolated: str | None = None
+
+    def claim(self, destination: str, take: Callable[[], list[Entry]]) -> list[Entry] | None:
+        """Claim entries; None, with nothing claimed, while another destination is isolated."""
+        with self._lock:
+            if self._isolated not in {None, destination}:
+                return None
+            entries = take()
+            self._entries.update((entry.id, entry) for entry in entries)
+            return entries
+
+    def replace(self, entry: Entry) -> None:
+        """Keep the entry with its new claim."""
+        self._entries[entry.id] = entry
+
+    def settle(self, entries: Iterable[Entry]) -> None:
+        """Forget entries: they are settled."""
+        for entry in entries:
+            self._entries.pop(entry.id, None)
+
+    def __contains__(self, entry: Entry) -> bool:
+        return entry.id in self._entries
+
+    def of(self, destination: str) -> list[Entry]:
+        """Return the destination's entries."""
+        return [entry for entry in [*self._entries.values()] if entry.destination == destination]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @contextmanager
+    def isolating(self, destination: str) -> Iterator[bool]:
+        """Let no other destination claim meanwhile; False if another one is isolated already."""
+        with self._lock:
+            is_mine = self._isolated is None
+            if is_mine:
+                self._isolated = destination
+        try:
+            yield is_mine
+        finally:
+            if is_mine:
+                with self._lock:
+                    self._isolated = None

@@ -1,0 +1,100 @@
+"""Permits to send: one destination's throttle, which its forwarders share through the outbox."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+
+import structlog
+
+from relay.errors import OutboxError
+from relay.outbox.protocol import Outbox
+from relay.throttle import Permit, Throttle, full_jitter
+
+_log = structlog.get_logger()
+
+
+class Permits:
+    """Takes permits of a destination's throttle, and reports to it how requests went.
+
+    Args:
+        outbox: keeps the throttle.
+        destination: name of the destination.
+        requests_per_second: the destination's limit.
+        clock: seconds, monotonic.
+        jitter: returns a wait, of so many seconds at most.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        destination: str,
+        requests_per_second: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[float], float] = full_jitter,
+    ) -> None:
+        self._outbox = outbox
+        self._destination = destination
+        self._requests_per_second = requests_per_second
+        self._clock = clock
+        self._jitter = jitter
+        self._unreported: deque[Callable[[Throttle, float], None]] = deque()
+        self._latest: tuple[str, float] | None = None
+
+    def acquire(self) -> Permit | float:
+        """Return a permit, or the seconds after which to ask again.
+
+        Raises:
+            OutboxError: the throttle cannot be reached.
+        """
+        self._report_late()
+        return self._outbox.throttle(self._destination, self._acquire)
+
+    def release(self, permit: Permit) -> None:
+        """Give back a permit with which nothing was sent."""
+        self._report(lambda throttle, _: throttle.release(permit))
+
+    def succeeded(self, permit: Permit) -> None:
+        """Report that the destination took the request, which matters only to a probe."""
+        if permit.probe:
+            self._report(lambda throttle, _: throttle.succeeded(permit))
+
+    def failed(self, permit: Permit, answer: str, retry_after: timedelta | None) -> None:
+        """Report that the destination is unavailable."""
+        jitter = self._jitter
+        self._report(lambda t, now: t.failed(permit, now, answer, retry_after, jitter))
+
+    def refused(self, permit: Permit, answer: str) -> None:
+        """Report that the destination refuses relay."""
+        self._report(lambda throttle, now: throttle.refused(permit, now, answer))
+
+    def record(self, answer: str) -> None:
+        """Keep the latest answer, to be reported with the next permit that is taken."""
+        self._latest = answer, self._clock()
+
+    def _acquire(self, throttle: Throttle, now: float) -> Permit | float:
+        latest, self._latest = self._latest, None
+        if latest:
+            answer, at = latest
+            throttle.record(answer, now - (self._clock() - at))
+        return throttle.acquire(now, self._requests_per_second)
+
+    def _report(self, change: Callable[[Throttle, float], None]) -> None:
+        """Change the throttle; if the outbox is away, once it is back: others wait for a probe."""
+        try:
+            self._outbox.throttle(self._destination, change)
+        except OutboxError as error:
+            self._unreported.append(change)
+            _log.warning(
+                "forward.throttle_not_reached", destination=self._destination, error=str(error)
+            )
+
+    def _report_late(self) -> None:
+        while self._unreported:
+            change = self._unreported.popleft()
+            try:
+                self._outbox.throttle(self._destination, change)
+            except OutboxError:
+                self._unreported.appendleft(change)
+                raise

@@ -1,0 +1,66 @@
+"""What a PostgreSQL outbox counts, and the statements that read it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC
+from typing import Any, Final
+
+from relay.outbox.counters import Change, CounterRow, in_states
+from relay.outbox.entries import State
+
+COUNT: Final = """
+    SELECT destination, change, sum(entries)::bigint
+    FROM relay.counters GROUP BY destination, change
+"""
+
+
+def states_by_destination(rows: Iterable[Sequence[Any]]) -> dict[str, dict[State, int]]:
+    """Return how many entries of each destination are in each state, by the rows of `COUNT`."""
+    changes: defaultdict[str, dict[Change, int]] = defaultdict(dict)
+    for destination, change, entries in rows:
+        changes[destination][Change(change)] = entries
+    return {destination: in_states(counted) for destination, counted in changes.items()}
+
+
+COUNTERS: Final = """
+    SELECT
+        slot, source, destination, collection, change, reason, sum(entries)::bigint, max(latest)
+    FROM relay.counters
+    GROUP BY slot, source, destination, collection, change, reason ORDER BY slot DESC
+"""
+
+
+def counter_row(row: Sequence[Any]) -> CounterRow:
+    """Return a row of `COUNTERS` as a value."""
+    slot, source, destination, collection, change, reason, entries, latest = row
+    return CounterRow(
+        since=slot.astimezone(UTC) if slot.timestamp() else None,
+        source=source,
+        destination=destination,
+        collection=collection or None,
+        change=Change(change),
+        reason=reason or None,
+        entries=entries,
+        latest=latest.astimezone(UTC),
+    )
+
+
+# In one order, so that two of these at once do not lock each other out.
+AGGREGATE: Final = """
+    WITH past AS MATERIALIZED (
+        SELECT ctid FROM relay.counters
+        WHERE slot <= %(before)s::timestamptz - %(slot)s AND NOT (lane = 0 AND slot = 'epoch')
+        FOR UPDATE SKIP LOCKED
+    ), aggregated AS (
+        DELETE FROM relay.counters WHERE ctid IN (SELECT ctid FROM past) RETURNING *
+    )
+    INSERT INTO relay.counters
+    SELECT
+        0, 'epoch', source, destination, collection, change, reason, sum(entries)::bigint,
+        max(latest)
+    FROM aggregated GROUP BY source, destination, collection, change, reason
+    ORDER BY source, destination, collection, change, reason
+    ON CONFLICT (lane, slot, source, destination, collection, change, reason) DO UPDATE
+    SET entries = counters.entries + excluded.entries,
+        latest = greatest(counters.latest, excluded.latest)
+"""

@@ -1,0 +1,108 @@
+"""Opens the schema of a PostgreSQL outbox: makes it, brings it up to date, or refuses it."""
+
+from typing import Any, Final
+
+import psycopg
+
+from relay.errors import OutboxMissingError, OutboxUnusableError
+from relay.outbox.postgres import schema
+from relay.outbox.postgres.connection import is_exposed, is_hopeless
+from relay.outbox.postgres.ownership import refuse_strangers
+from relay.outbox.postgres.sessions import Session, line, settings
+from relay.outbox.postgres.shape import differences
+
+_MIGRATION_LOCK: Final = 0x52_4C_41_59  # "RLAY", among the database's advisory locks
+_MIGRATION_SECONDS: Final = 3600.0  # which may rewrite a large table, or wait for who does
+
+
+def prepare(parameters: dict[str, Any], *, create: bool) -> bool:
+    """Bring the schema up to date.
+
+    Args:
+        parameters: how to connect.
+        create: make it if there is none.
+
+    Returns:
+        Whether what goes to the server can be read on the way.
+
+    Raises:
+        psycopg.Error: the server is not there now.
+        OutboxMissingError: there is no schema, and it is not to be made.
+        OutboxUnusableError: it does not let us in, is not durable, or its schema is not relay's.
+    """
+    try:
+        with Session.connect(**parameters) as session:
+            _refuse_unsynced(session)
+            _migrate(session, create=create)
+            return is_exposed(session)
+    except psycopg.ProgrammingError as error:  # what is missing, or not permitted
+        raise OutboxUnusableError(f"PostgreSQL: {line(error)}") from error
+    except psycopg.OperationalError as error:
+        if is_hopeless(error):
+            raise OutboxUnusableError(f"PostgreSQL: {line(error)}") from error
+        raise
+
+
+def _refuse_unsynced(session: Session) -> None:
+    row: Any = session.execute("SHOW fsync").fetchone()
+    if row[0] != "on":
+        raise OutboxUnusableError("PostgreSQL runs with fsync=off: what it commits may be lost")
+
+
+def _migrate(session: Session, *, create: bool) -> None:
+    with session.transaction():
+        session.execute(settings(flushed=True, seconds=session.seconds))
+        version = _version(session)
+        if version == len(schema.MIGRATIONS):
+            _refuse_differences(session, version)
+            return
+    if not version and not create:
+        raise OutboxMissingError("the database has no schema relay")
+    with session.transaction():
+        session.seconds = _MIGRATION_SECONDS
+        session.execute(settings(flushed=True, seconds=session.seconds))
+        # Until the transaction ends: processes that start together do it one after the other.
+        session.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+        session.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+        version = _version(session)
+        if version:
+            _refuse_differences(session, version)
+        else:
+            _begin(session)
+        for number, migration in enumerate(schema.MIGRATIONS[version:], version + 1):
+            session.execute(migration)
+            session.execute("INSERT INTO relay.migrations VALUES (%s)", (number,))
+
+
+def _version(session: Session) -> int:
+    """The version of the schema, which is relay's own; 0 if there is none."""
+    refuse_strangers(session)  # first: what they have put there may be more than a table
+    row: Any = session.execute("SELECT to_regclass('relay.migrations') IS NULL").fetchone()
+    if row[0]:
+        return 0
+    row = session.execute("SELECT coalesce(max(version), 0) FROM relay.migrations").fetchone()
+    version: int = row[0]
+    if version > len(schema.MIGRATIONS):
+        raise OutboxUnusableError("the schema relay was written by a newer relay")
+    return version
+
+
+def _begin(session: Session) -> None:
+    # Not IF NOT EXISTS, which asks for the right to make one even if there is one.
+    row: Any = session.execute("SELECT to_regnamespace('relay') IS NULL").fetchone()
+    if row[0]:
+        session.execute("CREATE SCHEMA relay")
+    session.execute(
+        "CREATE TABLE IF NOT EXISTS relay.migrations (version integer PRIMARY KEY,"
+        " applied_at timestamptz NOT NULL DEFAULT now())"
+    )
+
+
+def _refuse_differences(session: Session, version: int) -> None:
+    if differing := differences(session, version):
+        raise OutboxUnusableError(
+            f"the schema relay does not have the tables of version {version}, which it claims to"
+            f" have ({', '.join(differing)}); another build of relay has made it, or someone has"
+            " changed it. It is left as it is: have the relay that wrote it forward what waits, and"
+            " start this one on a new database"
+        )

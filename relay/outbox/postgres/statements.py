@@ -1,0 +1,176 @@
+"""The statements by which entries are added, claimed and settled."""
+
+from datetime import timedelta
+from typing import Final
+
+from psycopg import sql
+
+from relay.outbox.entries import CRASHES_BEFORE_ISOLATION
+
+_LONGEST_LEASE: Final = timedelta(minutes=2)
+_SUSPECT_CRASHES: Final = sql.Literal(CRASHES_BEFORE_ISOLATION)
+
+# A lease that ends further ahead was given before the clock was set back.
+_IS_DUE: Final = sql.SQL("""(
+    due_at <= coalesce(%(now)s::timestamptz, now())
+    OR due_at > coalesce(%(now)s::timestamptz, now()) + {longest_lease}
+)""").format(longest_lease=sql.Literal(_LONGEST_LEASE))
+
+ADD: Final = """
+    WITH arrival AS (
+        SELECT * FROM unnest(
+            %(sources)s::text[], %(destinations)s::text[], %(message_ids)s::text[],
+            %(received_at)s::timestamptz[], %(reasons)s::text[], %(details)s::text[],
+            %(collections)s::text[], %(user_keys)s::bigint[], %(address_keys)s::bigint[],
+            %(email_keys)s::bigint[], %(bodies)b::bytea[]
+        ) AS arrival (
+            source, destination, message_id, received_at, reason, detail, collection,
+            user_key, address_key, email_key, body
+        )
+    ), added AS (
+        INSERT INTO relay.entries (
+            source, destination, message_id, state, collection, received_at, pending_since, due_at,
+            claim, reason, detail, body
+        )
+        SELECT
+            source, destination, message_id,
+            CASE WHEN reason IS NULL THEN 'pending' ELSE 'dead' END,
+            collection, received_at, CASE WHEN reason IS NULL THEN received_at END,
+            CASE WHEN reason IS NULL THEN
+                least(received_at, coalesce(%(now)s::timestamptz, now()))
+            END,
+            %(claim)s::bigint, reason, detail, body
+        FROM arrival
+        ON CONFLICT (message_id) DO NOTHING
+        RETURNING id, message_id
+    ), keyed AS (
+        INSERT INTO relay.keys (entry, user_key, address_key, email_key)
+        SELECT id, user_key, address_key, email_key FROM added JOIN arrival USING (message_id)
+        WHERE coalesce(user_key, address_key, email_key) IS NOT NULL
+        ON CONFLICT (entry) DO NOTHING  -- copies in one group
+    ), confirmed AS (
+        -- What is there already may still be on its way to the standby that must have it, as the
+        -- transaction that brought it may have been cancelled in waiting. This one waits.
+        UPDATE relay.status SET beat = beat + 1
+        WHERE current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (TABLE added)
+    )
+    SELECT message_id FROM added
+"""
+
+ADD_AND_NOTIFY: Final = ADD + ", (SELECT pg_notify('relay', '')) AS notification"
+
+ADDED: Final = """
+    SELECT message_id FROM relay.entries
+    WHERE message_id = ANY (%(message_ids)s) AND claim = %(claim)s
+"""
+
+# In the order of the index, so that the planner does not read the table from its beginning.
+ANY_DUE: Final = sql.SQL("""
+    SELECT 1 FROM relay.entries
+    WHERE state = 'pending' AND destination = %(destination)s AND {is_due}
+    ORDER BY pending_since LIMIT 1
+""").format(is_due=_IS_DUE)
+
+_CLAIMED: Final = sql.SQL("""
+    UPDATE relay.entries AS entry
+    SET due_at = coalesce(%(now)s::timestamptz, now()) + %(lease)s,
+        attempts = attempts + 1, crashes = crashes + 1, claim = %(claim)s
+    FROM summed WHERE entry.id = summed.id AND total - summed.size < %(bytes)s
+    RETURNING
+        entry.id, source, destination, message_id, received_at, attempts, claim, body, crashes - 1
+""")
+
+CLAIM: Final = sql.SQL("""
+    WITH due AS MATERIALIZED (
+        SELECT id, pending_since, octet_length(body) AS size FROM relay.entries
+        WHERE state = 'pending' AND destination = %(destination)s
+            AND crashes < {suspect_crashes} AND {is_due}
+        ORDER BY pending_since LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ), summed AS (
+        SELECT id, size, sum(size) OVER (ORDER BY pending_since, id) AS total FROM due
+    )
+    {claimed}
+""").format(suspect_crashes=_SUSPECT_CRASHES, is_due=_IS_DUE, claimed=_CLAIMED)
+
+# Any of them: an innocent one must not be the first to be claimed after each crash.
+CLAIM_SUSPECT: Final = sql.SQL("""
+    WITH due AS MATERIALIZED (
+        SELECT id FROM relay.entries
+        WHERE state = 'pending' AND destination = %(destination)s
+            AND crashes >= {suspect_crashes} AND {is_due}
+        ORDER BY random() LIMIT %(limit)s
+    ), summed AS MATERIALIZED (
+        SELECT id, 0 AS size, 0 AS total FROM relay.entries
+        WHERE id IN (SELECT id FROM due) AND state = 'pending' AND {is_due}
+        FOR UPDATE SKIP LOCKED
+    )
+    {claimed}
+""").format(suspect_crashes=_SUSPECT_CRASHES, is_due=_IS_DUE, claimed=_CLAIMED)
+
+BEGIN_POST: Final = """
+    UPDATE relay.entries SET crashes = crashes - 1, claim = %(claim)s
+    WHERE id = %(id)s AND claim = %(held)s AND state = 'pending' RETURNING id
+"""
+
+# The claim changes, too, so that the crash is counted once.
+COUNT_CRASH: Final = sql.SQL("""
+    UPDATE relay.entries SET crashes = crashes + 1, claim = -claim
+    WHERE state = 'pending' AND crashes >= {suspect_crashes}
+        AND claim >= %(first)s AND claim < %(end)s
+    RETURNING id
+""").format(suspect_crashes=_SUSPECT_CRASHES)
+
+ANY_SUSPECT: Final = sql.SQL("""
+    SELECT 1 FROM relay.entries
+    WHERE state = 'pending' AND destination = %(destination)s
+        AND crashes >= {suspect_crashes} AND {is_due}
+    LIMIT 1
+""").format(suspect_crashes=_SUSPECT_CRASHES, is_due=_IS_DUE)
+
+# In the order of an index, as above.
+PENDING_EXCEED: Final = """
+    SELECT 1 FROM relay.entries WHERE state = 'pending'
+    ORDER BY destination, pending_since LIMIT 1 OFFSET %(limit)s
+"""
+
+# One look-up for each destination, however many entries are pending.
+OLDEST_PENDING: Final = """
+    SELECT destination, (
+        SELECT min(pending_since) FROM relay.entries
+        WHERE state = 'pending' AND entries.destination = counted.destination
+    )
+    FROM unnest(%(destinations)s::text[]) AS counted (destination)
+"""
+
+SETTLE: Final = """
+    UPDATE relay.entries AS entry
+    SET state = %(state)s, reason = %(reason)s, detail = %(detail)s, crashes = 0,
+        pending_since = CASE WHEN %(state)s = 'pending' THEN pending_since END,
+        due_at = CASE WHEN %(state)s = 'pending' THEN coalesce(%(now)s::timestamptz, now()) END,
+        delivered_at =
+            CASE WHEN %(state)s = 'delivered' THEN coalesce(%(now)s::timestamptz, now()) END
+    FROM unnest(%(ids)s::bigint[], %(claims)s::bigint[]) AS held (id, claim)
+    WHERE entry.id = held.id AND entry.claim = held.claim AND entry.state = 'pending'
+"""
+
+SETTLE_WITH_HISTORY: Final = (
+    "WITH settled AS ("  # noqa: S608 (both parts are constants)
+    + SETTLE
+    + """
+    RETURNING entry.id)
+    INSERT INTO relay.history (entry, at, what, detail)
+    SELECT id, coalesce(%(now)s::timestamptz, now()), %(event)s, %(event_detail)s FROM settled
+    """
+)
+
+PURGE: Final = """
+    WITH gone AS (
+        DELETE FROM relay.entries WHERE id IN (
+            SELECT id FROM relay.entries WHERE state = 'delivered' AND delivered_at < %(before)s
+            ORDER BY delivered_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        ) RETURNING id
+    ), unkeyed AS (
+        DELETE FROM relay.keys USING gone WHERE entry = gone.id
+    )
+    SELECT id FROM gone
+"""

@@ -1,0 +1,119 @@
+"""The HTTP application: webhooks in plain ASGI, all other pages in Starlette."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from relay.destinations import Destination
+from relay.outbox.protocol import Outbox
+from relay.receiver.backpressure import Backpressure, Capacity
+from relay.receiver.committer import Committer
+from relay.receiver.endpoint import Webhooks
+from relay.receiver.health import Liveness, Readiness
+
+_FIRST_LOOK_SECONDS: Final = 1.0
+
+_log: Final = structlog.get_logger()
+
+
+def create_app(  # noqa: PLR0913 (what it is built of)
+    webhooks: Webhooks,
+    *,
+    committer: Committer,
+    outbox: Outbox,
+    capacity: Capacity,
+    destinations: Sequence[Destination],
+    problems: Callable[[], Iterable[str]] = tuple,
+    pages: Sequence[BaseRoute] = (),
+    started: Callable[[], object] = lambda: None,
+    healthy: Callable[[], object] = lambda: None,
+) -> ASGIApp:
+    """Return the HTTP application: webhooks, health pages and others.
+
+    Args:
+        webhooks: the endpoint of all sources.
+        committer: started and closed with the application.
+        outbox: asked whether it takes writes.
+        capacity: beyond it nothing is taken.
+        destinations: on hold, they keep relay from being ready.
+        problems: what else keeps relay from being ready, a sentence each.
+        pages: what else is served.
+        started: called at the start, once signals are handled.
+        healthy: called once a second while this process can do its job.
+    """
+    backpressure = Backpressure(committer, capacity)
+    liveness = Liveness(committer, healthy)
+    readiness = Readiness(outbox, destinations, lambda: [*backpressure.problems(), *problems()])
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        started()
+        committer.start()
+        # An outbox that takes longer than this to open, or to answer, is told of meanwhile.
+        await asyncio.wait([asyncio.create_task(backpressure.look())], timeout=_FIRST_LOOK_SECONDS)
+        watches = [
+            asyncio.create_task(_kept_up(watch))
+            for watch in (webhooks.cancel_slow_reads, backpressure.watch, liveness.watch)
+        ]
+        yield
+        for watch in watches:
+            watch.cancel()
+        await committer.close()
+
+    app = Starlette(
+        routes=[
+            Route("/healthz", liveness.answer),
+            Route("/readyz", readiness.answer),
+            *pages,
+        ],
+        exception_handlers={HTTPException: _http_error, Exception: _server_error},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    nowhere = app.router.default
+
+    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+        # What is posted where nothing is: a webhook's URL, most likely, with a slip in its path.
+        await (webhooks if scope.get("method") == "POST" else nowhere)(scope, receive, send)
+
+    app.router.default = elsewhere
+
+    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        # Starlette's layers around a route take a tenth of a webhook's time and give it nothing.
+        if scope["type"] == "http" and scope["path"].lstrip("/ ").startswith("webhooks/"):
+            await webhooks(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return routed
+
+
+async def _kept_up(watch: Callable[[], Awaitable[None]]) -> None:
+    """Begin the watch again whenever it fails, until it is cancelled."""
+    while True:
+        try:
+            await watch()
+        except Exception:  # noqa: BLE001 (out of threads or memory: it may pass)
+            _log.exception("receiver.watch_failed")
+            await asyncio.sleep(1)
+
+
+async def _http_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 (Starlette registers it for no other)
+    content = {"status": "refused", "error": error.detail}
+    return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+
+
+async def _server_error(_request: Request, _error: Exception) -> JSONResponse:
+    # uvicorn logs the traceback.
+    content = {"status": "unavailable", "error": "relay failed; nothing was stored"}
+    return JSONResponse(content, status_code=500)

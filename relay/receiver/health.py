@@ -1,0 +1,110 @@
+"""The health pages: `/healthz` says whether this process works, `/readyz` whether relay does."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import structlog
+from msgspec import Struct
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from relay.destinations import Destination
+from relay.errors import OutboxError
+from relay.outbox.protocol import Outbox
+from relay.receiver.committer import WAIT_SECONDS, Committer
+
+_CHECK_SECONDS: Final = 1.0
+_NO_ANSWER: Final = "the outbox does not answer"
+_HELD: Final = (
+    "a reader of the SQLite file keeps its log, of {} MiB by now, from being emptied: it grows"
+    " until the reader is done"
+)
+
+_log: Final = structlog.get_logger()
+
+
+class Liveness:
+    """Whether this process can do its job: its event loop turns, and its webhooks are committed."""
+
+    def __init__(self, committer: Committer, healthy: Callable[[], object]) -> None:
+        self._committer = committer
+        self._healthy = healthy
+        self._problem: str | None = None
+
+    async def watch(self) -> None:
+        """Look once a second, until it is cancelled."""
+        while True:
+            problem = self._committer.look()
+            if problem and not self._problem:
+                _log.critical("receiver.unhealthy", reason=problem)
+            self._problem = problem
+            if not problem:
+                self._healthy()
+            await asyncio.sleep(1)
+
+    async def answer(self, _request: Request) -> JSONResponse:
+        """Answer `/healthz`."""
+        if self._problem:
+            content = {"status": "unhealthy", "reasons": [self._problem]}
+            return JSONResponse(content, status_code=503)
+        return JSONResponse({"status": "alive"})
+
+
+class _Health(Struct, frozen=True):
+    """What keeps relay from being ready, and what does not, but should be looked at."""
+
+    problems: Sequence[str]
+    warnings: Sequence[str] = ()
+
+
+class Readiness:
+    """Whether webhooks can be stored and events forwarded, checked once a second at the most."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        destinations: Sequence[Destination],
+        problems: Callable[[], Iterable[str]],
+    ) -> None:
+        self._outbox = outbox
+        self._destinations = destinations
+        self._problems = problems
+        self._checked_at = -_CHECK_SECONDS
+        self._checking: asyncio.Task[_Health] | None = None
+
+    async def answer(self, _request: Request) -> JSONResponse:
+        """Answer `/readyz`."""
+        # Anyone may ask, and each check is a write: it is not made for each asker.
+        if self._checking is None or (
+            self._checking.done() and time.monotonic() - self._checked_at >= _CHECK_SECONDS
+        ):
+            self._checked_at = time.monotonic()
+            self._checking = asyncio.create_task(run_in_threadpool(self._check_outbox))
+        await asyncio.wait([self._checking], timeout=WAIT_SECONDS)
+        health = self._checking.result() if self._checking.done() else _Health([_NO_ANSWER])
+        reasons = [*health.problems, *self._problems()]
+        warnings = {"warnings": health.warnings} if health.warnings else {}
+        if reasons:
+            return JSONResponse(
+                {"status": "unready", "reasons": reasons, **warnings}, status_code=503
+            )
+        return JSONResponse({"status": "ready", **warnings})
+
+    def _check_outbox(self) -> _Health:
+        try:
+            self._outbox.check()
+            held = [
+                f"forwarding is on hold: {destination.title} answered {hold}"
+                for destination in self._destinations
+                if (hold := self._outbox.destination_status(destination.name).hold)
+            ]
+            log = self._outbox.log_state()
+        except OutboxError as error:
+            return _Health([f"the outbox takes no writes: {error}"])
+        return _Health(
+            held,
+            [_HELD.format(log.size_bytes // 2**20)] if log and log.is_held else [],
+        )
