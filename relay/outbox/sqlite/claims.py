@@ -16,6 +16,7 @@ from relay.outbox.sqlite.times import from_milliseconds
 
 NO_LINEAGE: Final = 0
 
+_MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _MOST_RELEASED: Final = 5_000  # claims remembered after their release
 
 
@@ -55,10 +56,10 @@ class Claims:
     def prepare(
         self, rows: Iterable[Sequence[Any]], destination: str, lease: timedelta
     ) -> "Prepared":
-        """Return the entries of the rows, not yet claimed: see `take`."""
+        """Return the entries of the first rows, as many as fit into memory: see `take`."""
         number = secrets.randbits(62)
         until = self._elapsed() + lease.total_seconds()
-        entries, claims = [], {}
+        entries, claims, size = [], {}, 0
         for id_, source, message_id, received_at, attempts, crashes, body in rows:
             last = self._last(id_)
             claim = _Claim(number, until, (last.attempts if last else attempts) + 1)
@@ -76,6 +77,9 @@ class Claims:
                     crashes=crashes,
                 )
             )
+            size += len(body)
+            if size >= _MOST_BYTES:
+                break
         return Prepared(entries, claims)
 
     def take(self, prepared: "Prepared") -> None:

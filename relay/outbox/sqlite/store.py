@@ -3,7 +3,7 @@
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -37,7 +37,6 @@ from relay.outbox.sqlite.schema import migrate
 from relay.outbox.sqlite.times import to_milliseconds
 from relay.throttle import DestinationStatus, Throttle
 
-_MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _MOST_ROWS: Final = 2_000  # a statement; SQLite takes 32,766 variables
 
 _log = structlog.get_logger()
@@ -163,9 +162,9 @@ class SqliteOutbox:
             self._count_crashes()
             due = {"destination": destination, "held": self._claims.held(), "limit": limit}
             with self._reading:
-                rows = _at_most(_MOST_BYTES, self._reader.execute(statement, due))
-            prepared = self._claims.prepare(rows, destination, lease)
-            if rows:
+                rows = self._reader.execute(statement, due)
+                prepared = self._claims.prepare(rows, destination, lease)
+            if prepared.entries:
                 self._note_claims(prepared)
                 self._claims.take(prepared)
         return prepared.entries
@@ -364,14 +363,3 @@ class SqliteOutbox:
 
 def _json(value: object) -> str:
     return json.encode(value).decode()
-
-
-def _at_most(most_bytes: int, rows: Iterable[Any]) -> list[Any]:
-    """Return the first rows, up to the one whose body, its last value, exceeds the bytes."""
-    taken, total = [], 0
-    for row in rows:
-        taken.append(row)
-        total += len(row[-1])
-        if total >= most_bytes:
-            break
-    return taken
