@@ -18,11 +18,11 @@ _BATCH_BYTES: Final = 8 * 2**20
 
 
 class Salvaged(Struct, frozen=True):
-    """What has come of it.
+    """The result of a salvage.
 
     Attributes:
-        counts: of what is in the new outbox.
-        broken: how many entries were found that are not in it, as not all of them could be read.
+        counts: of the new outbox.
+        broken: how many entries were found, but not whole; they are not in the new outbox.
         torn: how many pages are damaged, and may have had more than could be found.
     """
 
@@ -32,12 +32,12 @@ class Salvaged(Struct, frozen=True):
 
 
 def salvage(damaged: Path, new: Path, progress: Callable[[float], object]) -> Salvaged:
-    """Put it into a new file.
+    """Put what can be read into a new file.
 
     Args:
-        damaged: the file; nobody may be using it, and it is left as it is.
-        new: where nothing is yet.
-        progress: is called with how far it has got, up to 1.
+        damaged: the file. No relay may use it, and it is left as it is.
+        new: a path at which there is no file.
+        progress: called with the share that has been read, up to 1.
 
     Raises:
         OutboxError: nothing could be read, and there is no new file; or it could not be written.

@@ -1,4 +1,7 @@
-"""What entries did, counted by the outbox as it happens: ten million count as quickly as ten."""
+"""What entries did, counted by the outbox as it happens.
+
+Reading the counters of ten million entries takes as long as those of ten.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,34 +14,34 @@ from msgspec import Struct
 from relay.outbox.entries import State
 
 SLOT: Final = timedelta(minutes=5)
-"""What happened in one of these is counted together."""
+"""The changes within one slot are counted together."""
 
 APART: Final = timedelta(hours=25)
-"""How long slots are kept apart; what is older is counted as a whole."""
+"""How long slots are kept apart. Older ones are added up."""
 
 
 class Change(StrEnum):
-    """What may become of an entry."""
+    """What may happen to an entry."""
 
     RECEIVED = "received"
     DELIVERED = "delivered"
     DEAD_LETTERED = "dead_lettered"
     REQUEUED = "requeued"
-    """Replayed: pending again. What it was before, it has left."""
+    """Pending again. It has left the state that it was in, which is counted, too."""
     LEFT_PENDING = "left_pending"
     LEFT_DELIVERED = "left_delivered"
     LEFT_DEAD = "left_dead"
-    """This and the other two: replayed, or forgotten."""
+    """This and the other two: requeued, erased or purged."""
 
 
 class CounterRow(Struct, frozen=True):
-    """How many entries did the same.
+    """The number of entries of one kind that made the same change in one slot.
 
     Attributes:
-        since: the beginning of the slot they did it in; None for all before those kept apart.
-        collection: None for what could not be read when it came.
-        reason: of what died, or has left the dead.
-        latest: when the last of them did.
+        since: the beginning of the slot; None for all slots before those kept apart.
+        collection: None if the entries could not be read when they came.
+        reason: of dead letters, and of entries that were dead letters.
+        latest: the time of the last change.
     """
 
     since: datetime | None
@@ -52,7 +55,7 @@ class CounterRow(Struct, frozen=True):
 
 
 class Kind(Struct, frozen=True):
-    """What entries may have in common."""
+    """The properties by which entries are counted."""
 
     source: str
     destination: str
@@ -73,7 +76,7 @@ _EFFECTS: Final[Mapping[Change, Mapping[State, int]]] = {
 
 
 def in_states(changes: Mapping[Change, int]) -> dict[State, int]:
-    """How many entries are in each state, after so many changes."""
+    """Return how many entries are in each state after so many changes."""
     counted = dict.fromkeys(State, 0)
     for change, entries in changes.items():
         for state, effect in _EFFECTS[change].items():
@@ -82,7 +85,7 @@ def in_states(changes: Mapping[Change, int]) -> dict[State, int]:
 
 
 def population(counters: Iterable[CounterRow]) -> dict[Kind, int]:
-    """How many entries there are of each kind."""
+    """Return how many entries there are of each kind."""
     counted: Counter[Kind] = Counter()
     for row in counters:
         for state, effect in _EFFECTS[row.change].items():
@@ -94,7 +97,7 @@ def population(counters: Iterable[CounterRow]) -> dict[Kind, int]:
 
 
 def forgotten(counters: Iterable[CounterRow]) -> int:
-    """How many entries have been erased, or were delivered long ago."""
+    """Return how many entries have been erased or purged."""
     changes = Counter[Change]()
     for row in counters:
         changes[row.change] += row.entries

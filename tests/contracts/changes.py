@@ -1,4 +1,4 @@
-"""What every store is held to as an operator sees it: its test class inherits this suite, too."""
+"""What every store does when an operator changes entries: its test class inherits this suite."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -38,10 +38,10 @@ from tests.harness.fakes import Clock
 from tests.harness.processes import within
 
 RunSql = Callable[[str], list[Any]]
-"""Runs a statement on the tables of the store of the name `relay`, behind its back."""
+"""Runs a statement on the tables of the store named `relay`, without the store."""
 
 CHANGES: dict[str, Callable[[EntryStore, StoredEntry, Operation], int]] = {
-    "revive": lambda entries, entry, operation: entries.requeue([as_requeue(entry)], operation),
+    "requeue": lambda entries, entry, operation: entries.requeue([as_requeue(entry)], operation),
     "erase": lambda entries, entry, operation: entries.erase([entry.id], operation),
 }
 
@@ -49,12 +49,12 @@ _every_change = pytest.mark.parametrize("change", CHANGES)
 
 
 class ChangesContract:
-    """What operators do to entries: see `relay.outbox.protocol.EntryStore`.
+    """Changes that operators make to entries: see `relay.outbox.protocol.EntryStore`.
 
     A store's test class has the fixture `run_sql`.
     """
 
-    def test_what_is_replayed_is_forwarded_once_more(self, outbox: Outbox, clock: Clock) -> None:
+    def test_requeued_entries_are_due_again(self, outbox: Outbox, clock: Clock) -> None:
         outbox.add([arrival("a", body=b"1"), arrival("b", body=b"2", fault=FAULT)])
         outbox.ack(outbox.claim("segment", 1, lease=MINUTE))
         delivered_at = clock.now()
@@ -83,7 +83,7 @@ class ChangesContract:
             "b": (b"2", 0),
         }
 
-    def test_each_replay_and_delivery_is_told_in_its_order(
+    def test_the_history_has_each_replay_and_delivery_in_order(
         self, outbox: Outbox, clock: Clock
     ) -> None:
         outbox.add([arrival("a")])
@@ -91,11 +91,13 @@ class ChangesContract:
             outbox.ack([claim_one(outbox)])
             clock.sleep(1)
             requeue(outbox.entries, by_name(outbox.entries)["a"])
-        told = [each.what for each in by_name(outbox.entries)["a"].history]
+        happened = [each.what for each in by_name(outbox.entries)["a"].history]
 
-        assert told == ["delivered", "replayed"] * 3
+        assert happened == ["delivered", "replayed"] * 3
 
-    def test_only_what_is_delivered_or_dead_is_replayed(self, outbox: Outbox, clock: Clock) -> None:
+    def test_only_delivered_and_dead_entries_are_requeued(
+        self, outbox: Outbox, clock: Clock
+    ) -> None:
         model = filled(outbox, clock)
         operation = outbox.entries.begin("replay", "all")
         requeues = [Requeue(entry.id, "Email Sent", Keys(77)) for entry in model]
@@ -108,7 +110,7 @@ class ChangesContract:
         assert [r.id for r in changed] == [r.id for r in model if r not in pending]
         assert [r for r in everything(outbox.entries) if r not in changed] == pending
 
-    def test_a_replayed_entry_is_found_by_what_it_is_today(self, outbox: Outbox) -> None:
+    def test_a_requeued_entry_is_found_by_its_new_keys_and_collection(self, outbox: Outbox) -> None:
         keyed = Arrival("vero", "segment", "a", NOON, b"{}", FAULT, "Email Sent", Keys(1, 2, 3))
         outbox.add([keyed, arrival("keyless", fault=FAULT)])
         before = by_name(outbox.entries)
@@ -132,7 +134,7 @@ class ChangesContract:
         assert entries.count(Query(keyless=True)) == 0
 
     @pytest.mark.parametrize("outcome", State)
-    def test_who_held_it_before_the_replay_settles_nothing_any_more(
+    def test_a_claim_from_before_the_replay_settles_nothing(
         self, outbox: Outbox, clock: Clock, outcome: State
     ) -> None:
         outbox.add([arrival("a")])
@@ -150,7 +152,7 @@ class ChangesContract:
         assert claim_one(outbox).message_id == "a"
 
     @pytest.mark.parametrize("how", ["replayed", "restored"])
-    def test_a_forwarder_elsewhere_notices_what_is_due_again(
+    def test_another_forwarder_notices_what_is_due_again(
         self, open_store: OpenStore, clock: Clock, how: str
     ) -> None:
         with (
@@ -178,7 +180,7 @@ class ChangesContract:
             assert hears
             assert within(10, changed)
 
-    def test_an_operation_can_be_taken_up_until_it_is_finished(
+    def test_an_operation_is_resumed_until_it_is_finished(
         self, outbox: Outbox, clock: Clock
     ) -> None:
         entries = outbox.entries
@@ -211,7 +213,7 @@ class ChangesContract:
         assert erased.entries == 7
 
     @_every_change
-    def test_what_cannot_be_counted_is_not_changed(
+    def test_a_change_that_cannot_be_counted_is_not_made(
         self, outbox: Outbox, run_sql: RunSql, change: str
     ) -> None:
         outbox.add([arrival("a", fault=FAULT)])
@@ -226,7 +228,7 @@ class ChangesContract:
         assert outbox.entries.operations(9) == [operation]
         assert CHANGES[change](outbox.entries, before[0], operation) == 1
 
-    def test_what_is_erased_leaves_nothing_behind(
+    def test_an_erased_entry_leaves_nothing_behind(
         self, outbox: Outbox, clock: Clock, run_sql: RunSql
     ) -> None:
         model = filled(outbox, clock)
@@ -245,9 +247,7 @@ class ChangesContract:
         assert rows == [[(0,)]] * 2
         assert outbox.add([arrival(erased[0].message_id)]) == [True]
 
-    def test_what_comes_after_what_was_erased_in_hand_is_not_taken_for_it(
-        self, outbox: Outbox
-    ) -> None:
+    def test_a_claim_on_an_erased_entry_does_not_settle_a_later_one(self, outbox: Outbox) -> None:
         outbox.add([arrival("a"), arrival("b")])
         held = outbox.claim("segment", 9, lease=MINUTE)
         erase(outbox.entries, *everything(outbox.entries))
@@ -262,7 +262,7 @@ class ChangesContract:
             "d",
         }
 
-    def test_what_is_forgotten_leaves_nothing_behind(
+    def test_a_purged_entry_leaves_nothing_behind(
         self, outbox: Outbox, clock: Clock, run_sql: RunSql
     ) -> None:
         filled(outbox, clock)
@@ -275,7 +275,7 @@ class ChangesContract:
         assert forgotten == delivered > 30
         assert run_sql(left) == [(0,)]
 
-    def test_records_put_back_are_what_they_were(
+    def test_restored_entries_are_what_they_were(
         self, outbox: Outbox, open_store: OpenStore, clock: Clock
     ) -> None:
         model = filled(outbox, clock)
@@ -286,9 +286,7 @@ class ChangesContract:
             assert without_ids(everything(copy.entries)) == without_ids(model)
             assert copy.entries.restore([]) == 0
 
-    def test_what_is_there_is_left_alone_when_records_are_put_back(
-        self, outbox: Outbox, clock: Clock
-    ) -> None:
+    def test_restoring_leaves_present_entries_alone(self, outbox: Outbox, clock: Clock) -> None:
         model = filled(outbox, clock)
         held = {entry.message_id for entry in outbox.claim("segment", MANY, lease=MINUTE)}
         altered = [
@@ -309,8 +307,8 @@ class ChangesContract:
         ]
 
     @pytest.mark.parametrize("age", [timedelta(days=400), timedelta(days=-1)])
-    def test_what_is_put_back_pending_is_due(self, outbox: Outbox, age: timedelta) -> None:
-        """Also what was received by a clock that is ahead."""
+    def test_a_restored_pending_entry_is_due(self, outbox: Outbox, age: timedelta) -> None:
+        """That includes one that was received while the clock was ahead."""
         outbox.add([arrival("a"), arrival("b", fault=FAULT)])
         entries = [
             structs.replace(entry, received_at=NOON - age) for entry in everything(outbox.entries)

@@ -1,4 +1,4 @@
-"""What every store is held to when it counts: its test class inherits this suite, too."""
+"""What every store counts: its test class inherits this suite."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from tests.harness.fakes import Clock
 
 
 def counted(outbox: Outbox) -> dict[Kind, int]:
-    """How many there are of each kind, entry by entry."""
+    """Count the entries of each kind one by one."""
     return Counter(
         Kind(entry.source, entry.destination, entry.collection, entry.state, entry.reason)
         for entry in everything(outbox.entries)
@@ -22,7 +22,7 @@ def counted(outbox: Outbox) -> dict[Kind, int]:
 
 
 def changes(counters: Iterable[CounterRow]) -> Counter[Change]:
-    """How often each change has happened."""
+    """Return how often each change has happened."""
     happened = Counter[Change]()
     for row in counters:
         happened[row.change] += row.entries
@@ -30,12 +30,12 @@ def changes(counters: Iterable[CounterRow]) -> Counter[Change]:
 
 
 class CountersContract:
-    """See `relay.outbox.protocol.Outbox.counters`."""
+    """The counters of changes: see `relay.outbox.protocol.Outbox.counters`."""
 
-    def test_what_is_tallied_is_what_there_is(
+    def test_the_counters_agree_with_the_entries(
         self, outbox: Outbox, open_store: OpenStore, clock: Clock
     ) -> None:
-        """Whatever has become of them: settled, replayed, erased, forgotten or put back."""
+        """That holds when they are settled, requeued, erased, purged or restored."""
         filled(outbox, clock)
         settled = population(outbox.counters()), counted(outbox)
         delivered = everything(outbox.entries)[1:3]
@@ -51,24 +51,24 @@ class CountersContract:
             restored = population(copy.counters()), counted(copy)
 
         assert len(settled[1]) > 6
-        for tallied, there in (settled, requeued, left, restored):
-            assert tallied == there
+        for counted_by_outbox, there in (settled, requeued, left, restored):
+            assert counted_by_outbox == there
         assert forgotten(outbox.counters()) == 24 == MANY - sum(left[1].values())
 
-    def test_each_change_is_tallied_in_its_five_minutes(self, outbox: Outbox, clock: Clock) -> None:
+    def test_each_change_is_counted_in_its_five_minutes(self, outbox: Outbox, clock: Clock) -> None:
         outbox.add([arrival("a"), arrival("a"), arrival("b", received_at=NOON + MINUTE)])
         outbox.add([arrival("c", received_at=NOON + SLOT)])
         clock.sleep(2 * SLOT.total_seconds())
         outbox.ack(outbox.claim("segment", 9, lease=MINUTE))
-        told = [(t.since, t.change, t.entries, t.latest) for t in outbox.counters()]
+        rows = [(row.since, row.change, row.entries, row.latest) for row in outbox.counters()]
 
-        assert told == [
+        assert rows == [
             (NOON + 2 * SLOT, Change.DELIVERED, 3, NOON + 2 * SLOT),
             (NOON + SLOT, Change.RECEIVED, 1, NOON + SLOT),
             (NOON, Change.RECEIVED, 2, NOON + MINUTE),
         ]
 
-    def test_what_is_long_past_is_counted_as_a_whole(self, outbox: Outbox, clock: Clock) -> None:
+    def test_old_slots_are_added_up(self, outbox: Outbox, clock: Clock) -> None:
         filled(outbox, clock)
         before, there = outbox.counters(), population(outbox.counters())
         for _ in range(2):
@@ -77,18 +77,16 @@ class CountersContract:
         outbox.aggregate_counters(clock.now() + timedelta(days=36_500))
         whole = outbox.counters()
 
-        assert {t.since for t in some if t.since} == {
-            t.since for t in before if t.since and t.since >= NOON - 30 * MINUTE
+        assert {row.since for row in some if row.since} == {
+            row.since for row in before if row.since and row.since >= NOON - 30 * MINUTE
         }
-        assert {t.since for t in whole} == {None}
+        assert {row.since for row in whole} == {None}
         for counters in (some, whole):
             assert population(counters) == there
             assert changes(counters) == changes(before)
-            assert max(t.latest for t in counters) == max(t.latest for t in before)
+            assert max(row.latest for row in counters) == max(row.latest for row in before)
 
-    def test_what_is_not_pending_for_the_first_time_is_counted_again(
-        self, outbox: Outbox, clock: Clock
-    ) -> None:
+    def test_an_entry_delivered_twice_is_counted_twice(self, outbox: Outbox, clock: Clock) -> None:
         outbox.add([arrival("a")])
         outbox.ack(outbox.claim("segment", 1, lease=MINUTE))
         requeue(outbox.entries, *everything(outbox.entries))

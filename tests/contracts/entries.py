@@ -1,4 +1,4 @@
-"""What every store is held to as an operator sees it: its test class inherits this suite, too."""
+"""How every store finds entries: its test class inherits this suite."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,9 +25,9 @@ from tests.harness.fakes import Clock
 
 
 class EntryStoreContract:
-    """How entries are found and told of: see `relay.outbox.protocol.EntryStore`."""
+    """Entries as an operator finds them: see `relay.outbox.protocol.EntryStore`."""
 
-    def test_a_record_is_all_that_is_known_of_an_entry(self, outbox: Outbox, clock: Clock) -> None:
+    def test_a_stored_entry_has_all_that_is_known_of_it(self, outbox: Outbox, clock: Clock) -> None:
         model = filled(outbox, clock)
         plain = outbox.entries.find(Query(), MANY, newest_first=False)
 
@@ -84,7 +84,7 @@ class EntryStoreContract:
 
         check()
 
-    def test_large_bodies_make_small_pages_and_one_always_comes(self, outbox: Outbox) -> None:
+    def test_large_bodies_make_small_pages_of_at_least_one_entry(self, outbox: Outbox) -> None:
         sizes = [3, 3, 3, 12, 1, 1]
         outbox.add(
             [arrival(f"{number}", body=bytes(size * 2**20)) for number, size in enumerate(sizes)]
@@ -98,8 +98,8 @@ class EntryStoreContract:
         assert len(forth) >= 2
         assert largest <= 20 * 2**20
 
-    def test_a_key_is_found_wherever_it_is(self, outbox: Outbox) -> None:
-        """They are indexed by blocks of 512 entries in one store, of 4,096 in the other."""
+    def test_a_key_is_found_in_any_block(self, outbox: Outbox) -> None:
+        """One store indexes keys by blocks of 512 entries, the other by blocks of 4,096."""
         places = [0, 1, 4094, 4095, 4096, 4097, 8190, 8191, 8192, 8193, 8999]
         groups = [
             [
@@ -128,7 +128,7 @@ class EntryStoreContract:
             "8500"
         ]
 
-    def test_an_empty_outbox_has_no_records(self, outbox: Outbox) -> None:
+    def test_an_empty_outbox_has_no_entries(self, outbox: Outbox) -> None:
         for query in (Query(), Query(key=("user", 1)), Query(ids=(1,)), Query(keyless=True)):
             assert outbox.entries.find(query, 9, with_history=True) == []
             assert outbox.entries.count(query) == 0
@@ -165,21 +165,19 @@ class EntryStoreContract:
         assert before == [True, True, True, True, False, False]
         assert after == [True, True, False, False, False, False]
 
-    def test_each_post_in_vain_is_told(self, outbox: Outbox, clock: Clock) -> None:
+    def test_the_history_has_each_failed_post(self, outbox: Outbox, clock: Clock) -> None:
         outbox.add([arrival("a")])
-        told = []
+        posts = []
         for answer in (DOWN, None, "429 Too Many Requests"):
             outbox.release(outbox.claim("segment", 1, lease=MINUTE), answer)
-            told.append(HistoryEvent(clock.now(), "posted", answer or ""))
+            posts.append(HistoryEvent(clock.now(), "posted", answer or ""))
             clock.sleep(1)
         outbox.dead_letter(claim_one(outbox), FAULT)
         history = by_name(outbox.entries)["a"].history
 
-        assert history == (told[0], told[2], HistoryEvent(clock.now(), "dead", FAULT.reason))
+        assert history == (posts[0], posts[2], HistoryEvent(clock.now(), "dead", FAULT.reason))
 
-    def test_only_of_what_is_still_held_anything_is_told(
-        self, outbox: Outbox, clock: Clock
-    ) -> None:
+    def test_a_late_answer_is_not_in_the_history(self, outbox: Outbox, clock: Clock) -> None:
         outbox.add([arrival(name) for name in "abc"])
         late = outbox.claim("segment", 9, lease=MINUTE)
         clock.sleep(60)

@@ -1,4 +1,4 @@
-"""What every store is held to: each has a test class that inherits this suite."""
+"""What every store does: each has a test class that inherits this suite."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ FAULT = Unusable(DeadReason.NO_RECIPIENT, "neither a user id nor an address")
 _law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 OpenStore = Callable[[str, Clock], Outbox]
-"""Opens the store of that name: made empty at first, then with what it holds."""
+"""Opens the store of a name. The first time it is made, and empty."""
 
 
 def arrival(
@@ -49,12 +49,12 @@ def arrival(
     body: bytes = b"{}",
     fault: Unusable | None = None,
 ) -> Arrival:
-    """A webhook event to be stored."""
+    """Return an event to be stored."""
     return Arrival("vero", "segment", message_id, received_at, body, fault)
 
 
 def ids(entries: Sequence[Entry]) -> set[str]:
-    """Their message ids."""
+    """Return their message ids."""
     return {entry.message_id for entry in entries}
 
 
@@ -70,7 +70,7 @@ def settle(outbox: Outbox, entry: Entry, outcome: State) -> None:
 
 
 def claim_all(outbox: Outbox, limit: int, *, lease: timedelta = MINUTE) -> list[Entry]:
-    """Up to so many of the entries that are due, suspects too."""
+    """Claim up to so many of the due entries, suspects included."""
     entries = outbox.claim("segment", limit, lease=lease)
     while len(entries) < limit and (suspects := outbox.claim_suspect("segment", lease=lease)):
         entries += suspects
@@ -83,7 +83,7 @@ def acquire(throttle: Throttle, now: float) -> Permit | float:
 
 
 def states(outbox: Outbox) -> Counter[str]:
-    """How many entries are in each state that any is in."""
+    """Count the entries of all destinations by state, without states that have none."""
     counts = total(outbox.counts())
     return +Counter(pending=counts.pending, delivered=counts.delivered, dead=counts.dead)
 
@@ -92,11 +92,13 @@ _every_outcome = pytest.mark.parametrize("outcome", State)
 
 
 class OutboxContract:
-    """See `relay.outbox.protocol.Outbox`. A store's test class has the fixture `open_store`.
+    """The queue: see `relay.outbox.protocol.Outbox`.
+
+    A store's test class has the fixture `open_store`.
 
     Attributes:
         claimers: how many openings of one store may claim at a time.
-        lives: how many stores are made, to be compared with a model of theirs.
+        lives: how many stores are compared with a model.
     """
 
     claimers: ClassVar[int] = 2
@@ -104,31 +106,31 @@ class OutboxContract:
 
     @pytest.fixture
     def clock(self) -> Clock:
-        """The store's clock."""
+        """Return the store's clock."""
         return Clock()
 
     @pytest.fixture
     def outbox(self, open_store: OpenStore, clock: Clock) -> Iterator[Outbox]:
-        """An empty store."""
+        """Open an empty store."""
         outbox = open_store("relay", clock)
         yield outbox
         outbox.close()
 
-    def test_what_is_new_is_told_from_what_is_not(self, outbox: Outbox) -> None:
+    def test_new_events_are_distinguished_from_copies(self, outbox: Outbox) -> None:
         assert outbox.add([]) == []
         assert outbox.add([arrival("a"), arrival("b")]) == [True, True]
         assert outbox.add([arrival("b"), arrival("c"), arrival("a")]) == [False, True, False]
         assert outbox.add([arrival("c")]) == [False]
         assert states(outbox) == Counter(pending=3)
 
-    def test_of_copies_in_one_group_the_first_is_new(self, outbox: Outbox) -> None:
+    def test_the_first_of_several_copies_in_a_group_is_new(self, outbox: Outbox) -> None:
         copies = [arrival("a", body=b"1"), arrival("b"), arrival("a", body=b"2"), arrival("a")]
 
         assert outbox.add(copies) == [True, True, False, False]
         assert {entry.body for entry in outbox.claim("segment", 9, lease=MINUTE)} == {b"1", b"{}"}
 
     @_every_outcome
-    def test_what_was_settled_is_never_new_again(self, outbox: Outbox, outcome: State) -> None:
+    def test_a_copy_of_a_settled_entry_is_not_new(self, outbox: Outbox, outcome: State) -> None:
         outbox.add([arrival("a")])
         settle(outbox, outbox.claim("segment", 1, lease=MINUTE)[0], outcome)
 
@@ -155,7 +157,7 @@ class OutboxContract:
         assert (entry.source, entry.message_id, entry.attempts) == ("vero", "a", 1)
         assert (entry.received_at, entry.received_at.tzinfo) == (received_at, UTC)
 
-    def test_the_longest_due_are_claimed_first(self, outbox: Outbox) -> None:
+    def test_the_oldest_due_entries_are_claimed_first(self, outbox: Outbox) -> None:
         ages = {"b": 2, "d": 4, "a": 1, "c": 3}
         outbox.add([arrival(i, received_at=NOON - age * MINUTE) for i, age in ages.items()])
         claims = [outbox.claim("segment", limit, lease=MINUTE) for limit in (1, 2, 5, 5)]
@@ -163,7 +165,7 @@ class OutboxContract:
         assert [ids(claim) for claim in claims] == [{"d"}, {"b", "c"}, {"a"}, set()]
 
     def test_a_claim_of_large_bodies_is_small(self, outbox: Outbox) -> None:
-        """It is all in memory at once."""
+        """A claim is in memory as a whole."""
         outbox.add([arrival(name, body=bytes(2**20)) for name in "abcdefgh"])
         claims = []
         while claim := outbox.claim("segment", 100, lease=MINUTE):
@@ -201,7 +203,7 @@ class OutboxContract:
         assert states(outbox) == Counter(delivered=1)
 
     @_every_outcome
-    def test_what_nobody_has_claimed_since_can_be_settled_late(
+    def test_an_entry_not_claimed_since_can_be_settled_late(
         self, outbox: Outbox, clock: Clock, outcome: State
     ) -> None:
         outbox.add([arrival("a")])
@@ -213,7 +215,7 @@ class OutboxContract:
 
     @_every_outcome
     @pytest.mark.parametrize("final", [State.DELIVERED, State.DEAD])
-    def test_what_is_delivered_or_dead_stays_so(
+    def test_a_delivered_or_dead_entry_stays_so(
         self, outbox: Outbox, clock: Clock, final: State, outcome: State
     ) -> None:
         outbox.add([arrival("a")])
@@ -225,7 +227,7 @@ class OutboxContract:
         assert states(outbox) == Counter([final])
         assert outbox.claim("segment", 1, lease=MINUTE) == []
 
-    def test_only_what_is_named_is_settled(self, outbox: Outbox) -> None:
+    def test_only_the_named_entries_are_settled(self, outbox: Outbox) -> None:
         outbox.add([arrival(name) for name in "abcde"])
         held = {entry.message_id: entry for entry in outbox.claim("segment", 5, lease=MINUTE)}
         outbox.ack([held["a"], held["b"]])
@@ -244,7 +246,7 @@ class OutboxContract:
         assert outbox.claim("segment", 1, lease=MINUTE) == []
         assert states(outbox) == Counter(dead=1)
 
-    def test_the_oldest_pending_entry_is_known_claimed_or_not(self, outbox: Outbox) -> None:
+    def test_the_oldest_pending_entry_counts_claimed_or_not(self, outbox: Outbox) -> None:
         nothing = total(outbox.counts())
         outbox.add([arrival("a", received_at=NOON - MINUTE), arrival("b")])
         outbox.add([arrival("c", received_at=NOON - 2 * MINUTE, fault=FAULT)])
@@ -256,25 +258,23 @@ class OutboxContract:
         assert claimed.waiting_since == NOON - MINUTE
         assert total(outbox.counts()).waiting_since == NOON
 
-    def test_it_tells_of_change_once_something_was_added(
-        self, open_store: OpenStore, clock: Clock
-    ) -> None:
+    def test_an_addition_is_noticed_once(self, open_store: OpenStore, clock: Clock) -> None:
         receiving, forwarding = (open_store("relay", clock) for _ in range(2))
         forwarding.changed("segment")
         before = forwarding.changed("segment")
         receiving.add([arrival("a")])
-        told: list[bool] = []
+        answers: list[bool] = []
 
         def changed() -> bool:
-            told.append(forwarding.changed("segment"))
-            return any(told)
+            answers.append(forwarding.changed("segment"))
+            return any(answers)
 
         assert not before
         assert within(10, changed)
         receiving.close()
         forwarding.close()
 
-    def test_a_hold_is_known_to_every_process_until_it_ends(
+    def test_every_process_knows_of_a_hold_until_it_ends(
         self, open_store: OpenStore, clock: Clock
     ) -> None:
         receiving, forwarding = (open_store("relay", clock) for _ in range(2))
@@ -293,7 +293,7 @@ class OutboxContract:
         receiving.close()
         forwarding.close()
 
-    def test_how_forwarding_stands_is_known_to_every_process(
+    def test_every_process_knows_the_status_of_a_destination(
         self, open_store: OpenStore, clock: Clock
     ) -> None:
         receiving, forwarding = (open_store("relay", clock) for _ in range(2))
@@ -324,7 +324,7 @@ class OutboxContract:
         receiving.close()
         forwarding.close()
 
-    def test_what_was_delivered_long_ago_is_forgotten_little_by_little(
+    def test_entries_delivered_long_ago_are_purged_in_steps(
         self, outbox: Outbox, clock: Clock
     ) -> None:
         outbox.add([arrival(name) for name in "abcd"] + [arrival("dead", fault=FAULT)])
@@ -349,7 +349,7 @@ class OutboxContract:
 
         assert states(outbox) == Counter(pending=1)
 
-    def test_what_is_stored_outlives_the_process(self, open_store: OpenStore, clock: Clock) -> None:
+    def test_stored_entries_outlive_the_process(self, open_store: OpenStore, clock: Clock) -> None:
         outbox = open_store("relay", clock)
         outbox.add([arrival("a"), arrival("b", fault=FAULT), arrival("c", body=b"\0")])
         claimed = {entry.message_id: entry for entry in outbox.claim("segment", 9, lease=MINUTE)}
@@ -364,7 +364,9 @@ class OutboxContract:
         assert [entry.body for entry in due] == [b"\0"]
         reopened.close()
 
-    def test_of_copies_added_at_once_one_is_new(self, open_store: OpenStore, clock: Clock) -> None:
+    def test_one_of_several_copies_added_at_once_is_new(
+        self, open_store: OpenStore, clock: Clock
+    ) -> None:
         one, other = (open_store("relay", clock) for _ in range(2))
         start = Barrier(4)
 
@@ -374,11 +376,11 @@ class OutboxContract:
             return [new for group in groups for new in outbox.add(group)]
 
         with closing(one), closing(other), ThreadPoolExecutor(4) as threads:
-            told = list(threads.map(add, [one, one, other, other]))
+            new = list(threads.map(add, [one, one, other, other]))
 
-        assert [sum(new) for new in zip(*told, strict=True)] == [1] * 60
+        assert [sum(copies) for copies in zip(*new, strict=True)] == [1] * 60
 
-    def test_no_entry_is_held_by_two_claimers(self, open_store: OpenStore, clock: Clock) -> None:
+    def test_no_entry_is_claimed_twice(self, open_store: OpenStore, clock: Clock) -> None:
         one, other = (open_store("relay", clock) for _ in range(2))
         one.add([arrival(str(number)) for number in range(400)])
         start = Barrier(4 * self.claimers)
@@ -394,7 +396,7 @@ class OutboxContract:
 
         assert sorted(held, key=int) == [str(number) for number in range(400)]
 
-    def test_whatever_happens_nothing_is_lost_or_held_twice(self, open_store: OpenStore) -> None:
+    def test_no_sequence_of_calls_loses_or_doubles_an_entry(self, open_store: OpenStore) -> None:
         numbers = count()
         run_state_machine_as_test(
             lambda: _Life(open_store, f"life{next(numbers)}"),  # type: ignore[arg-type]  # a factory will do
@@ -412,7 +414,7 @@ class _Fate:
 
 
 class _Life(RuleBasedStateMachine):
-    """A store beside the simplest model of one."""
+    """A store, and the simplest model of one, under the same calls."""
 
     def __init__(self, open_store: OpenStore, name: str) -> None:
         super().__init__()
@@ -470,7 +472,7 @@ class _Life(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        """What was claimed before may be due at once, and is when its lease has ended."""
+        """Open the store again. Earlier claims may be due at once, or when their leases end."""
         self.outbox.close()
         self.outbox = self.open()
         self.claimed.clear()

@@ -1,4 +1,4 @@
-"""What every source is held to: each has a test class that inherits this suite."""
+"""What every source does: each has a test class that inherits this suite."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from tests.harness.routes import segment_at
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 ANY_TEXT = st.text() | st.text(st.characters(), max_size=3)
-"""The second kind may hold lone surrogates, which JSON can name and UTF-8 cannot hold."""
+"""The second strategy has lone surrogates, which JSON can write and UTF-8 cannot."""
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT
 VALUES = st.recursive(
     SCALARS,
@@ -33,12 +33,12 @@ _law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class SourceContract:
-    """See `relay.sources.Source`.
+    """A source: see `relay.sources.Source`.
 
     Attributes:
-        provider_class: who is tested.
-        documents: webhooks that become email events, each another one.
-        shaped: objects with the source's own fields and anything at all in them.
+        provider_class: the class to test.
+        documents: webhooks that become email events, all different.
+        shaped: objects with the source's own fields and any values in them.
     """
 
     provider_class: ClassVar[type[Source]]
@@ -46,25 +46,25 @@ class SourceContract:
     shaped: ClassVar[st.SearchStrategy[dict[str, Any]]]
 
     credential = "secret"
-    """The setting that holds it."""
+    """The setting that holds the secret."""
     first = "first-secret-0123456789"
     second = "second-secret-0123456789"
 
     def source(self, *secrets: str) -> Source:
-        """One that is configured with the secrets."""
+        """Return a source that is configured with the secrets."""
         given = {self.credential: ",".join(secrets)} if secrets else {}
         return self.provider_class(self.provider_class.settings_model(**given))
 
     def webhook(self, secret: str) -> Webhook:
-        """One that carries the secret."""
+        """Return a webhook that carries the secret."""
         return Webhook(secret, [], b"", NOON)
 
     def read(self, body: bytes) -> ParseResult:
-        """What the source makes of a body received at noon."""
+        """Parse a body received at noon."""
         return self.source(self.first).parse(body, NOON)
 
     def dedupe_key(self, document: object) -> tuple[str | None, ...] | None:
-        """Of the event that the document is; None where it is none."""
+        """Return the dedupe key of the document's event; None if it is no event."""
         reading = self.read(json.dumps(document).encode())
         return reading.dedupe_key if isinstance(reading, EmailEvent) else None
 
@@ -155,7 +155,7 @@ class SourceContract:
 
 
 def _assert_lawful(reading: ParseResult) -> None:
-    """It can be stored, logged and sent."""
+    """Assert that it can be stored, logged and sent."""
     json.dumps(msgspec.to_builtins(reading), ensure_ascii=False).encode()
     if isinstance(reading, EmailEvent):
         optional = [reading.user_id, reading.email, reading.user_agent]
@@ -178,7 +178,7 @@ def _shuffled(value: object, random: Random) -> object:
 
 
 def _each_replaced(document: Mapping[str, Any], value: object) -> Iterator[dict[str, Any]]:
-    """The document, with the value in place of each of its own in turn."""
+    """Return the document once for each of its values, with another value in its place."""
     for key, own in document.items():
         yield {**document, key: value}
         if isinstance(own, Mapping):

@@ -1,4 +1,4 @@
-"""What every store is held to when processes die: its test class inherits this suite, too."""
+"""What every store does when processes crash: its test class inherits this suite."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -15,11 +15,11 @@ from tests.harness.fakes import Clock
 LINEAGE = 7
 
 Life = Callable[[], Outbox]
-"""Another process's outbox, once those before it have died with all that they had claimed."""
+"""Opens the outbox of the next process, after those before it ended with all their claims."""
 
 
-def die(outbox: Outbox, clock: Clock, *, alone: bool = False) -> list[Entry]:
-    """What a process claims that ends without having settled anything."""
+def end_with_claims(outbox: Outbox, clock: Clock, *, alone: bool = False) -> list[Entry]:
+    """Claim in a process that ends without settling anything; return what it had claimed."""
     with closing(outbox):
         claimed = (
             outbox.claim_suspect("segment", lease=MINUTE)
@@ -31,18 +31,18 @@ def die(outbox: Outbox, clock: Clock, *, alone: bool = False) -> list[Entry]:
 
 
 class SuspectsContract:
-    """How an entry is set apart over which processes die: see `relay.outbox.protocol.Outbox`."""
+    """Entries whose processes crash are set apart: see `relay.outbox.protocol.Outbox`."""
 
     @pytest.fixture
     def live(self, open_store: OpenStore, clock: Clock) -> Life:
-        """Opens the store once more."""
+        """Return what opens the store."""
         return partial(open_store, "relay", clock)
 
-    def test_what_two_processes_died_over_is_claimed_alone(self, live: Life, clock: Clock) -> None:
+    def test_an_entry_with_two_crashes_is_claimed_alone(self, live: Life, clock: Clock) -> None:
         with closing(live()) as outbox:
             outbox.add([arrival(name) for name in "abc"])
             nobody = outbox.has_suspects("segment")
-        company = [die(live(), clock) for _ in range(3)]
+        company = [end_with_claims(live(), clock) for _ in range(3)]
         with closing(live()) as outbox:
             outbox.add([arrival("innocent")])
             others = outbox.claim("segment", 9, lease=MINUTE)
@@ -60,15 +60,15 @@ class SuspectsContract:
         assert [entry.crashes for (entry,) in alone[:3]] == [2] * 3
         assert alone[3] == []
 
-    def test_each_death_is_counted_for_what_was_in_hand(self, live: Life, clock: Clock) -> None:
+    def test_each_crash_counts_against_the_claimed_entries(self, live: Life, clock: Clock) -> None:
         with closing(live()) as outbox:
             outbox.add([arrival("a")])
-        claims = [die(live(), clock)]
+        claims = [end_with_claims(live(), clock)]
         with closing(live()) as outbox:
             outbox.add([arrival("b")])
-        claims.append(die(live(), clock))
-        claims += [die(live(), clock, alone=True) for _ in range(4)]
-        claims.append(die(live(), clock))
+        claims.append(end_with_claims(live(), clock))
+        claims += [end_with_claims(live(), clock, alone=True) for _ in range(4)]
+        claims.append(end_with_claims(live(), clock))
         crashes = [{entry.message_id: entry.crashes for entry in claim} for claim in claims]
 
         assert crashes == [
@@ -82,13 +82,13 @@ class SuspectsContract:
         ]
 
     @pytest.mark.parametrize("outcome", State)
-    def test_who_comes_back_clears_it_of_suspicion(
+    def test_settling_clears_an_entry_of_suspicion(
         self, live: Life, clock: Clock, outcome: State
     ) -> None:
         with closing(live()) as outbox:
             outbox.add([arrival("a")])
         for _ in range(2):
-            die(live(), clock)
+            end_with_claims(live(), clock)
         with closing(live()) as outbox:
             (suspect,) = outbox.claim_suspect("segment", lease=MINUTE)
             settle(outbox, suspect, outcome)
@@ -100,14 +100,14 @@ class SuspectsContract:
 
         assert not suspected
         assert (again.crashes, again.attempts) == (0, 4)
-        assert ids(die(live(), clock)) == {"a"}
+        assert ids(end_with_claims(live(), clock)) == {"a"}
 
-    def test_none_of_the_suspects_is_always_the_first(self, live: Life, clock: Clock) -> None:
-        """Whoever dies over one of them must not suspect another one each time."""
+    def test_no_suspect_is_always_the_first(self, live: Life, clock: Clock) -> None:
+        """Otherwise an innocent suspect would be claimed at every crash."""
         with closing(live()) as outbox:
             outbox.add([arrival(name) for name in "abcdefgh"])
         for _ in range(2):
-            die(live(), clock)
+            end_with_claims(live(), clock)
         firsts = set()
         with closing(live()) as outbox:
             for _ in range(12):
@@ -116,13 +116,13 @@ class SuspectsContract:
 
         assert len(firsts) > 1
 
-    def test_who_dies_posting_a_suspect_is_counted_only_where_it_died_by_itself(
+    def test_an_end_while_posting_a_suspect_counts_only_as_a_crash(
         self, live: Life, clock: Clock
     ) -> None:
         with closing(live()) as outbox:
             outbox.add([arrival("a")])
         for _ in range(2):
-            die(live(), clock)
+            end_with_claims(live(), clock)
         crashes = []
         for crashed in [False, False, True, False, True, False]:
             with closing(live()) as outbox:
@@ -140,7 +140,7 @@ class SuspectsContract:
         with closing(live()) as outbox:
             outbox.add([arrival("a")])
         for _ in range(2):
-            die(live(), clock)
+            end_with_claims(live(), clock)
         with closing(live()) as outbox:
             (suspect,) = outbox.claim_suspect("segment", lease=MINUTE)
             outbox.begin_post(suspect, LINEAGE)
@@ -152,13 +152,13 @@ class SuspectsContract:
         assert suspect.crashes == 2
 
     @pytest.mark.parametrize("outcome", State)
-    def test_a_suspect_that_is_posted_is_settled_as_any_other(
+    def test_a_posted_suspect_is_settled_as_any_other(
         self, live: Life, clock: Clock, outcome: State
     ) -> None:
         with closing(live()) as outbox:
             outbox.add([arrival("a")])
         for _ in range(2):
-            die(live(), clock)
+            end_with_claims(live(), clock)
         with closing(live()) as outbox:
             (suspect,) = outbox.claim_suspect("segment", lease=MINUTE)
             settle(outbox, outbox.begin_post(suspect, LINEAGE), outcome)
@@ -169,13 +169,13 @@ class SuspectsContract:
         assert getattr(counts, outcome) == 1
         assert not suspected
 
-    def test_a_suspect_that_somebody_else_has_claimed_since_is_left_to_them(
+    def test_a_late_post_of_a_suspect_leaves_a_newer_claim_alone(
         self, live: Life, clock: Clock
     ) -> None:
         with closing(live()) as outbox:
             outbox.add([arrival("a")])
         for _ in range(2):
-            die(live(), clock)
+            end_with_claims(live(), clock)
         with closing(live()) as outbox:
             (late,) = outbox.claim_suspect("segment", lease=MINUTE)
             clock.sleep(60)

@@ -1,4 +1,4 @@
-"""Records beside the simplest model of them: an outbox as an operator sees it."""
+"""Entries of many kinds, with a model of what an outbox must say about them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -30,7 +30,7 @@ ALL = Query()
 
 
 def varied(number: int) -> Arrival:
-    """The events differ in everything that they can be found by; each sixth is dead at once."""
+    """Return an event. They differ in all that finds them; every sixth is dead when it comes."""
     address = (None, 1, 2, KEY, 3, 5, None)[number % 7]
     keys = Keys(number % 5 or None, address, number % 6 or None)
     return Arrival(
@@ -46,7 +46,7 @@ def varied(number: int) -> Arrival:
 
 
 def filled(outbox: Outbox, clock: Clock) -> list[StoredEntry]:
-    """What the outbox holds once it was given the varied events and some were settled."""
+    """Add the varied events, settle some, and return what the outbox must hold then."""
     arrivals = [varied(number) for number in range(MANY)]
     for each in arrivals:
         outbox.add([each])
@@ -69,7 +69,7 @@ def filled(outbox: Outbox, clock: Clock) -> list[StoredEntry]:
 
 
 def expected(number: int, id_: int, clock: Clock) -> StoredEntry:
-    """What has become of the event of that number."""
+    """Return what must have become of the event of that number."""
     each, now = varied(number), clock.now()
     reason = REASONS[number % 3]
     entry = StoredEntry(
@@ -105,7 +105,7 @@ def expected(number: int, id_: int, clock: Clock) -> StoredEntry:
 
 
 def queries(model: Sequence[StoredEntry]) -> st.SearchStrategy[Query]:
-    """Any question about the records, and some about what is not there."""
+    """Draw any query; some find nothing."""
     moments = [entry.received_at for entry in model]
     kinds = st.sampled_from(["user", "address", "email"])
     return st.builds(
@@ -125,7 +125,7 @@ def queries(model: Sequence[StoredEntry]) -> st.SearchStrategy[Query]:
 
 
 def matches(entry: StoredEntry, query: Query) -> bool:
-    """Whether it is one of those that are asked for."""
+    """Return whether the query must find the entry."""
     return (
         (not query.ids or entry.id in query.ids)
         and (not query.states or entry.state in query.states)
@@ -144,7 +144,7 @@ def matches(entry: StoredEntry, query: Query) -> bool:
 def pages(
     entries: EntryStore, query: Query = ALL, limit: int = 500, **options: bool
 ) -> Iterator[list[StoredEntry]]:
-    """Page by page, each beginning behind the last."""
+    """Return all that the query finds, page by page."""
     start = None
     while page := entries.find(query, limit, start=start, **options):
         yield page
@@ -152,23 +152,23 @@ def pages(
 
 
 def everything(entries: EntryStore, query: Query = ALL) -> list[StoredEntry]:
-    """All that are asked for with their histories, oldest first."""
+    """Return all that the query finds with their histories, oldest first."""
     found = pages(entries, query, newest_first=False, with_history=True)
     return [entry for page in found for entry in page]
 
 
 def by_name(entries: EntryStore) -> dict[str, StoredEntry]:
-    """All there are with their histories, by message id."""
+    """Return all entries with their histories, by message id."""
     return {entry.message_id: entry for entry in everything(entries)}
 
 
 def as_requeue(entry: StoredEntry) -> Requeue:
-    """By today's mapping it is what it was."""
+    """Return a requeue after which the entry is found as before."""
     return Requeue(entry.id, entry.collection or "Email Sent", entry.keys)
 
 
 def requeue(entries: EntryStore, *requeued: StoredEntry) -> int:
-    """Replay the records, as one operation; how many."""
+    """Requeue the entries in one operation; return how many were."""
     operation = entries.begin("replay", "some")
     count = entries.requeue([as_requeue(entry) for entry in requeued], operation)
     entries.finish(operation)
@@ -176,7 +176,7 @@ def requeue(entries: EntryStore, *requeued: StoredEntry) -> int:
 
 
 def erase(entries: EntryStore, *erased: StoredEntry) -> int:
-    """Erase the records, as one operation; how many."""
+    """Erase the entries in one operation; return how many were."""
     operation = entries.begin("erase", "some")
     count = entries.erase([entry.id for entry in erased], operation)
     entries.finish(operation)
@@ -184,11 +184,11 @@ def erase(entries: EntryStore, *erased: StoredEntry) -> int:
 
 
 def without_ids(entries: Sequence[StoredEntry]) -> list[StoredEntry]:
-    """What is the same of them in every store."""
+    """Return the entries without what differs from store to store."""
     return [structs.replace(entry, id=0) for entry in entries]
 
 
 def claim_one(outbox: Outbox) -> Entry:
-    """The only entry that is due."""
+    """Claim the only entry that is due."""
     (entry,) = outbox.claim("segment", 9, lease=MINUTE)
     return entry

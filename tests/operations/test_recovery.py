@@ -10,7 +10,7 @@ import pytest
 
 from relay.errors import OutboxError
 from relay.outbox.entries import Query, Role
-from relay.outbox.sqlite.schema import connect, refuse_damage
+from relay.outbox.sqlite.connection import connect, refuse_damage
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import FAULT, MINUTE, arrival, states
 from tests.harness.fakes import SegmentServer
@@ -22,7 +22,7 @@ HELD = Counter(pending=7, delivered=30, dead=3)
 
 @pytest.fixture
 def logged(tmp_path: Path) -> Path:
-    """An outbox of which nothing has been moved out of its log yet."""
+    """Return the path of an outbox whose log has not been moved into the file yet."""
     path = tmp_path / "logged" / "relay.db"
     path.parent.mkdir()
     with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
@@ -37,7 +37,7 @@ def logged(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def path(logged: Path) -> Path:
-    """An outbox without a log."""
+    """Return the path of an outbox without a log."""
     SqliteOutbox(logged).close()
     return logged
 
@@ -53,7 +53,7 @@ def _write(path: Path, at: int, data: bytes) -> None:
 
 
 def _refusal(path: Path) -> str:
-    """Why the outbox is not opened; it is left as it is."""
+    """Return why the outbox is refused, and assert that it is left as it is."""
     files = [file for file in (path, _log(path)) if file.exists()]
     before = {file: file.read_bytes() for file in files}
     with pytest.raises(OutboxError) as refusal:
@@ -79,10 +79,10 @@ Damage = Callable[[Path], object]
 )
 def test_a_damaged_file_is_refused_with_what_to_do(path: Path, damage: Damage) -> None:
     damage(path)
-    told = _refusal(path)
+    refusal = _refusal(path)
 
-    assert told.startswith(f"{path} is damaged (")
-    assert f"run `relay salvage {path} NEW`" in told
+    assert refusal.startswith(f"{path} is damaged (")
+    assert f"run `relay salvage {path} NEW`" in refusal
 
 
 @pytest.mark.parametrize(
@@ -100,21 +100,21 @@ def test_a_log_that_sqlite_would_drop_is_refused(logged: Path, damage: Damage) -
     assert "run `relay salvage" in _refusal(logged)
 
 
-def test_a_commit_cut_short_is_no_damage(logged: Path) -> None:
-    """It is what a power cut leaves."""
+def test_an_unfinished_commit_is_no_damage(logged: Path) -> None:
+    """A power cut leaves one."""
     os.truncate(_log(logged), _log(logged).stat().st_size - 1_000)
     with closing(SqliteOutbox(logged)) as outbox:
         assert states(outbox) < HELD
 
 
-def test_damage_met_at_work_is_told_with_what_to_do(path: Path) -> None:
+def test_damage_found_later_raises_with_what_to_do(path: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         _write(path, PAGE, bytes(PAGE))
         with pytest.raises(OutboxError, match=r"is damaged .* `relay salvage DAMAGED NEW`"):
             outbox.entries.find(Query(), 1)
 
 
-def test_a_large_file_is_looked_over_for_a_while_only(path: Path) -> None:
+def test_a_large_file_is_checked_for_a_limited_time(path: Path) -> None:
     _write(path, 20 * PAGE, bytes(PAGE))
     with closing(connect(path)) as connection:
         refuse_damage(connection, path, seconds=-1)
@@ -124,7 +124,7 @@ def test_a_large_file_is_looked_over_for_a_while_only(path: Path) -> None:
 
 @pytest.fixture
 def new(tmp_path: Path) -> Path:
-    """Where nothing is yet."""
+    """Return a path at which there is no file."""
     return tmp_path / "new.db"
 
 
@@ -175,7 +175,7 @@ def test_salvage_leaves_what_is_there_alone(path: Path, new: Path) -> None:
     assert f"{path} exists" in _refused(path, path)
 
 
-def test_salvage_does_not_read_from_under_a_relay_at_work(path: Path, new: Path) -> None:
+def test_salvage_refuses_an_outbox_in_use(path: Path, new: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         outbox.lock_role(Role.RECEIVER)
 
@@ -189,10 +189,10 @@ def _webhooks(count: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_what_was_pending_in_a_damaged_outbox_is_forwarded_from_the_new_one(
+def test_pending_entries_of_a_damaged_outbox_are_forwarded_from_the_new_one(
     tmp_path: Path, new: Path, *, killed: bool
 ) -> None:
-    """When relay has been killed it is in the log; otherwise in the file."""
+    """They are in the log if relay was killed, otherwise in the file."""
     path = tmp_path / "relay.db"
     with RelayProcess(path, "http://127.0.0.1:1") as relay:
         ids = {relay.post(body).content["message_id"] for body in _webhooks(30)}

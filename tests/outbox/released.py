@@ -1,9 +1,8 @@
-"""Outboxes as released versions of relay left them, which every later version must take over.
+"""Outboxes as released versions of relay left them, which every later version must open.
 
-`released/<store>-<version>.sql` makes what a relay left that was killed in the middle of its work:
-entries in every state, their histories, tallies, finished operations, and what was in hand. The
-version is the number of the store's migrations. A fixture is never changed, nor is a migration that
-has one.
+`released/<store>-<version>.sql` makes the outbox of a relay that was killed during its work: with
+entries in every state, their histories, counters, finished operations, and claims. The version is
+the number of the store's migrations. A fixture is never changed, nor is a migration that has one.
 
 How to add the next one, at a release with a new migration: run `python -m tests.outbox.released`,
 which writes what is missing for today's versions, and raise the number in `LATEST`. The tests in
@@ -21,7 +20,7 @@ import apsw
 import psycopg
 
 from relay.outbox.postgres import schema as postgres_schema
-from relay.outbox.sqlite import migrations as sqlite_schema
+from relay.outbox.sqlite.migrations import MIGRATIONS as SQLITE_MIGRATIONS
 from relay.outbox.sqlite.schema import MARK
 from tests.cli.desk import Desk, webhook
 from tests.harness.fakes import Answer, SegmentServer
@@ -44,12 +43,12 @@ PENDING = [webhook("dan", number) for number in range(3)]
 
 
 def fixtures(store: str) -> list[int]:
-    """The versions of which there is one for the store, oldest first."""
+    """Return the versions of the store's fixtures, oldest first."""
     return sorted(int(file.stem.partition("-")[2]) for file in RELEASED.glob(f"{store}-*.sql"))
 
 
 def load(store: Store, version: int) -> None:
-    """Make the outbox that the version left in an empty store."""
+    """Make a released version's outbox in an empty store."""
     if isinstance(store, SqliteStore):
         with closing(apsw.Connection(str(store.path))) as connection:
             connection.execute(_file("sqlite", version).read_text())
@@ -63,7 +62,7 @@ def _file(store: str, version: int) -> Path:
 
 
 def work(store: Store) -> None:
-    """Have a relay do all kinds of work with the store, and kill it in the middle."""
+    """Have a relay do all kinds of work with the store, and kill it."""
     with SegmentServer() as segment, RelayProcess(store, segment.url) as relay:
         desk = Desk(store, relay, segment, refused={REFUSED, "replayed"})
         desk.delivered(*DELIVERED, *REJECTED, *REPLAYED, *ERASED)
@@ -75,12 +74,13 @@ def work(store: Store) -> None:
         desk.run("erase", "--user-id", "user-gone", "--yes")
         segment.judge = lambda _batch: Answer(503)
         desk.post(*PENDING)
-        answered = "SELECT 1 FROM history WHERE detail LIKE '5%'"
-        assert within(20, lambda: bool(store.run_sql(answered)))
+        assert within(
+            20, lambda: bool(store.run_sql("SELECT 1 FROM history WHERE detail LIKE '5%'"))
+        )
 
 
 def _dump_sqlite(store: SqliteStore) -> str:
-    """As a script; triggers come last, so that they count nothing twice."""
+    """Return the store as a script. Triggers come last, so that they count nothing twice."""
     with closing(apsw.Connection(str(store.path))) as connection:
         objects: list[Any] = connection.execute(
             "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid"
@@ -101,7 +101,7 @@ def _dump_sqlite(store: SqliteStore) -> str:
 
 
 def _dump_postgres(server: PostgresServer, store: PostgresStore) -> str:
-    """As a script without psql's own commands."""
+    """Return the store as a script without psql's own commands."""
     dumped = subprocess.run(  # noqa: S603 (PostgreSQL's own program)
         [
             *(server.programs / "pg_dump", "--schema=relay", "--inserts", "--no-owner"),
@@ -137,7 +137,7 @@ def main() -> None:
             work(postgres)
             return _dump_postgres(server, postgres)
 
-        _write("sqlite", len(sqlite_schema.MIGRATIONS), of_sqlite)
+        _write("sqlite", len(SQLITE_MIGRATIONS), of_sqlite)
         _write("postgres", len(postgres_schema.MIGRATIONS), of_postgres)
 
 

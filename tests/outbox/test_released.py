@@ -27,7 +27,7 @@ from tests.outbox.released import (
 
 MIGRATIONS = {"sqlite": sqlite_schema, "postgres": postgres_schema}
 KEPT_DAYS = "36500"
-"""The fixtures are older each day."""
+"""Nothing of the fixtures is purged, however old they are."""
 
 Released = tuple[Store, int]
 
@@ -37,7 +37,7 @@ Released = tuple[Store, int]
     ids=lambda fixture: "-".join(map(str, fixture)),
 )
 def released(request: pytest.FixtureRequest) -> Released:
-    """A store with the outbox of a released version, and that version."""
+    """Return a store with the outbox of a released version, and that version."""
     kind, version = request.param
     store: Store = request.getfixturevalue(f"{kind}_store")
     load(store, version)
@@ -45,14 +45,14 @@ def released(request: pytest.FixtureRequest) -> Released:
 
 
 def by_body(store: Store) -> dict[bytes, StoredEntry]:
-    """All that the outbox holds, as this version reads it."""
+    """Return the entries as this version reads them, by their bodies."""
     with closing(open_outbox(store.url)) as outbox:
         found = everything(outbox.entries)
         counted = Counter(entry.state for entry in found)
-        counts, tallied = total(outbox.counts()), population(outbox.counters())
+        counts, kinds = total(outbox.counts()), population(outbox.counters())
 
     assert (counts.pending, counts.delivered, counts.dead) == tuple(counted[s] for s in State)
-    assert sum(tallied.values()) == len(found)
+    assert sum(kinds.values()) == len(found)
     return {entry.body: entry for entry in found}
 
 
@@ -65,7 +65,7 @@ def test_there_is_a_fixture_for_each_released_version(kind: str) -> None:
     assert fixtures(kind) == [*range(1, LATEST[kind] + 1)]
 
 
-def test_all_that_a_released_version_left_is_read(released: Released) -> None:
+def test_every_entry_of_a_released_version_is_read(released: Released) -> None:
     found = by_body(released[0])
 
     assert found.keys() == {*DELIVERED, *REJECTED, *REPLAYED, *UNUSABLE, *PENDING}
@@ -82,7 +82,7 @@ def test_all_that_a_released_version_left_is_read(released: Released) -> None:
     ]
     assert [what for what, _ in what_happened(found[REPLAYED[0]])] == ["dead", "replayed"]
     assert ("posted", "503 Service Unavailable") in [
-        told for body in PENDING for told in what_happened(found[body])
+        each for body in PENDING for each in what_happened(found[body])
     ]
 
 
@@ -94,7 +94,7 @@ def test_its_operations_are_read(released: Released) -> None:
     assert all(each.finished_at for each in operations)
 
 
-def test_what_waits_in_it_is_forwarded_and_copies_are_recognised(released: Released) -> None:
+def test_its_pending_entries_are_forwarded_and_copies_recognised(released: Released) -> None:
     store, _ = released
     before = {body: entry.message_id for body, entry in by_body(store).items()}
     with (
@@ -113,7 +113,7 @@ def test_what_waits_in_it_is_forwarded_and_copies_are_recognised(released: Relea
 
 
 def test_an_older_relay_refuses_it(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an older relay, all that matters is how many migrations it knows."""
+    """An older relay is one that knows fewer migrations."""
     store, version = released
     for schema in MIGRATIONS.values():
         monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[: version - 1])

@@ -35,24 +35,24 @@ class Original:
 
     Attributes:
         entries: what is in it, by `message_id`.
-        forgotten: what was in it and has been purged since, likewise.
+        purged: what was in it and has been purged since, likewise.
         pages: the numbers of the pages that each of them is on.
     """
 
     directory: Path
     entries: dict[str, StoredEntry]
-    forgotten: dict[str, StoredEntry]
+    purged: dict[str, StoredEntry]
     pages: dict[str, set[int]]
 
     def copy(self, directory: Path) -> Path:
-        """The file in a directory of its own, with its log."""
+        """Copy the file and its log into the directory; return the file's path."""
         shutil.copytree(self.directory, directory)
         return directory / "relay.db"
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
-    """Some hundreds of entries, a good part of which is in the log only."""
+    """Make an outbox of some hundreds of entries, many of which are in the log only."""
     path = tmp_path_factory.mktemp("original") / "relay.db"
     random = _random(1)
     with closing(SqliteOutbox(path)) as outbox:
@@ -67,11 +67,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
         for file in (path, Path(f"{path}-wal")):
             shutil.copy(file, copy)
         pages = _pages(path)
-    forgotten = {id_: entry for id_, entry in before.items() if id_ not in entries}
+    purged = {id_: entry for id_, entry in before.items() if id_ not in entries}
 
     assert (copy / "relay.db-wal").stat().st_size > 100 * FRAME
     assert {entry.state for entry in entries.values()} == {*State}
-    return Original(copy, entries, forgotten, pages)
+    return Original(copy, entries, purged, pages)
 
 
 def _random(seed: int) -> Random:
@@ -109,7 +109,7 @@ def _entries(outbox: SqliteOutbox) -> dict[str, StoredEntry]:
 
 
 def _pages(path: Path) -> dict[str, set[int]]:
-    """On which pages each entry is, as SQLite tells."""
+    """Return the pages that each entry is on, as SQLite says."""
     with closing(apsw.Connection(str(path))) as connection:
         rows: list[Any] = connection.execute(
             "SELECT message_id FROM entries ORDER BY id"
@@ -136,8 +136,8 @@ def _salvaged(path: Path) -> list[StoredEntry]:
     return entries
 
 
-def test_what_is_not_damaged_is_all_there(original: Original, tmp_path: Path) -> None:
-    """What has been forgotten is not, though its pages are still in the file."""
+def test_an_undamaged_outbox_is_read_completely(original: Original, tmp_path: Path) -> None:
+    """Purged entries are not read, though their pages are still in the file."""
     entries = _salvaged(original.copy(tmp_path / "copy"))
 
     assert {entry.message_id: entry for entry in entries} == original.entries
@@ -182,7 +182,7 @@ def _start(fill: Fill, size: int) -> Damage:
 
 
 def _branches(path: Path, random: Random) -> None:
-    """The pages that lead to others, with the root or without."""
+    """Damage the pages that lead to others, with the root or without."""
     content = bytearray(path.read_bytes())
     for place in range(PAGE * random.choice([1, 2]), len(content), PAGE):
         if content[place] == 5:
@@ -271,19 +271,19 @@ def _assert_recovered(
     unharmed = {id_: entry for id_, entry in original.entries.items() if id_ not in damaged}
 
     assert {id_: recovered.pop(id_, None) for id_ in unharmed} == unharmed
-    # The rest is damaged, too, or had been forgotten, but none of it is made up.
+    # The rest is damaged, or was purged, but none of it is invented.
     lengths = {len(entry.body) for entry in damaged.values()}
     for id_, entry in recovered.items():
-        if id_ in original.forgotten:
+        if id_ in original.purged:
             # Its bytes may have been overwritten with zeros since.
-            whole = original.forgotten[id_].body
+            whole = original.purged[id_].body
             assert all(left in (byte, 0) for left, byte in zip(entry.body, whole, strict=True))
         else:
             assert len(entry.body) in lengths
 
 
-def test_of_old_copies_the_pending_one_is_told_first(tmp_path: Path) -> None:
-    """Which is older cannot be told: what was sent is sent again, what was not is not lost."""
+def test_the_pending_one_of_old_copies_comes_first(tmp_path: Path) -> None:
+    """Their age is not known. An event sent twice does no harm; one not sent would be lost."""
     path = tmp_path / "relay.db"
     copies = []
     for settled in (False, True):
@@ -292,16 +292,16 @@ def test_of_old_copies_the_pending_one_is_told_first(tmp_path: Path) -> None:
             if settled:
                 outbox.ack(outbox.claim("segment", 1, lease=MINUTE))
         copies.append(path.read_bytes()[PAGE : 2 * PAGE])
-    told = []
+    states = []
     for number, pages in enumerate((copies, copies[::-1])):
         damaged = tmp_path / str(number)
         damaged.write_bytes(bytes(2 * PAGE) + b"".join(pages))
-        told.append([entry.state for entry in _salvaged(damaged)])
+        states.append([entry.state for entry in _salvaged(damaged)])
 
-    assert told == [[State.PENDING, State.DELIVERED]] * 2
+    assert states == [[State.PENDING, State.DELIVERED]] * 2
 
 
-def test_a_bit_costs_one_entry_at_the_most_and_that_is_told(
+def test_a_flipped_bit_costs_one_entry_at_most_and_is_reported(
     tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
     path = tmp_path / "relay.db"
@@ -316,10 +316,10 @@ def test_a_bit_costs_one_entry_at_the_most_and_that_is_told(
         path.write_bytes(flipped)
         with DamagedOutbox(path) as outbox_:
             entries = list(outbox_.entries())
-            told = outbox_.torn + len(outbox_.broken)
+            reported = outbox_.torn + len(outbox_.broken)
 
         assert sum(entry in entries for entry in originals) >= 2
-        assert told or len({entry.message_id for entry in entries}) == 3
+        assert reported or len({entry.message_id for entry in entries}) == 3
 
 
 def test_entries_are_recovered_from_pages_whose_heads_are_gone(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_the_destination_is_recovered_and_is_segment_in_rows_of_version_1(
 
 
 @pytest.mark.parametrize("role", Role)
-def test_what_a_relay_is_at_work_on_is_refused(tmp_path: Path, role: Role) -> None:
+def test_an_outbox_in_use_is_refused(tmp_path: Path, role: Role) -> None:
     path = tmp_path / "relay.db"
     with closing(SqliteOutbox(path)) as outbox:
         outbox.lock_role(role)
@@ -393,6 +393,6 @@ def test_what_a_relay_is_at_work_on_is_refused(tmp_path: Path, role: Role) -> No
     DamagedOutbox(path).__exit__()
 
 
-def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_outbox_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutboxError, match="does not exist"):
         DamagedOutbox(tmp_path / "relay.db")

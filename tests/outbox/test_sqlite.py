@@ -22,6 +22,7 @@ from relay.outbox.sqlite.migrations import MIGRATIONS
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.changes import ChangesContract, RunSql
 from tests.contracts.counters import CountersContract
+from tests.contracts.destinations import DestinationsContract
 from tests.contracts.entries import EntryStoreContract
 from tests.contracts.outbox import (
     FAULT,
@@ -39,13 +40,18 @@ from tests.harness.processes import run_sql
 
 
 class TestSqliteOutbox(
-    OutboxContract, EntryStoreContract, ChangesContract, SuspectsContract, CountersContract
+    OutboxContract,
+    EntryStoreContract,
+    ChangesContract,
+    SuspectsContract,
+    CountersContract,
+    DestinationsContract,
 ):
     claimers = 1
 
     @pytest.fixture
     def open_store(self, tmp_path: Path) -> OpenStore:
-        """One file a name."""
+        """Open one file for each name."""
         return lambda name, clock: SqliteOutbox(
             tmp_path / f"{name}.db", clock=clock.now, elapsed=clock.monotonic
         )
@@ -56,11 +62,11 @@ class TestSqliteOutbox(
 
 
 class _Disk(apsw.VFS):
-    """The disk as SQLite sees it, where every sync is told and space may run out.
+    """The disk as SQLite sees it; each sync can be watched, and space can run out.
 
     Attributes:
         synced: called with each file that has been synced.
-        full: nothing more can be written.
+        full: whether nothing more can be written.
     """
 
     def __init__(self) -> None:
@@ -91,7 +97,7 @@ class _File(apsw.VFSFile):
 
 @pytest.fixture
 def disk() -> Iterator[_Disk]:
-    """The disk that every outbox of the test is on."""
+    """Return the disk that every outbox of the test is on."""
     disk = _Disk()
     apsw.set_default_vfs("disk")
     yield disk
@@ -101,12 +107,12 @@ def disk() -> Iterator[_Disk]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the outbox is."""
+    """Return the path of the outbox."""
     return tmp_path / "relay.db"
 
 
-def test_what_is_added_outlives_a_power_cut(disk: _Disk, path: Path) -> None:
-    """A power cut leaves what has been synced; so that is copied aside at each sync."""
+def test_added_entries_outlive_a_power_cut(disk: _Disk, path: Path) -> None:
+    """A power cut leaves what was synced, so each file is copied when it is."""
     aside = path.with_name("aside")
     aside.mkdir()
 
@@ -126,7 +132,7 @@ def test_what_is_added_outlives_a_power_cut(disk: _Disk, path: Path) -> None:
     outbox.close()
 
 
-def test_a_full_disk_is_told_and_nothing_is_taken_for_stored(disk: _Disk, path: Path) -> None:
+def test_a_full_disk_raises_and_nothing_counts_as_stored(disk: _Disk, path: Path) -> None:
     outbox = SqliteOutbox(path)
     outbox.add([arrival("a")])
     disk.full = True
@@ -144,9 +150,7 @@ def test_a_full_disk_is_told_and_nothing_is_taken_for_stored(disk: _Disk, path: 
     outbox.close()
 
 
-def test_what_is_released_on_a_full_disk_is_due_as_soon_as_there_is_room(
-    disk: _Disk, path: Path
-) -> None:
+def test_an_entry_released_on_a_full_disk_is_due_at_once(disk: _Disk, path: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("a")])
         claimed = outbox.claim("segment", 1, lease=MINUTE)
@@ -160,7 +164,7 @@ def test_what_is_released_on_a_full_disk_is_due_as_soon_as_there_is_room(
 
 
 def test_a_file_can_be_opened_on_a_full_disk(disk: _Disk, path: Path) -> None:
-    """A forwarder that starts then waits for room, and does not die for want of it."""
+    """A forwarder that starts then waits for room, and does not end."""
     receiving = SqliteOutbox(path)
     receiving.add([arrival("a")])
     disk.full = True
@@ -173,7 +177,7 @@ def test_a_file_can_be_opened_on_a_full_disk(disk: _Disk, path: Path) -> None:
 
 
 def test_the_log_is_emptied_into_the_file_by_a_thread_of_its_own(disk: _Disk, path: Path) -> None:
-    """A checkpoint within `add` would be its slowest moment; none at all would fill the disk."""
+    """A checkpoint within `add` would make it slow; none at all would fill the disk."""
     outbox = SqliteOutbox(path)
     threads = set()
     emptied = threading.Event()
@@ -199,8 +203,8 @@ def test_the_log_is_emptied_into_the_file_by_a_thread_of_its_own(disk: _Disk, pa
 
 
 def _wait_until_unlocked(connection: apsw.Connection) -> None:
-    """A checkpoint holds its locks a little longer than its sync, and refuses another one."""
-    connection.pragma("user_version")  # a connection that has read nothing checkpoints nothing
+    """Wait until the checkpoint, which has just synced, has left its locks."""
+    connection.pragma("user_version")  # a connection checkpoints nothing before its first read
     pages = None
     while pages is None:
         with suppress(apsw.BusyError):
@@ -226,7 +230,7 @@ for number in count():
 
 
 @pytest.mark.parametrize("enough", [1, 20, 300])
-def test_what_is_added_outlives_a_kill(path: Path, enough: int) -> None:
+def test_added_entries_outlive_a_kill(path: Path, enough: int) -> None:
     command = [sys.executable, "-c", _ADDS_FOR_EVER, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 (our own)
         assert process.stdout
@@ -240,7 +244,7 @@ def test_what_is_added_outlives_a_kill(path: Path, enough: int) -> None:
     outbox.close()
 
 
-def test_a_clock_put_right_keeps_nothing_waiting(path: Path) -> None:
+def test_a_corrected_clock_delays_no_entry(path: Path) -> None:
     clock = Clock()
     with closing(SqliteOutbox(path, clock=clock.now, elapsed=clock.monotonic)) as outbox:
         outbox.add([arrival("from next year", received_at=NOON + timedelta(days=365))])
@@ -267,7 +271,7 @@ time.sleep(600)
 """
 
 
-def test_what_a_killed_process_had_claimed_is_due_at_once(path: Path) -> None:
+def test_the_claims_of_a_killed_process_are_due_at_once(path: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("a", received_at=NOON - MINUTE), arrival("b")])
         command = [sys.executable, "-c", _CLAIMS_AND_WAITS, str(path)]
@@ -280,7 +284,7 @@ def test_what_a_killed_process_had_claimed_is_due_at_once(path: Path) -> None:
         claimed = outbox.claim("segment", 9, lease=MINUTE)
 
     assert {entry.message_id: entry.attempts for entry in claimed} == {"a": 4, "b": 2}
-    assert sorted(entry.crashes for entry in claimed) == [0, 1]  # one had been given back
+    assert sorted(entry.crashes for entry in claimed) == [0, 1]  # one had been released
 
 
 @pytest.mark.parametrize("role", Role)
@@ -298,7 +302,7 @@ def test_a_role_is_of_one_process_only(path: Path, role: Role) -> None:
             third.lock_role(role)
 
 
-def test_who_is_about_to_end_is_waited_for(path: Path) -> None:
+def test_a_process_waits_for_the_end_of_another(path: Path) -> None:
     with closing(SqliteOutbox(path)) as second:
         first = SqliteOutbox(path)
         first.lock_role(Role.FORWARDER)
@@ -356,7 +360,7 @@ def test_the_file_of_a_newer_relay_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "difference"),
     [
         ("DROP INDEX entries_dead", "index entries_dead is missing"),
         ("DROP TRIGGER entry_dead_lettered", "trigger entry_dead_lettered is missing"),
@@ -383,7 +387,7 @@ def test_the_file_of_a_newer_relay_is_refused(path: Path) -> None:
     ],
 )
 def test_a_file_with_other_tables_than_its_version_has_is_refused(
-    path: Path, change: str, told: str
+    path: Path, change: str, difference: str
 ) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("a")])
@@ -393,13 +397,13 @@ def test_a_file_with_other_tables_than_its_version_has_is_refused(
     before = path.read_bytes()
     refusal = _refusal(path)
 
-    assert told in refusal
+    assert difference in refusal
     assert f"{path} does not have the tables of version {len(MIGRATIONS)}" in refusal
     assert f"`relay salvage {path} NEW`" in refusal
     assert path.read_bytes() == before
 
 
-def test_what_somebody_added_to_look_at_the_file_is_left_alone(path: Path) -> None:
+def test_added_indexes_views_and_tables_are_left_alone(path: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("a")])
     for statement in (
@@ -415,7 +419,7 @@ def test_what_somebody_added_to_look_at_the_file_is_left_alone(path: Path) -> No
         assert states(outbox)["pending"] == 1
 
 
-def test_a_table_that_got_another_name_and_its_own_back_is_the_same(path: Path) -> None:
+def test_a_table_renamed_and_renamed_back_is_the_same(path: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("a")])
     for table in ("entries", "history", "operations"):
@@ -425,7 +429,7 @@ def test_a_table_that_got_another_name_and_its_own_back_is_the_same(path: Path) 
         assert states(outbox)["pending"] == 1
 
 
-def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
     path.write_bytes(b"not a database" * 100)
 
     assert "not a database" in _refusal(path)
@@ -433,7 +437,7 @@ def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "missing/relay.db"])
-def test_where_no_file_can_be_there_is_no_outbox(tmp_path: Path, place: str) -> None:
+def test_a_path_that_cannot_be_a_file_is_refused(tmp_path: Path, place: str) -> None:
     assert "cannot be opened" in _refusal(tmp_path / place)
 
 
@@ -489,7 +493,7 @@ def test_another_url_is_refused(url: str) -> None:
     assert "hunter2" not in str(refusal.value)
 
 
-def test_what_an_outage_releases_takes_no_memory(path: Path) -> None:
+def test_released_entries_take_no_memory(path: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival(str(number)) for number in range(30_000)])
 

@@ -18,25 +18,25 @@ from tests.harness.entries import erase, everything, requeue
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the outbox is."""
+    """Return the path of the outbox."""
     return tmp_path / "relay.db"
 
 
 def body(number: int, size: int) -> bytes:
-    """One that begins and ends with what no other holds."""
+    """Return a body that begins and ends with a text of its own."""
     canary = f"<canary {number:03}>".encode()
     return canary + b"." * size + canary
 
 
 def canaries(path: Path) -> set[int]:
-    """The numbers of the bodies of which the outbox's files hold anything."""
+    """Return the numbers of bodies that the outbox's files hold any part of."""
     raw = b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
     return {number for number in range(60) if f"<canary {number:03}>".encode() in raw}
 
 
 @pytest.mark.parametrize("size", [10, 700, 5_000, 60_000])
-def test_nothing_of_what_was_erased_is_left_in_the_files(path: Path, size: int) -> None:
-    """While a relay has them open that has moved the rows about; long bodies have more pages."""
+def test_the_files_hold_nothing_of_erased_entries(path: Path, size: int) -> None:
+    """A relay has them open, and has moved the rows. Long bodies have several pages."""
     with closing(SqliteOutbox(path)) as relaying, closing(SqliteOutbox(path)) as operators:
         relaying.add([arrival(f"{n}", body=body(n, size)) for n in range(60)])
         for _ in range(3):
@@ -61,8 +61,8 @@ def test_nothing_of_what_was_erased_is_left_in_the_files(path: Path, size: int) 
         assert {entry.state for entry in erased} == {*State}
 
 
-def test_who_reads_meanwhile_is_waited_for(path: Path) -> None:
-    """The log of writes cannot be emptied as long as someone reads from it."""
+def test_erasing_waits_for_a_reader(path: Path) -> None:
+    """The log of writes cannot be emptied while it is read."""
     with closing(SqliteOutbox(path)) as outbox, closing(apsw.Connection(str(path))) as reader:
         outbox.add([arrival("a", body=body(1, 10))])
         reader.execute("BEGIN")
@@ -79,7 +79,7 @@ def test_who_reads_meanwhile_is_waited_for(path: Path) -> None:
 
 @pytest.fixture
 def executed() -> Iterator[list[tuple[str, Any]]]:
-    """Every statement of connections that are opened meanwhile, and its values."""
+    """Collect each statement, with its values, of connections opened meanwhile."""
     statements = []
 
     def trace(_: apsw.Cursor, statement: str, values: Any) -> bool:  # noqa: ANN401 (of any kind)
@@ -164,13 +164,13 @@ ROWID = "SEARCH entries USING INTEGER PRIMARY KEY (rowid=?)"
         (ROWID, lambda o: erase(o.entries, *o.entries.find(Query(ids=(1,)), 1))),
     ],
 )
-def test_entries_are_come_at_by_an_index(
+def test_entries_are_found_through_an_index(
     path: Path,
     executed: list[tuple[str, Any]],
     step: str,
     operate: Callable[[Outbox], object],
 ) -> None:
-    """Of the table itself no more is read than is asked for, the latest entries first."""
+    """The table itself is only read in the order of ids, as far as the limit."""
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("a", fault=FAULT)])
         executed.clear()
@@ -186,7 +186,7 @@ def test_entries_are_come_at_by_an_index(
 
 
 def plan(connection: apsw.Connection, statement: str, values: Any) -> list[str]:  # noqa: ANN401 (as above)
-    """How SQLite comes at what is asked for, step by step; of a pragma, nothing."""
+    """Return the steps of SQLite's query plan; none for a pragma."""
     if not statement.lstrip().startswith(("SELECT", "UPDATE", "INSERT", "DELETE", "WITH")):
         return []
     rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)

@@ -28,14 +28,14 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture
 def old(tmp_path: Path) -> SqliteStore:
-    """An outbox of version 1, left by a relay that was killed."""
+    """Return an outbox of version 1, left by a relay that was killed."""
     store = SqliteStore(tmp_path / "relay.db")
     load(store, 1)
     return store
 
 
 def rows(store: SqliteStore, table: str) -> Rows:
-    """What the table holds, in its order."""
+    """Return the rows of the table, in its order."""
     with closing(apsw.Connection(str(store.path))) as connection:
         names = [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
         found: list[Any] = connection.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 (relay's own)
@@ -43,13 +43,13 @@ def rows(store: SqliteStore, table: str) -> Rows:
 
 
 def migrated(store: SqliteStore) -> SqliteStore:
-    """The same outbox, as today's version has it."""
+    """Migrate the outbox; return it."""
     SqliteOutbox(store.path).close()
     return store
 
 
 def today(row: dict[str, Any], **added: str) -> dict[str, Any]:
-    """The row of version 1 as it must be today."""
+    """Return a row of version 1 as it must be today."""
     kept = {RENAMED.get(name, name): value for name, value in row.items() if name != "pace"}
     return kept | added
 
@@ -83,7 +83,7 @@ def test_every_row_is_kept(old: SqliteStore) -> None:
     assert before["status"][0]["claims"] != "[]"
 
 
-def test_what_waits_in_it_is_delivered(old: SqliteStore) -> None:
+def test_its_pending_entries_can_be_delivered(old: SqliteStore) -> None:
     with closing(SqliteOutbox(old.path)) as outbox:
         before = total(outbox.counts())
         claimed = outbox.claim("segment", 99, lease=MINUTE)
@@ -96,7 +96,7 @@ def test_what_waits_in_it_is_delivered(old: SqliteStore) -> None:
     assert after.delivered == before.delivered + len(PENDING)
 
 
-def test_what_was_held_by_the_killed_process_counts_its_crash(old: SqliteStore) -> None:
+def test_a_crash_counts_against_the_claims_of_the_killed_process(old: SqliteStore) -> None:
     with closing(apsw.Connection(str(old.path))) as connection:
         claims = "[" + ",".join(f"[{row['id']},9,0]" for row in rows(old, "entries")) + "]"
         connection.execute("UPDATE status SET claims = ?", (claims,))
@@ -107,7 +107,7 @@ def test_what_was_held_by_the_killed_process_counts_its_crash(old: SqliteStore) 
 
 
 class _CopyingDisk(apsw.VFS):
-    """Copies the outbox's files aside before each write: what a kill at that moment leaves."""
+    """A disk that copies the outbox's files before each write, as a kill would leave them."""
 
     def __init__(self, path: Path, aside: Path) -> None:
         self.base = apsw.vfs_names()[0]
@@ -142,7 +142,7 @@ class _CopyingFile(apsw.VFSFile):
 
 @pytest.fixture
 def killed(old: SqliteStore, tmp_path: Path) -> Iterator[list[Path]]:
-    """What each kill in the middle of the migration would have left, oldest first."""
+    """Return what a kill at each write of the migration would have left, oldest first."""
     disk = _CopyingDisk(old.path, tmp_path / "aside")
     apsw.set_default_vfs("copying")
     try:
@@ -175,8 +175,8 @@ def test_a_kill_in_the_middle_leaves_the_one_version_or_the_other(killed: list[P
     assert versions.count(1) > 10
 
 
-def test_what_is_not_needed_any_more_is_left_in_no_file(old: SqliteStore) -> None:
-    """Also what is erased later has left no copy behind in the migration."""
+def test_no_file_holds_what_the_migration_dropped_or_erasing_deleted(old: SqliteStore) -> None:
+    """The migration leaves no copy behind of what is erased later."""
     with closing(apsw.Connection(str(old.path))) as connection:
         connection.execute("""UPDATE status SET pace = '{"answer": "a canary of the pace"}'""")
     migrated(old)
@@ -202,7 +202,7 @@ def test_the_tables_are_not_changed_under_an_older_relay(old: SqliteStore, role:
         assert len(ids(outbox.claim("segment", 99, lease=MINUTE))) == len(PENDING)
 
 
-def test_a_view_that_somebody_made_of_the_old_columns_still_works(old: SqliteStore) -> None:
+def test_a_view_of_the_old_columns_still_works(old: SqliteStore) -> None:
     old.run_sql("CREATE VIEW theirs AS SELECT provider, deaths FROM entries WHERE id > 1")
     before = old.run_sql("SELECT * FROM theirs")
     migrated(old)

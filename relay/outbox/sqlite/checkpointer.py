@@ -14,19 +14,19 @@ from relay.outbox.sqlite.fileformat import PAGE
 _CHECKPOINT_PAGES: Final = 1_000  # 4 MB of WAL, as SQLite's own default
 _TRUNCATE_PAGES: Final = 32_000  # 128 MB: under steady load a passive checkpoint never ends
 LONG_BYTES: Final = _TRUNCATE_PAGES * PAGE
-_FIRST_PAUSE_SECONDS: Final = 0.01  # after somebody was in the way of emptying the log
+_FIRST_PAUSE_SECONDS: Final = 0.01  # after a reader kept the log from being emptied
 _LONGEST_PAUSE_SECONDS: Final = 5.0
-_HELD_SECONDS: Final = 10.0  # relay's own processes are in the way for moments only
+_HELD_SECONDS: Final = 10.0  # relay's own processes hold the log for moments only
 
 
 class Checkpointer(threading.Thread):
-    """Moves committed pages from the WAL into the file, outside the committing threads.
+    """A thread that moves committed pages from the WAL into the file.
 
-    Inside them, as SQLite would do it, these moments were the slowest answers by far.
+    SQLite would do that in the committing threads, where it made the slowest answers by far.
 
-    A log that has grown long is emptied under the writers' lock. That waits for nobody: who reads
-    from the log, a dump or a BI tool, would keep all writers waiting. It is tried again later, and
-    the log grows meanwhile.
+    A log that has grown long is emptied under the writers' lock. That waits for no reader: a dump
+    or a BI tool would keep all writers waiting. It is tried again later, and the log grows
+    meanwhile.
     """
 
     def __init__(self, connection: apsw.Connection, writing: threading.Lock, disk: Disk) -> None:
@@ -37,17 +37,17 @@ class Checkpointer(threading.Thread):
         self._due = threading.Event()
         self._stopping = threading.Event()
         self._refused_since: float | None = None
-        connection.pragma("user_version")  # one that has read nothing checkpoints nothing
+        connection.pragma("user_version")  # a connection checkpoints nothing before its first read
 
     def committed(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
-        """SQLite calls this after each commit, with the WAL's length in pages."""
+        """Note a commit. SQLite calls this after each one, with the WAL's length in pages."""
         if pages >= _CHECKPOINT_PAGES:
             self._due.set()
         return apsw.SQLITE_OK
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody has kept a long log from being emptied for a while."""
+        """Whether a reader has kept a long log from being emptied for a while."""
         since = self._refused_since
         return since is not None and time.monotonic() - since >= _HELD_SECONDS
 
@@ -60,7 +60,7 @@ class Checkpointer(threading.Thread):
             if self._stopping.is_set():
                 return
             self._due.clear()
-            with suppress(OutboxError):  # the next commit asks again
+            with suppress(OutboxError):  # the next commit makes it due again
                 self._checkpoint()
             if self._refused_since is None:
                 pause = _FIRST_PAUSE_SECONDS
@@ -70,7 +70,7 @@ class Checkpointer(threading.Thread):
                 self._due.set()
 
     def _checkpoint(self) -> None:
-        with self._disk.used(), suppress(apsw.BusyError):  # another process is at it
+        with self._disk.used(), suppress(apsw.BusyError):  # another process checkpoints
             pages, _ = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             if pages < _TRUNCATE_PAGES or self._is_emptied():
                 self._refused_since = None
@@ -85,11 +85,11 @@ class Checkpointer(threading.Thread):
                 return False
         return True
 
-    def write_log_anew(self) -> None:
-        """Copy what an earlier process left in the log, which may not be on the disk.
+    def rewrite_log(self) -> None:
+        """Write what an earlier process left in the log once more: it may not be on the disk.
 
         Raises:
-            OutboxBrokenError: that is not on the disk either.
+            OutboxBrokenError: the disk did not take it.
         """
         try:
             with self._disk.used():
@@ -98,15 +98,18 @@ class Checkpointer(threading.Thread):
         except OutboxBrokenError:
             raise
         except OutboxError:
-            pass  # someone else uses the file, or the disk is full
+            pass  # another process uses the file, or the disk is full
 
     def _write_again(self) -> None:
-        """Write the log over itself and sync it: else a power cut in the checkpoint mixes ages."""
-        self._connection.execute("BEGIN IMMEDIATE")  # nobody else writes to it meanwhile
+        """Write the log over itself, and sync it.
+
+        Otherwise a power cut during the checkpoint could leave pages of different commits.
+        """
+        self._connection.execute("BEGIN IMMEDIATE")  # no other process writes to it meanwhile
         try:
             name = self._connection.filename_wal
             flags = [apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_READWRITE, 0]
-            log = apsw.VFSFile("", name, flags)  # by way of SQLite, which keeps its locks
+            log = apsw.VFSFile("", name, flags)  # through SQLite, which keeps its locks
             try:
                 size = log.xFileSize()
                 for start in range(0, size, 2**16):  # SQLite writes less than twice as much at once
@@ -118,7 +121,7 @@ class Checkpointer(threading.Thread):
             self._connection.execute("ROLLBACK")
 
     def stop(self) -> None:
-        """End the thread; a checkpoint under way is finished first."""
+        """End the thread, when a checkpoint under way is finished."""
         self._stopping.set()
         self._due.set()
         self.join()

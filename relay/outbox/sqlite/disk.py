@@ -7,41 +7,44 @@ from typing import Final
 import apsw
 
 from relay.errors import OutboxBrokenError, OutboxError
-from relay.outbox.sqlite.place import Place
-from relay.outbox.sqlite.schema import translated
+from relay.outbox.sqlite.connection import translated
+from relay.outbox.sqlite.files import OutboxFiles
 
 
 class Disk:
-    """What a process knows of the disk that its outbox is on.
+    """The disk that an outbox is on, and whether it can still be trusted.
 
-    Once its files are not where they were opened, nothing more is done: what is stored there is
-    lost when this process ends.
+    When a file is not where it was opened, every use is refused: what is stored in it is lost when
+    this process ends.
 
-    When a sync fails, Linux gives up the pages that it was for: they are read as if they had been
-    written, and a later sync says that all is well. So nothing is built on them: until the process
-    ends, nothing more is done. The next one's first checkpoint writes all of the log anew.
+    When a sync fails, Linux gives up the pages that it was for. They are read as if they had been
+    written, and a later sync succeeds. So every use is refused until the process ends. The next
+    process writes all of the log once more before its first checkpoint.
 
     Attributes:
-        failure: why nothing more is done; None while all is well.
-        lost: that is because a file is not where it was opened.
+        failure: why every use is refused; None while all is well.
+        lost: whether that is because a file is not where it was opened.
     """
 
     def __init__(self) -> None:
         self.failure: str | None = None
         self.lost = False
-        self._place: Place | None = None
+        self._files: OutboxFiles | None = None
 
-    def watch(self, place: Place) -> None:
-        """See from now on whether the files are still there."""
-        self._place = place
+    def watch(self, files: OutboxFiles) -> None:
+        """Check from now on whether the files are still there."""
+        self._files = files
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Raise SQLite's errors as relay's; refuse once the disk has failed or a file is gone.
 
-        That is looked at before: a checkpoint into a file that somebody has opened with another log
-        would damage it. And once more after: what was stored between the two, in a file that was
-        deleted meanwhile, is not told stored.
+        The files are checked before the use: a checkpoint would damage a file that another process
+        has opened with another log. They are checked after it, too: what was stored in a file that
+        was deleted meanwhile is not reported as stored.
+
+        Raises:
+            OutboxBrokenError: until this process ends, nothing more can be done.
         """
         self._refuse_lost()
         try:
@@ -56,8 +59,8 @@ class Disk:
         self._refuse_lost()
 
     def _refuse_lost(self) -> None:
-        if self.failure is None and self._place:
-            self.failure = self._place.fault()
+        if self.failure is None and self._files:
+            self.failure = self._files.fault()
             self.lost = self.failure is not None
         if self.failure:
             raise OutboxBrokenError(self.failure)

@@ -1,7 +1,7 @@
 """SQLite's file format, as far as it takes to read rows out of a damaged file.
 
-The rules are those of https://sqlite.org/fileformat2.html, whose chapters are named where they are
-followed. Whatever the bytes, nothing here fails: it finds less.
+The rules are those of https://sqlite.org/fileformat2.html; functions name the chapter they follow.
+Whatever the bytes are, a page or log can be read: less is found in it.
 """
 
 import os
@@ -16,10 +16,10 @@ from msgspec import Struct
 from relay.errors import OutboxError, OutboxUnusableError
 
 PAGE: Final = 4_096
-"""The bytes of a page: SQLite's default, which relay leaves alone. A header may be damaged."""
+"""The bytes of a page: SQLite's default, which relay keeps. The file's header may be damaged."""
 
-INTERIOR: Final = b"\x05"  # how a page of a table begins that leads to others
-LEAF: Final = b"\x0d"  # and one that has rows
+INTERIOR: Final = b"\x05"  # the first byte of a table's page that leads to others
+LEAF: Final = b"\x0d"  # and of one that has rows
 OTHERS: Final = frozenset(b"\x00\x02\x05\x0aS")  # overflow, index, interior, index, the first page
 
 _MAGIC: Final = b"SQLite format 3\0"
@@ -37,11 +37,12 @@ class Cell(Struct, frozen=True):
     """A row as its leaf page has it.
 
     Attributes:
+        start: where it begins on the page.
+        end: where it ends.
         kinds: the serial types of its values.
         here: as much of the values as is on the page.
         size: the bytes of all the values.
         overflow: the page that has more of them; 0 for none.
-        start: where it begins on the page; and where it ends.
     """
 
     start: int
@@ -54,9 +55,9 @@ class Cell(Struct, frozen=True):
 
 
 class Pages(Struct, frozen=True):
-    """Pages by their numbers: those that are in the log, and beneath them the file's.
+    """Pages by their numbers: from the log if they are in it, otherwise from the file.
 
-    A place is an offset in the file, or a negative one in the log.
+    A place is an offset in the file, or a negative offset in the log.
     """
 
     file: BinaryIO | None
@@ -64,22 +65,22 @@ class Pages(Struct, frozen=True):
     logged: Mapping[int, int]
 
     def place(self, number: int) -> int:
-        """Where the page is."""
+        """Return where the page is."""
         return self.logged.get(number, (number - 1) * PAGE)
 
     def read(self, place: int) -> bytes:
-        """The page at the place, or as much of it as there is."""
+        """Return the page at the place, or the part of it that is there."""
         return _read(self.log if place < 0 else self.file, abs(place), PAGE)
 
     def __getitem__(self, number: int) -> bytes:
         return self.read(self.place(number)) if number > 0 else b""
 
     def count(self) -> int:
-        """How many there are."""
+        """Return how many pages there are."""
         return max([-(-_length(self.file) // PAGE), *self.logged])
 
     def free(self) -> Iterator[int]:
-        """Chapter "The Freelist": the numbers of pages not in use, if it is not damaged."""
+        """Return the numbers of free pages, as far as the list is sound: "The Freelist"."""
         trunks: set[int] = set()
         trunk = integer(self[1], 32) if self[1].startswith(_MAGIC) else 0
         while trunk and trunk not in trunks:
@@ -92,18 +93,23 @@ class Pages(Struct, frozen=True):
 
 
 def beside(path: Path, name: str) -> Path:
-    """A file of relay's or SQLite's beside the outbox, the same whichever link leads to that."""
+    """Return the path of a file beside the outbox; a symbolic link to the outbox is followed."""
     return Path(f"{path.resolve()}-{name}")
 
 
 def log_of(path: Path) -> Path:
-    """Where SQLite writes what is not in the file yet."""
+    """Return the path of the log: what SQLite has not moved into the file yet."""
     return beside(path, "wal")
 
 
 def opened(path: Path, files: ExitStack) -> BinaryIO | None:
-    """The file, if there is one, until the stack is closed."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    """Open the file until the stack is closed; return None if there is none.
+
+    Raises:
+        OutboxUnusableError: it is no file.
+        OutboxError: it cannot be read.
+    """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
         raise OutboxUnusableError(f"{path} cannot be read: it is no file")
     try:
         return files.enter_context(path.open("rb", buffering=0))
@@ -114,7 +120,7 @@ def opened(path: Path, files: ExitStack) -> BinaryIO | None:
 
 
 def size_on_disk(path: Path) -> int:
-    """The bytes of the file, 0 where there is none.
+    """Return the bytes of the file; 0 if there is none.
 
     It is not opened: closing it again would give up the locks that SQLite has on it.
     """
@@ -124,12 +130,12 @@ def size_on_disk(path: Path) -> int:
 
 
 def log_size(frames: int) -> int:
-    """The bytes of a log with so many pages in it, at the least."""
+    """Return the least bytes of a log with so many pages."""
     return _LOG_HEAD + frames * _FRAME if frames else 0
 
 
 def log_fault(path: Path) -> str | None:
-    """What is wrong with the file's log as a whole; SQLite would ignore or delete it then."""
+    """Return what is wrong with the log as a whole, if SQLite would ignore or delete it."""
     with ExitStack() as files:
         log = opened(log_of(path), files)
         if _length(log) < _LOG_HEAD + _FRAME:
@@ -140,11 +146,11 @@ def log_fault(path: Path) -> str | None:
 
 
 def read_log(log: BinaryIO | None) -> tuple[dict[int, int], list[tuple[int, int]]]:
-    """Chapter "WAL File Format": where the newest committed page of each number is.
+    """Return the place of each page's newest committed content: "WAL File Format".
 
-    And which pages are where behind the last sound commit, oldest first, with 0 for a number that
-    is not known: what a commit that did not end has left, or damage has cut off. To SQLite the log
-    ends there.
+    Return also the number and place of each page behind the last sound commit, oldest first; 0 is a
+    number that is not known. For SQLite the log ends there: a commit was not finished, or damage
+    has cut it off.
     """
     committed: dict[int, int] = {}
     written: dict[int, int] = {}
@@ -164,7 +170,7 @@ def read_log(log: BinaryIO | None) -> tuple[dict[int, int], list[tuple[int, int]
         number = integer(frame, 0)
         if not sound:
             behind += [*strange, (number, place)]
-            strange = []  # those behind the last one are from an earlier log
+            strange = []  # frames behind the last one are from an earlier log
             continue
         written[number] = place
         if integer(frame, 4):  # it ends a commit
@@ -178,7 +184,7 @@ def _frames(log: BinaryIO | None) -> range:
 
 
 def _salts(log: BinaryIO | None) -> bytes:
-    """What the frames of a log have in common, whose head is damaged; an earlier log comes last."""
+    """Return the salts of a log whose head is damaged. Its frames are before an earlier log's."""
     met: list[bytes] = []
     for at in _frames(log):
         salts = _read(log, at + 8, 8)
@@ -190,7 +196,7 @@ def _salts(log: BinaryIO | None) -> bytes:
 
 
 def _log_head(log: BinaryIO | None) -> tuple[str, bytes, tuple[int, int]] | None:
-    """Its order of bytes, salts and checksum; None if it is damaged."""
+    """Return its order of bytes, salts and checksum; None if it is damaged."""
     head = _read(log, 0, _LOG_HEAD)
     order = _LOG_ORDERS.get(integer(head, 0))
     if len(head) < _LOG_HEAD or not order:
@@ -200,7 +206,7 @@ def _log_head(log: BinaryIO | None) -> tuple[str, bytes, tuple[int, int]] | None
 
 
 def _checksum(order: str, data: bytes, sums: tuple[int, int]) -> tuple[int, int]:
-    """Chapter "Checksum Algorithm"."""
+    """Return the checksum of what came before and the data: "Checksum Algorithm"."""
     first, second = sums
     for one, another in struct.iter_unpack(f"{order}2I", data):
         first = (first + one + second) & 0xFFFFFFFF
@@ -209,9 +215,9 @@ def _checksum(order: str, data: bytes, sums: tuple[int, int]) -> tuple[int, int]
 
 
 def children(page: bytes, low: int, high: int) -> Iterator[tuple[int, int, int]]:
-    """Chapter "B-tree Pages": the pages that an interior one leads to.
+    """Return the pages that an interior page leads to: "B-tree Pages".
 
-    Each with its bounds: its ids are above the first, up to the second.
+    Each has its bounds: its ids are above the first, up to the second.
     """
     for pointer in range(12, 12 + 2 * _count(page), 2):
         at = integer(page, pointer, 2)
@@ -227,13 +233,13 @@ def _count(page: bytes) -> int:
 
 
 def cells(page: bytes) -> list[Cell]:
-    """The rows that a leaf page leads to."""
+    """Return the rows of a leaf page."""
     places = (integer(page, pointer, 2) for pointer in range(8, 8 + 2 * _count(page), 2))
     return [found for place in places if (found := cell(page, place))]
 
 
 def is_whole(page: bytes, rows: Iterable[Cell]) -> bool:
-    """Whether a leaf page has these rows and free space, and nothing else."""
+    """Return whether a leaf page has these rows and free space, and nothing else."""
     taken = integer(page, 5, 2) + integer(page, 7, 1) + sum(row.end - row.start for row in rows)
     block = integer(page, 1, 2)
     while block:
@@ -244,7 +250,10 @@ def is_whole(page: bytes, rows: Iterable[Cell]) -> bool:
 
 
 def cell(page: bytes, at: int) -> Cell | None:
-    """Chapters "B-tree Pages" and "Record Format". None unless its sizes agree."""
+    """Return the row at the place; None unless its sizes agree.
+
+    Chapters "B-tree Pages" and "Record Format".
+    """
     kinds: list[int] = []
     try:
         total, id_at = _varint(page, at)
@@ -266,7 +275,7 @@ def cell(page: bytes, at: int) -> Cell | None:
 
 
 def _here(total: int) -> int:
-    """Chapter "Cell Payload Overflow Pages": so much of a row is on its page."""
+    """Return how much of a row is on its page: "Cell Payload Overflow Pages"."""
     if total <= _MOST_HERE:
         return total
     here = _LEAST_HERE + (total - _LEAST_HERE) % (PAGE - 4)
@@ -274,14 +283,18 @@ def _here(total: int) -> int:
 
 
 def size_of(kind: int) -> int:
-    """The bytes of a value of this serial type; a KeyError if it is none that relay has."""
+    """Return the bytes of a value of this serial type.
+
+    Raises:
+        KeyError: relay stores no value of this type.
+    """
     if kind >= _TEXTS_AND_BLOBS:
         return (kind - _TEXTS_AND_BLOBS) // 2
     return _NUMBERS[kind]
 
 
 def type_of(kind: int) -> type | None:
-    """Of a value of this serial type; None for NULL."""
+    """Return the type of a value of this serial type; None for NULL."""
     if kind == 0:
         return None
     if kind < _TEXTS_AND_BLOBS:
@@ -290,7 +303,7 @@ def type_of(kind: int) -> type | None:
 
 
 def value_of(kind: int, data: bytes) -> int | str | bytes | None:
-    """Chapter "Record Format". A text is told even if it is damaged."""
+    """Return the value: "Record Format". What is no UTF-8 in a text is replaced."""
     type_ = type_of(kind)
     if type_ is int:
         return int.from_bytes(data, "big", signed=True) if size_of(kind) else kind - 8
@@ -300,12 +313,12 @@ def value_of(kind: int, data: bytes) -> int | str | bytes | None:
 
 
 def integer(data: bytes, at: int, length: int = 4) -> int:
-    """The one that is there, as all those outside of rows are."""
+    """Return the integer at the place, as all that are outside of rows are written."""
     return int.from_bytes(data[at : at + length], "big")
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Its value, and where it ends."""
+    """Return the value of the integer of variable length at the place, and where it ends."""
     value = 0
     for end in range(at, at + 8):
         value = value << 7 | data[end] & 0x7F
@@ -319,6 +332,6 @@ def _length(file: BinaryIO | None) -> int:
 
 
 def _read(file: BinaryIO | None, at: int, length: int) -> bytes:
-    with suppress(OSError, OverflowError):  # what the disk cannot read is not there
+    with suppress(OSError, OverflowError):  # what the disk cannot read counts as missing
         return os.pread(file.fileno(), length, at) if file else b""
     return b""

@@ -1,23 +1,21 @@
 """Reads the entries that are left in a damaged outbox.
 
-It does without SQLite, which stops where something is wrong: each page is taken by itself. So an
-entry may be met several times, for pages that are not in use any more, or cut off by the damage,
-have old copies. They are told best first: the first of several with one `message_id` is to be kept,
-which is what `EntryStore.restore` does.
+SQLite would stop at the first fault, so it is not used: each page is read by itself. An entry may
+be found several times, because pages that are free, or cut off by the damage, have old copies. The
+best copy comes first. `EntryStore.restore` keeps the first of several with one `message_id`.
 
-1. Where the tree of the table leads, in the newest pages of the file and its log. The log is read
-   to its end: SQLite would stop at a damaged frame.
+1. The pages of the table's tree, each as the file and its log have it last. The log is read to its
+   end: SQLite would stop at a damaged frame.
 2. Pages to which the tree does not lead any more.
-3. What the pages behind the last sound commit of the log had been before.
-4. If the tree is damaged: damaged pages, searched byte by byte, then pages that had been freed.
+3. The earlier contents of pages that were written behind the last sound commit of the log.
+4. If the tree is damaged: damaged pages, searched byte by byte, then free pages.
 
-From the second on it cannot be told which copy is older. Pending ones come first then: what is
-forwarded once more does no harm under its `messageId`; what was taken for delivered, and was not,
-would be lost. Of what relay had forgotten some may come back, as delivered most likely, and is
-forgotten again. What was erased does not, as far as erasing has overwritten it.
+From step 2 on the age of a copy is not known, so pending copies come first. An event that is sent
+twice under its `messageId` does no harm; a pending entry taken for a delivered one would be lost.
+Entries that were purged may come back, mostly as delivered, and are purged again. Erased entries do
+not come back, as far as erasing has overwritten them.
 """
 
-import fcntl
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from relay.errors import OutboxError
-from relay.outbox.entries import Keys, Role, State, StoredEntry
+from relay.outbox.entries import Keys, State, StoredEntry
 from relay.outbox.sqlite import fileformat
 from relay.outbox.sqlite.fileformat import (
     INTERIOR,
@@ -36,18 +34,18 @@ from relay.outbox.sqlite.fileformat import (
     PAGE,
     Cell,
     Pages,
-    beside,
     log_of,
     opened,
 )
-from relay.outbox.sqlite.schema import MOMENTS, moment
+from relay.outbox.sqlite.locks import refuse_use
+from relay.outbox.sqlite.times import MILLISECONDS, from_milliseconds
 
-_ROOT: Final = 2  # of `entries`, as it is the first table made
+_ROOT: Final = 2  # of `entries`, which is the first table made
 
-# The columns of `entries`, those in capitals never NULL. Its id is elsewhere, as the row's.
+# The types of the columns of `entries`; a capital is never NULL. The id is not among the values.
 _COLUMNS: Final = "-TTStIiIIittiiiBT"
-_OPTIONAL: Final = 1  # the last one: rows of version 1 do not have it
-_DESTINATION: Final = "segment"  # of those
+_OPTIONAL: Final = 1  # the last column: rows of version 1 lack it
+_DESTINATION: Final = "segment"  # of rows of version 1
 _TYPES: Final = {"T": str, "S": str, "I": int, "B": bytes}
 _STATES: Final = {13 + 2 * len(state): state for state in State}  # by serial type: by their lengths
 
@@ -62,12 +60,15 @@ _ROW_HEAD: Final = re.compile(
 
 
 class DamagedOutbox:
-    """A SQLite outbox to be read as far as it can be. Nobody may be using it; it is left as it is.
+    """A SQLite outbox to be read as far as possible. No relay may use it; it is left as it is.
 
     Attributes:
         pages: how many it has.
-        seen: how many of them have been looked at.
-        broken: the `message_id` of entries that were found, but not whole.
+        seen: how many of them have been read.
+        broken: the `message_id` of each entry that was found, but not whole.
+
+    Raises:
+        OutboxError: it does not exist, cannot be read, or a relay uses it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +77,7 @@ class DamagedOutbox:
             if file is None and log is None:
                 raise OutboxError(f"{path} does not exist")
             committed, behind = fileformat.read_log(log)
-            _refuse_use(path, files)
+            refuse_use(path, files)
             self._files = files.pop_all()
         sound = Pages(file, log, committed)
         most = sound.count() + len(behind)  # a number may be damaged, too
@@ -100,11 +101,11 @@ class DamagedOutbox:
 
     @property
     def torn(self) -> int:
-        """How many pages are damaged, and may have had more than could be found."""
+        """The number of damaged pages, which may have had more than could be found."""
         return len(self._torn)
 
     def entries(self) -> Iterator[StoredEntry]:
-        """Every entry that can be read, without its history. To be called once."""
+        """Return every entry that can be read, without its history. Call it once."""
         yield from self._in_tree()
         free = self._free()
         yield from self._doubtful(self._pages, self._cut_off(), _listed)
@@ -145,7 +146,7 @@ class DamagedOutbox:
         return free
 
     def _cut_off(self) -> list[int]:
-        """Where the leaf pages are that are in use, and to which the tree does not lead."""
+        """Return the places of leaf pages that are in use, but to which the tree does not lead."""
         places = []
         for number in range(1, self.pages + 1):
             if self._placed[number]:
@@ -155,7 +156,7 @@ class DamagedOutbox:
                 self._place(number, torn=page != b"" and page[0] not in OTHERS)
                 continue
             cells = _listed(page)
-            # Without an entry it is another table's, as long as it is whole.
+            # A whole page without an entry is another table's.
             self._place(number, torn=not fileformat.is_whole(page, cells or fileformat.cells(page)))
             if cells:
                 self._sound = False
@@ -181,8 +182,8 @@ class DamagedOutbox:
     ) -> Iterator[StoredEntry]:
         for cell in cells:
             data, places = _data(pages, cell)
-            entry = None if data is None else _record(cell, data)
-            # A page has one owner. Of an old copy and an entry, the entry is likely to be younger.
+            entry = None if data is None else _stored_entry(cell, data)
+            # A page has one owner. The entry with the higher id is likely to be the younger.
             lost = in_doubt and any(self._owners.get(place, -1) > cell.id for place in places)
             if entry is None or lost:
                 self.broken.add(_values(cell, cell.here)[2])
@@ -191,25 +192,15 @@ class DamagedOutbox:
                 yield entry
 
 
-def _refuse_use(path: Path, files: ExitStack) -> None:
-    """See `Outbox.lock_role`."""
-    for role in Role:
-        if lock := opened(beside(path, role), files):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutboxError(f"a relay is at work on {path}; stop it first") from None
-
-
 def _listed(page: bytes) -> list[Cell]:
-    """The entries on a leaf page."""
+    """Return the entries on a leaf page."""
     if page[:1] != LEAF:
         return []
     return [cell for cell in fileformat.cells(page) if _is_entry(cell)]
 
 
 def _carved(page: bytes) -> list[Cell]:
-    """The entries that there are by the looks of it, but for those written over in part."""
+    """Return what looks like an entry anywhere on the page, and is not overwritten in part."""
     found: dict[int, Cell] = {}
     for head in _ROW_HEAD.finditer(page):
         for start in range(max(head.start() - 12, 0), head.start() - 1):
@@ -221,7 +212,7 @@ def _carved(page: bytes) -> list[Cell]:
 
 
 def _data(pages: Pages, cell: Cell) -> tuple[bytes | None, list[int]]:
-    """All its values, None if pages are missing that had more of them; and where those are."""
+    """Return the bytes of all its values, None if pages of them are missing; and their places."""
     parts, places = [cell.here], []
     missing, number = cell.size - len(cell.here), cell.overflow
     while missing > 0:
@@ -264,14 +255,14 @@ def _values(cell: Cell, data: bytes) -> list[Any]:
     return values
 
 
-def _record(cell: Cell, data: bytes) -> StoredEntry | None:
-    """None if there is no telling when it came; other numbers that cannot be are left out."""
+def _stored_entry(cell: Cell, data: bytes) -> StoredEntry | None:
+    """Return the entry without damaged numbers; None if its time of arrival is one of them."""
     _, source, message_id, _, collection, received_at, _, attempts, *rest = _values(cell, data)
     _, delivered_at, reason, detail, user, address, email, body, *added = rest
     (destination,) = added or [_DESTINATION]
-    if received_at not in MOMENTS:
+    if received_at not in MILLISECONDS:
         return None
-    if delivered_at is not None and delivered_at not in MOMENTS:
+    if delivered_at is not None and delivered_at not in MILLISECONDS:
         delivered_at = received_at
     return StoredEntry(
         id=cell.id,
@@ -280,9 +271,9 @@ def _record(cell: Cell, data: bytes) -> StoredEntry | None:
         message_id=message_id,
         state=_state(cell),
         collection=collection,
-        received_at=moment(received_at),
+        received_at=from_milliseconds(received_at),
         attempts=attempts if attempts in _ATTEMPTS else 0,
-        delivered_at=None if delivered_at is None else moment(delivered_at),
+        delivered_at=None if delivered_at is None else from_milliseconds(delivered_at),
         reason=reason,
         detail=detail,
         keys=Keys(

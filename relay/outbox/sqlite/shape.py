@@ -1,6 +1,6 @@
-"""Tells whether a file has the tables, indexes and triggers that relay's migrations make.
+"""Compares the tables, indexes and triggers of a file with those that relay's migrations make.
 
-A version number alone does not: a build between two releases may have made others under it.
+A version number is not enough: a build between two releases may have made others under it.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import apsw
 
-# A table that was given another name and its own one back has its name in quotes from then on.
+# SQLite puts a table's name in quotes when the table is renamed, also when it is renamed back.
 _LITERAL_OR_SPACE: Final = re.compile(
     r"('(?:[^']|'')*'|\"(?!\w+\")(?:[^\"]|\"\")*\")|\"(\w+)\"|(?:--[^\n]*|/\*.*?\*/|\s)+",
     re.DOTALL,
@@ -18,7 +18,7 @@ _LITERAL_OR_SPACE: Final = re.compile(
 
 
 class _Object(NamedTuple):
-    """What the schema holds, by the name that people know it by, such as `index entries_dead`."""
+    """A table, index, trigger or view. Its name has its type in front: `index entries_dead`."""
 
     name: str
     table: str
@@ -26,13 +26,10 @@ class _Object(NamedTuple):
 
 
 def differences(connection: apsw.Connection, migrations: tuple[str, ...]) -> list[str]:
-    """Tell what the file has otherwise than the migrations make it.
+    """Return a few words for each difference between the file and what the migrations make.
 
-    Tables, views and indexes that somebody has added are left alone. A trigger or a unique index on
-    one of relay's tables is not: it changes what relay's writes do.
-
-    Returns:
-        A few words for each difference; none if the file is as it must be.
+    Added tables, views and indexes are no difference. A trigger or a unique index on one of relay's
+    tables is one: it changes what relay's writes do.
     """
     made = _made(migrations)
     found = {each.name: each for each in _objects(connection)}
@@ -65,7 +62,7 @@ def _objects(connection: apsw.Connection) -> Iterator[_Object]:
         yield _Object(f"{type_} {name}", table, text)
 
 
-# What SQLite makes by itself has no SQL or a name of its own: the statistics of ANALYZE.
+# What SQLite makes by itself has no SQL, or a reserved name: the statistics of ANALYZE.
 _SCHEMA: Final = """
     SELECT type, name, tbl_name, sql FROM sqlite_schema
     WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'

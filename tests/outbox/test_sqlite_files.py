@@ -14,7 +14,7 @@ from relay.errors import OutboxBrokenError, OutboxError, OutboxMissingError, Out
 from relay.outbox import open_outbox
 from relay.outbox.entries import Role, total
 from relay.outbox.protocol import Outbox
-from relay.outbox.sqlite.place import Place
+from relay.outbox.sqlite.files import OutboxFiles
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import MINUTE, arrival, states
 from tests.harness.postgres import PostgresServer
@@ -24,7 +24,7 @@ Loss = Callable[[Path], object]
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the outbox is: a directory of its own, by way of a symbolic link."""
+    """Return the path of the outbox: a symbolic link to a file in another directory."""
     (tmp_path / "data").mkdir()
     (tmp_path / "link.db").symlink_to("data/relay.db")
     return tmp_path / "link.db"
@@ -101,7 +101,7 @@ USES: dict[str, Callable[[Outbox], object]] = {
 
 
 @losses
-def test_an_outbox_whose_files_are_lost_does_nothing_more(path: Path, lose: Loss) -> None:
+def test_every_use_is_refused_once_a_file_is_lost(path: Path, lose: Loss) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("a")])
         lose(path)
@@ -111,7 +111,7 @@ def test_an_outbox_whose_files_are_lost_does_nothing_more(path: Path, lose: Loss
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_each_use_looks_whether_the_file_is_there(
+def test_each_use_checks_that_the_file_is_there(
     path: Path, use: Callable[[Outbox], object]
 ) -> None:
     with closing(SqliteOutbox(path)) as outbox:
@@ -121,8 +121,8 @@ def test_each_use_looks_whether_the_file_is_there(
 
 
 @losses
-def test_what_is_stored_while_the_files_are_lost_is_not_told_stored(path: Path, lose: Loss) -> None:
-    """They are lost in the middle of a commit, after it was seen that they were there."""
+def test_an_addition_during_which_files_are_lost_raises(path: Path, lose: Loss) -> None:
+    """They are lost during the commit, after the check before it."""
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("a")])
 
@@ -136,7 +136,7 @@ def test_what_is_stored_while_the_files_are_lost_is_not_told_stored(path: Path, 
             outbox.add([arrival("b")])
 
 
-def test_where_the_file_has_gone_is_told(path: Path) -> None:
+def test_the_error_names_where_the_file_is_now(path: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         move(path)
         with pytest.raises(OutboxBrokenError, match=str(path.with_name("moved.db"))):
@@ -144,8 +144,8 @@ def test_where_the_file_has_gone_is_told(path: Path) -> None:
 
 
 @losses
-def test_what_the_lost_files_held_is_kept_in_a_file_to_restore(path: Path, lose: Loss) -> None:
-    """As far as there is a directory to put it into: it is the one that the operator named."""
+def test_the_content_of_lost_files_is_rescued(path: Path, lose: Loss) -> None:
+    """The file is put into the directory that the operator named."""
     outbox = SqliteOutbox(path)
     outbox.lock_role(Role.RECEIVER)
     outbox.add([arrival("a"), arrival("b")])
@@ -163,7 +163,7 @@ def test_what_the_lost_files_held_is_kept_in_a_file_to_restore(path: Path, lose:
 
 @pytest.mark.parametrize("create", [True, False])
 @pytest.mark.parametrize("leave", [os.unlink, lambda path: os.truncate(path, 0)])
-def test_who_finds_only_the_log_names_the_file_that_was_kept(
+def test_a_log_without_its_file_is_refused_naming_the_rescued_file(
     path: Path, leave: Callable[[Path], object], *, create: bool
 ) -> None:
     with closing(SqliteOutbox(path)) as outbox:
@@ -189,7 +189,7 @@ def fill(outbox: SqliteOutbox, names: str) -> None:
 
 
 def copy_over(path: Path) -> None:
-    """As `cp backup.db relay.db` does: the name and the inode stay."""
+    """Overwrite the file as `cp backup.db relay.db` does: its name and inode stay."""
     shutil.copyfile(path.with_name("backup.db"), file_of(path))
 
 
@@ -209,9 +209,7 @@ overwrites = pytest.mark.parametrize("overwrite", [copy_over, cut_off, empty, em
 
 
 @overwrites
-def test_into_a_file_that_is_overwritten_nothing_more_is_stored(
-    path: Path, overwrite: Loss
-) -> None:
+def test_nothing_is_stored_in_an_overwritten_file(path: Path, overwrite: Loss) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         outbox.lock_role(Role.RECEIVER)
         fill(outbox, "a")
@@ -225,23 +223,23 @@ def test_into_a_file_that_is_overwritten_nothing_more_is_stored(
             with pytest.raises(OutboxBrokenError, match="has been overwritten or cut off"):
                 use(outbox)
 
-    assert log.read_bytes() == left  # what was stored last is still to be read from it
+    assert log.read_bytes() == left  # what was stored last can still be read from it
 
 
-def test_a_file_that_grows_is_watched_by_many_threads_at_once(path: Path) -> None:
-    """Each may have seen it before another one that saw it longer."""
+def test_many_threads_can_watch_a_file_that_grows(path: Path) -> None:
+    """A thread may have seen it shorter than another one has seen it meanwhile."""
     faults: list[str | None] = []
     over = threading.Event()
     interval = sys.getswitchinterval()
 
-    def watch(place: Place) -> None:
+    def watch(files: OutboxFiles) -> None:
         while not over.is_set():
-            faults.append(place.fault())
+            faults.append(files.fault())
 
     with closing(SqliteOutbox(path)), closing(apsw.Connection(str(path))) as connection:
         connection.execute("CREATE TABLE notes (text)")
-        place = Place(path, connection)
-        watchers = [threading.Thread(target=watch, args=[place]) for _ in range(4)]
+        files = OutboxFiles(path, connection)
+        watchers = [threading.Thread(target=watch, args=[files]) for _ in range(4)]
         sys.setswitchinterval(1e-5)
         try:
             for watcher in watchers:
@@ -258,7 +256,7 @@ def test_a_file_that_grows_is_watched_by_many_threads_at_once(path: Path) -> Non
     assert set(faults) == {None}
 
 
-def test_a_file_that_sqlite_itself_makes_shorter_is_used_on(path: Path) -> None:
+def test_a_file_that_sqlite_shortens_stays_in_use(path: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         fill(outbox, "abc")
         while outbox.claim("segment", 100, lease=MINUTE):
@@ -277,9 +275,7 @@ def test_a_file_that_sqlite_itself_makes_shorter_is_used_on(path: Path) -> None:
 
 
 @pytest.mark.parametrize("leave", [os.unlink, lambda path: os.truncate(path, 0)])
-def test_who_is_not_to_make_an_outbox_makes_none(
-    tmp_path: Path, leave: Callable[[Path], object]
-) -> None:
+def test_no_file_is_made_unless_asked_for(tmp_path: Path, leave: Callable[[Path], object]) -> None:
     path = tmp_path / "relay.db"
     path.touch()
     leave(path)
@@ -290,7 +286,7 @@ def test_who_is_not_to_make_an_outbox_makes_none(
     assert [(file, file.stat().st_size) for file in tmp_path.iterdir()] == before
 
 
-def test_no_schema_is_made_either(postgres: PostgresServer) -> None:
+def test_no_schema_is_made_unless_asked_for(postgres: PostgresServer) -> None:
     url = postgres.create_database()
     with pytest.raises(OutboxMissingError):
         open_outbox(url)
@@ -300,14 +296,16 @@ def test_no_schema_is_made_either(postgres: PostgresServer) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
+def test_a_path_that_is_no_regular_file_is_refused(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
     path = tmp_path / "relay.db"
     make(path)
     with pytest.raises(OutboxUnusableError, match="it is no file"):
         SqliteOutbox(path)
 
 
-def test_a_file_that_others_can_open_is_told_and_left(tmp_path: Path) -> None:
+def test_a_file_that_others_can_open_is_warned_of_and_left(tmp_path: Path) -> None:
     path = tmp_path / "relay.db"
     with closing(SqliteOutbox(path)) as outbox:
         outbox.lock_role(Role.RECEIVER)
@@ -316,10 +314,10 @@ def test_a_file_that_others_can_open_is_told_and_left(tmp_path: Path) -> None:
         before = outbox.warnings()
         path.chmod(0o640)
         path.with_name("relay.db-receiver").chmod(0o604)
-        told = outbox.warnings()
+        warnings = outbox.warnings()
 
     assert before == []
-    assert [warning.partition(":")[0] for warning in told] == [
+    assert [warning.partition(":")[0] for warning in warnings] == [
         f"{path} has mode 0640",
         f"{path}-receiver has mode 0604",
     ]

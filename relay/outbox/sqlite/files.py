@@ -1,8 +1,8 @@
 """The files of a SQLite outbox on their disk: made, and watched while they are open.
 
-A file that is deleted, moved or replaced can still be written to by who has it open, and what is
-written is gone when they close it. One that is overwritten, as by `cp backup.db relay.db`, keeps
-its name and inode; what is written to it from then on damages it.
+A process can still write to a file that was deleted, moved or replaced while it was open. What it
+writes is gone when it closes the file. A file that was overwritten, as by `cp backup.db relay.db`,
+keeps its name and inode. What is written to it from then on damages it.
 """
 
 import ctypes
@@ -25,22 +25,23 @@ from relay.outbox.sqlite.fileformat import PAGE, beside, log_of, log_size, size_
 _FILE_DESCRIPTORS: Final = Path("/proc/self/fd")
 _LOOKS: Final = 3
 _INDEX_HEAD: Final = 48
-_INDEX_COUNTS: Final = 16  # where they stand in it
-_OTHERS: Final = 0o077  # the bits of a mode that let in anyone but its owner
+_INDEX_COUNTS: Final = 16  # their place in the head
+_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
+_OTHERS: Final = 0o077  # the bits of a mode for everyone but the owner
 
 Identity = tuple[int, int]
-"""Of a file, whatever it is called: its device and inode. No other has them while it is open."""
+"""The device and inode of a file. No other file has the same while it is open."""
 
 
 def open_file(path: Path, *, create: bool) -> apsw.Connection:
-    """Open the file; one that relay makes is nobody's to read but its owner's.
+    """Open the file. Only its owner can read a file that relay makes.
 
     Args:
         path: where it is.
         create: make it if there is none.
 
     Raises:
-        OutboxMissingError: there is none, and it is not to be made.
+        OutboxMissingError: there is none, and `create` is false.
         OutboxUnusableError: it cannot be opened or made; or only its log is there.
     """
     try:
@@ -66,8 +67,21 @@ def open_file(path: Path, *, create: bool) -> apsw.Connection:
         raise OutboxUnusableError(f"{path} cannot be opened") from None
 
 
+def is_in_memory(directory: Path) -> bool:
+    """Return whether the directory is known to be on a file system that a restart wipes."""
+    kinds: dict[Path, str] = {}
+    with suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            _, mounted_on, kind, *_ = line.split(" ")
+            kinds[Path(mounted_on.replace("\\040", " "))] = kind
+    real = directory.resolve()
+    return (
+        next((kinds[place] for place in (real, *real.parents) if place in kinds), "") in _IN_MEMORY
+    )
+
+
 def exposed(path: Path) -> Iterator[str]:
-    """Tell of each of the outbox's files that others than its owner may read or write."""
+    """Return a sentence for each of the outbox's files that others may read or write."""
     for file in _files(path):
         with suppress(OSError):
             mode = file.stat().st_mode & 0o777
@@ -76,7 +90,7 @@ def exposed(path: Path) -> Iterator[str]:
 
 
 def kept(path: Path) -> Iterator[str]:
-    """Tell of each file that keeps what lost files held; see `rescue`."""
+    """Return a sentence for each file that keeps what lost files held; see `rescue`."""
     for file in sorted(path.parent.glob(f"{path.name}.rescued-*")):
         yield f"{file} has what a lost outbox held: `relay restore {file}`, then delete it"
 
@@ -101,8 +115,8 @@ def rescue(connection: apsw.Connection, path: Path) -> Path:
     return rescued
 
 
-class Place:
-    """Where the files are that a process has opened.
+class OutboxFiles:
+    """The outbox's files as this process has opened them.
 
     Args:
         path: as the operator names it.
@@ -126,15 +140,15 @@ class Place:
             raise OutboxUnusableError(f"{path} is being deleted, moved or replaced")
 
     def fault(self) -> str | None:
-        """What has become of the files since; None while each is what was opened.
+        """Return what has happened to the files; None while each is the one that was opened.
 
         It takes 8 µs.
         """
-        for file, dedupe_key in self._opened.items():
+        for file, identity in self._opened.items():
             before = self._sizes[file]  # first: another thread may see the file grow meanwhile
             now = _look(file)
-            if now is None or now[0] != dedupe_key:
-                return self._told(file, dedupe_key, "replaced" if now else "deleted or moved")
+            if now is None or now[0] != identity:
+                return self._loss(file, identity, "replaced" if now else "deleted or moved")
             if now[1] < before and not self._is_shortened(file, before):
                 return (
                     f"{file} has been overwritten or cut off while relay had it open. Nothing more"
@@ -144,13 +158,13 @@ class Place:
         return None
 
     def _is_shortened(self, file: str, before: int) -> bool:
-        """Whether it is SQLite that has made the file shorter: after VACUUM, or emptying its log.
+        """Return whether SQLite itself has made the file shorter: by VACUUM, or emptying its log.
 
-        Who overwrites the file does not change what the log's index says of it.
+        Overwriting the file does not change what the log's index says about it.
         """
         if file == self._index:
             return False
-        for _ in range(_LOOKS):  # it may be emptied or filled between two steps
+        for _ in range(_LOOKS):  # it may be emptied or filled meanwhile
             frames, pages = self._counted()
             if file == self._log and size_on_disk(Path(file)) >= log_size(frames):
                 return True
@@ -159,18 +173,19 @@ class Place:
         return False
 
     def _counted(self) -> tuple[int, int]:
-        """Chapter "WAL-Index Header": the frames of the log, and the pages of the file with it.
+        """Return the frames of the log, and the pages of the file with its log.
 
-        It is read by way of SQLite's own descriptor: closing another one gives up SQLite's locks.
-        A connection would not do, since one that finds an empty file deletes its log.
+        Chapter "WAL-Index Header". They are read through SQLite's own descriptor: closing another
+        one gives up SQLite's locks. A connection would not do: if it finds an empty file, it
+        deletes the log.
         """
-        dedupe_key = self._opened[self._index]
-        own = next((number for number, _, found in _open_files() if found == dedupe_key), None)
+        identity = self._opened[self._index]
+        own = next((number for number, _, found in _open_files() if found == identity), None)
         head = b"" if own is None else os.pread(own, _INDEX_HEAD, 0)
         return struct.unpack_from("=II", head.ljust(_INDEX_HEAD, b"\0"), _INDEX_COUNTS)
 
-    def _told(self, file: str, dedupe_key: Identity | None, what: str) -> str:
-        where = next((name for _, name, found in _open_files() if found == dedupe_key), None)
+    def _loss(self, file: str, identity: Identity | None, what: str) -> str:
+        where = next((name for _, name, found in _open_files() if found == identity), None)
         return (
             f"{file} has been {what} while relay had it open; what it took last is in"
             f" {where or 'a file without a name'}. Nothing more is stored in it"
@@ -178,7 +193,7 @@ class Place:
 
 
 def _look(file: str) -> tuple[Identity, int] | None:
-    """The identity of the file and its bytes; None where it is not there."""
+    """Return the identity of the file and its bytes; None if it is not there."""
     try:
         found = os.stat(file)  # noqa: PTH116 (a Path would take as long again)
     except OSError:
@@ -187,7 +202,7 @@ def _look(file: str) -> tuple[Identity, int] | None:
 
 
 def _open_files() -> Iterator[tuple[int, str, Identity]]:
-    """The descriptors of the files that this process has open, and what they are called by now."""
+    """Return the descriptor, present name and identity of each file that this process has open."""
     with suppress(OSError):
         for descriptor in _FILE_DESCRIPTORS.iterdir():
             with suppress(OSError):
