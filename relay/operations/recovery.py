@@ -13,7 +13,7 @@ from relay.outbox.entries import Counts, Query, StoredEntry, total
 from relay.outbox.sqlite.recover import DamagedOutbox
 from relay.outbox.sqlite.store import SqliteOutbox
 
-_BATCH_RECORDS: Final = 500
+_BATCH_ENTRIES: Final = 500
 _BATCH_BYTES: Final = 8 * 2**20
 
 
@@ -65,7 +65,7 @@ def _batches(entries: Iterable[StoredEntry]) -> Iterator[list[StoredEntry]]:
     for entry in entries:
         batch.append(entry)
         size += len(entry.body)
-        if len(batch) == _BATCH_RECORDS or size >= _BATCH_BYTES:
+        if len(batch) == _BATCH_ENTRIES or size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:

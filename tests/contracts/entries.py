@@ -103,7 +103,14 @@ class EntryStoreContract:
         places = [0, 1, 4094, 4095, 4096, 4097, 8190, 8191, 8192, 8193, 8999]
         groups = [
             [
-                Arrival("vero", "segment", str(n), NOON, b"{}", keys=Keys(KEY if n in places else n, None, n))
+                Arrival(
+                    "vero",
+                    "segment",
+                    str(n),
+                    NOON,
+                    b"{}",
+                    keys=Keys(KEY if n in places else n, None, n),
+                )
                 for n in range(start, start + 3_000)
             ]
             for start in (0, 3_000, 6_000)

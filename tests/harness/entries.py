@@ -75,6 +75,7 @@ def expected(number: int, id_: int, clock: Clock) -> StoredEntry:
     entry = StoredEntry(
         id=id_,
         source=each.source,
+        destination=each.destination,
         message_id=each.message_id,
         state=State.PENDING,
         collection=each.collection,
@@ -112,6 +113,7 @@ def queries(model: Sequence[StoredEntry]) -> st.SearchStrategy[Query]:
         ids=st.just(()) | st.lists(st.integers(0, model[-1].id + 1), max_size=40).map(tuple),
         states=st.just(()) | st.lists(st.sampled_from(State), unique=True).map(tuple),
         source=st.sampled_from([None, None, "vero", "customerio", "nobody"]),
+        destination=st.sampled_from([None, None, "segment", "vero", "nobody"]),
         collection=st.sampled_from([None, None, *COLLECTIONS, "Email"]),
         reason=st.sampled_from([None, None, *REASONS, "poison"]),
         since=st.none() | st.sampled_from(moments),
@@ -128,6 +130,7 @@ def matches(entry: StoredEntry, query: Query) -> bool:
         (not query.ids or entry.id in query.ids)
         and (not query.states or entry.state in query.states)
         and query.source in {None, entry.source}
+        and query.destination in {None, entry.destination}
         and query.collection in {None, entry.collection}
         and query.reason in {None, entry.reason}
         and (query.since is None or entry.received_at >= query.since)

@@ -18,6 +18,8 @@ from relay.outbox.entries import Keys, Query, Role, State, StoredEntry
 from relay.outbox.sqlite.recover import DamagedOutbox
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import FAULT, MINUTE, NOON, arrival
+from tests.harness.processes import SqliteStore
+from tests.outbox.released import load
 
 PAGE = 4096
 FRAME = PAGE + 24
@@ -348,6 +350,37 @@ def test_an_entry_with_a_page_missing_is_named(original: Original, tmp_path: Pat
 
         assert outbox.broken == {id_}
     assert recovered == original.entries.keys() - {id_}
+
+
+@pytest.mark.parametrize("carved", [False, True])
+def test_the_destination_is_recovered_and_is_segment_in_rows_of_version_1(
+    tmp_path: Path, *, carved: bool
+) -> None:
+    store = SqliteStore(tmp_path / "relay.db")
+    load(store, 1)
+    old = {entry.message_id for entry in _salvaged(store.path)}
+    with closing(SqliteOutbox(store.path)) as outbox:
+        outbox.add(
+            [
+                structs.replace(arrival(name, body=bytes(size)), destination="vero")
+                for name, size in (("short", 10), ("long", 30_000))
+            ]
+        )
+        originals = _entries(outbox)
+        pages = [min(on) for on in _pages(store.path).values()]
+    if carved:  # the heads of their pages are gone
+        content = bytearray(store.path.read_bytes())
+        for page in pages:
+            content[PAGE * (page - 1) : PAGE * (page - 1) + 40] = bytes(40)
+        store.path.write_bytes(content)
+    found = _salvaged(store.path)
+
+    assert {entry.message_id: entry for entry in found} == originals
+    assert {id_ for id_, entry in originals.items() if entry.destination == "segment"} == old
+    assert {id_ for id_, entry in originals.items() if entry.destination == "vero"} == {
+        "short",
+        "long",
+    }
 
 
 @pytest.mark.parametrize("role", Role)

@@ -18,6 +18,7 @@ import pytest
 from relay.errors import OutboxError
 from relay.outbox import open_outbox
 from relay.outbox.entries import Role
+from relay.outbox.sqlite.migrations import MIGRATIONS
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.changes import ChangesContract, RunSql
 from tests.contracts.counters import CountersContract
@@ -358,9 +359,9 @@ def test_the_file_of_a_newer_relay_is_refused(path: Path) -> None:
     ("change", "told"),
     [
         ("DROP INDEX entries_dead", "index entries_dead is missing"),
-        ("DROP TRIGGER entry_died", "trigger entry_died is missing"),
+        ("DROP TRIGGER entry_dead_lettered", "trigger entry_dead_lettered is missing"),
         ("DROP TABLE status", "table status is missing"),
-        ("ALTER TABLE entries DROP COLUMN deaths", "table entries differs"),
+        ("ALTER TABLE entries DROP COLUMN crashes", "table entries differs"),
         ("ALTER TABLE history ADD COLUMN by TEXT", "table history differs"),
         ("ALTER TABLE status RENAME beat TO 'it''s  a -- beat'", "table status differs"),
         (
@@ -386,14 +387,14 @@ def test_a_file_with_other_tables_than_its_version_has_is_refused(
 ) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("a")])
-    if "deaths" in change:
+    if "crashes" in change:
         run_sql(path, "DROP INDEX entries_suspect")
     run_sql(path, change)
     before = path.read_bytes()
     refusal = _refusal(path)
 
     assert told in refusal
-    assert f"{path} does not have the tables of version 1" in refusal
+    assert f"{path} does not have the tables of version {len(MIGRATIONS)}" in refusal
     assert f"`relay salvage {path} NEW`" in refusal
     assert path.read_bytes() == before
 

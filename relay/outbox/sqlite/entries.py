@@ -23,7 +23,8 @@ from relay.outbox.entries import (
 )
 from relay.outbox.protocol import RARE, SOME
 from relay.outbox.sqlite.disk import Disk
-from relay.outbox.sqlite.schema import BLOCK_BITS, COUNT, IS_RARE, milliseconds, moment, translated
+from relay.outbox.sqlite.migrations import BLOCK_BITS, IS_RARE
+from relay.outbox.sqlite.schema import milliseconds, moment, translated
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 _EMPTYING_SECONDS: Final = 10
@@ -83,16 +84,16 @@ class SqliteEntryStore:
     def _are_few(self, query: Query) -> bool:
         if query.states not in {(State.PENDING,), (State.DELIVERED,)}:
             return False
-        changes: Any = self._connection.execute(COUNT).fetchall()
+        changes: Any = self._connection.execute(_COUNT).fetchall()
         return in_states({Change(change): n for change, n in changes})[query.states[0]] <= SOME
 
     def _histories(self, ids: Sequence[int]) -> dict[int, list[HistoryEvent]]:
         histories: dict[int, list[HistoryEvent]] = {}
         statement = f"""
-            SELECT entry, at, what, said FROM history WHERE entry IN ({_IDS}) ORDER BY rowid
+            SELECT entry, at, what, detail FROM history WHERE entry IN ({_IDS}) ORDER BY rowid
         """  # noqa: S608 (nothing but a constant is put in)
-        for entry, at, what, said in self._connection.execute(statement, {"ids": _json(ids)}):
-            histories.setdefault(entry, []).append(HistoryEvent(moment(at), what, said))
+        for entry, at, what, detail in self._connection.execute(statement, {"ids": _json(ids)}):
+            histories.setdefault(entry, []).append(HistoryEvent(moment(at), what, detail))
         return histories
 
     def count(self, query: Query) -> int:
@@ -115,10 +116,10 @@ class SqliteEntryStore:
     def requeue(self, requeues: Sequence[Requeue], operation: Operation) -> int:
         """See `EntryStore.requeue`."""
         rows = [(requeue.id, requeue.collection, *_keys(requeue.keys)) for requeue in requeues]
-        requeued = {"revived": _json(rows), "now": milliseconds(self._clock())}
+        requeued = {"requeues": _json(rows), "now": milliseconds(self._clock())}
         with self._disk.used(), self._using, self._connection:
-            self._connection.execute(_TELL_REVIVED, requeued)
-            self._connection.execute(_REVIVE, requeued)
+            self._connection.execute(_NOTE_REQUEUED, requeued)
+            self._connection.execute(_REQUEUE, requeued)
             changed = self._connection.changes()
             self._advance(operation, changed)
         return changed
@@ -183,7 +184,7 @@ class SqliteEntryStore:
                     restored += 1
                     self._connection.executemany(
                         "INSERT INTO history VALUES (?, ?, ?, ?)",
-                        [(*row, milliseconds(h.at), h.what, h.said) for h in entry.history],
+                        [(*row, milliseconds(h.at), h.what, h.detail) for h in entry.history],
                     )
         return restored
 
@@ -194,18 +195,20 @@ class SqliteEntryStore:
 
 
 _COLUMNS: Final = """
-    entries.id, source, message_id, state, collection, received_at, attempts, delivered_at,
-    reason, detail, user_key, address_key, email_key, body
+    entries.id, source, destination, message_id, state, collection, received_at, attempts,
+    delivered_at, reason, detail, user_key, address_key, email_key, body
 """
 
 _TEXT: Final = (str, NoneType)
 _NUMBER: Final = (int, NoneType)
 _TYPES: Final[tuple[Any, ...]] = (
-    *(int, str, str, str, _TEXT, int, int, _NUMBER),
+    *(int, str, str, str, str, _TEXT, int, int, _NUMBER),
     *(_TEXT, _TEXT, _NUMBER, _NUMBER, _NUMBER, bytes),
 )
 """Of the columns."""
 _STATES: Final = frozenset(State)
+
+_COUNT: Final = "SELECT change, sum(entries) FROM counters GROUP BY change"
 
 _IDS: Final = "SELECT value FROM json_each(:ids)"
 
@@ -238,41 +241,42 @@ _FINISH: Final = "UPDATE operations SET finished_at = ? WHERE id = ?"
 _OPERATIONS: Final = f"SELECT {_OPERATION} FROM operations ORDER BY id DESC LIMIT ?"  # noqa: S608
 
 # What was dead when it came has never been claimed, and nobody has told of it.
-_TELL_REVIVED: Final = """
-    INSERT INTO history (entry, at, what, said)
+_NOTE_REQUEUED: Final = """
+    INSERT INTO history (entry, at, what, detail)
     SELECT entries.id, received_at, 'dead', coalesce(reason, '')
-    FROM json_each(:revived) AS revived JOIN entries ON entries.id = revived.value ->> 0
+    FROM json_each(:requeues) AS requeue JOIN entries ON entries.id = requeue.value ->> 0
     WHERE state = 'dead' AND attempts = 0
     UNION ALL
     SELECT entries.id, delivered_at, 'delivered', ''
-    FROM json_each(:revived) AS revived JOIN entries ON entries.id = revived.value ->> 0
+    FROM json_each(:requeues) AS requeue JOIN entries ON entries.id = requeue.value ->> 0
     WHERE state = 'delivered'
     UNION ALL
     SELECT entries.id, :now, 'replayed', ''
-    FROM json_each(:revived) AS revived JOIN entries ON entries.id = revived.value ->> 0
+    FROM json_each(:requeues) AS requeue JOIN entries ON entries.id = requeue.value ->> 0
     WHERE state <> 'pending'
 """
 
-_REVIVE: Final = """
+_REQUEUE: Final = """
     UPDATE entries
     SET state = 'pending', pending_since = :now, delivered_at = NULL, reason = NULL, detail = NULL,
-        deaths = 0, collection = revived.value ->> 1, user_key = revived.value ->> 2,
-        address_key = revived.value ->> 3, email_key = revived.value ->> 4
-    FROM json_each(:revived) AS revived
-    WHERE entries.id = revived.value ->> 0 AND state <> 'pending'
+        crashes = 0, collection = requeue.value ->> 1, user_key = requeue.value ->> 2,
+        address_key = requeue.value ->> 3, email_key = requeue.value ->> 4
+    FROM json_each(:requeues) AS requeue
+    WHERE entries.id = requeue.value ->> 0 AND state <> 'pending'
 """
 
 _RESTORE: Final = """
     INSERT INTO entries (
-        provider, message_id, state, collection, received_at, pending_since, attempts, delivered_at,
-        reason, detail, user_key, address_key, email_key, body
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        source, destination, message_id, state, collection, received_at, pending_since, attempts,
+        delivered_at, reason, detail, user_key, address_key, email_key, body
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (message_id) DO NOTHING RETURNING id
 """
 
 
 _EQUALS: Final = {
     "source": "source = :source",
+    "destination": "destination = :destination",
     "collection": "collection = :collection",
     "reason": "reason = :reason AND state = 'dead'",  # no other has one: its index is of these
     "message_id": "message_id = :message_id",
@@ -319,7 +323,7 @@ def _record(row: Sequence[Any]) -> StoredEntry:
         OutboxError: no relay has written it so; SQLite does not look at what it reads.
     """
     typed = zip(row, _TYPES, strict=True)
-    if not all(isinstance(*each) for each in typed) or row[3] not in _STATES:
+    if not all(isinstance(*each) for each in typed) or row[4] not in _STATES:
         raise OutboxError(f"entry {row[0]} is damaged")
     try:
         return _sound_record(row)
@@ -328,11 +332,12 @@ def _record(row: Sequence[Any]) -> StoredEntry:
 
 
 def _sound_record(row: Sequence[Any]) -> StoredEntry:
-    (id_, source, message_id, state, collection, received_at, attempts, delivered_at, *rest) = row
-    reason, detail, user, address, email, body = rest
+    id_, source, destination, message_id, state, collection, received_at, attempts, *rest = row
+    delivered_at, reason, detail, user, address, email, body = rest
     return StoredEntry(
         id=id_,
         source=source,
+        destination=destination,
         message_id=message_id,
         state=State(state),
         collection=collection,
@@ -350,6 +355,7 @@ def _row(entry: StoredEntry) -> tuple[Any, ...]:
     received_at = milliseconds(entry.received_at)
     return (
         entry.source,
+        entry.destination,
         entry.message_id,
         entry.state,
         entry.collection,

@@ -45,7 +45,9 @@ from relay.outbox.sqlite.schema import MOMENTS, moment
 _ROOT: Final = 2  # of `entries`, as it is the first table made
 
 # The columns of `entries`, those in capitals never NULL. Its id is elsewhere, as the row's.
-_COLUMNS: Final = "-TTStIiIIittiiiB"
+_COLUMNS: Final = "-TTStIiIIittiiiBT"
+_OPTIONAL: Final = 1  # the last one: rows of version 1 do not have it
+_DESTINATION: Final = "segment"  # of those
 _TYPES: Final = {"T": str, "S": str, "I": int, "B": bytes}
 _STATES: Final = {13 + 2 * len(state): state for state in State}  # by serial type: by their lengths
 
@@ -235,7 +237,7 @@ def _data(pages: Pages, cell: Cell) -> tuple[bytes | None, list[int]]:
 
 def _is_entry(cell: Cell) -> bool:
     return (
-        len(cell.kinds) == len(_COLUMNS)
+        0 <= len(_COLUMNS) - len(cell.kinds) <= _OPTIONAL
         and all(map(_fits, _COLUMNS, cell.kinds))
         and cell.id < 2**63  # relay's are positive
     )
@@ -265,7 +267,8 @@ def _values(cell: Cell, data: bytes) -> list[Any]:
 def _record(cell: Cell, data: bytes) -> StoredEntry | None:
     """None if there is no telling when it came; other numbers that cannot be are left out."""
     _, source, message_id, _, collection, received_at, _, attempts, *rest = _values(cell, data)
-    _, delivered_at, reason, detail, *keys, body = rest
+    _, delivered_at, reason, detail, user, address, email, body, *added = rest
+    (destination,) = added or [_DESTINATION]
     if received_at not in MOMENTS:
         return None
     if delivered_at is not None and delivered_at not in MOMENTS:
@@ -273,6 +276,7 @@ def _record(cell: Cell, data: bytes) -> StoredEntry | None:
     return StoredEntry(
         id=cell.id,
         source=source,
+        destination=destination,
         message_id=message_id,
         state=_state(cell),
         collection=collection,
@@ -281,6 +285,8 @@ def _record(cell: Cell, data: bytes) -> StoredEntry | None:
         delivered_at=None if delivered_at is None else moment(delivered_at),
         reason=reason,
         detail=detail,
-        keys=Keys(*(None if key is None or key not in _DIGESTS else key for key in keys)),
+        keys=Keys(
+            *(None if key is None or key not in _DIGESTS else key for key in (user, address, email))
+        ),
         body=body,
     )

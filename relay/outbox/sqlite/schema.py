@@ -5,155 +5,27 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import apsw
 
 from relay.errors import OutboxError, OutboxMissingError, OutboxUnusableError
-from relay.outbox.counters import SLOT
 from relay.outbox.entries import Role
-from relay.outbox.protocol import RARE
 from relay.outbox.sqlite.fileformat import beside, log_fault, size_on_disk
+from relay.outbox.sqlite.migrations import MIGRATIONS
 from relay.outbox.sqlite.place import kept, open_file
 from relay.outbox.sqlite.shape import differences
 
 MARK: Final = 0x52_4C_41_59
 """The file's application_id: "RLAY"."""
 
-BLOCK_BITS: Final = 9
-"""Keys are indexed by blocks of 512 entries, each block in a place of its own.
-
-A commit writes each page it touches. One index over all keys would put each new entry on a page of
-its own; a block of 512 has three pages, and a search takes 2 µs a block.
-"""
-
-IS_RARE: Final = f"collection IN {RARE}"
-"""Only a query that says it in these words is answered by that index."""
-
 MOMENTS: Final = range(253_402_300_800_000)
 """The times that a file may hold, in milliseconds: up to the year 9999."""
 
-COUNT: Final = "SELECT change, sum(entries) FROM tallies GROUP BY change"
-
-_SLOT_MILLISECONDS: Final = SLOT // timedelta(milliseconds=1)
-_NOW: Final = "CAST(unixepoch('subsec') * 1000 AS INTEGER)"
-
-
-def _counter_row(row: str, change: str, at: str = _NOW) -> str:
-    """Count what a row did.
-
-    A trigger on each row, as SQLite has no other; it takes 2 µs.
-    """
-    change = f"'{change}' || {row}.state" if change.endswith("_") else f"'{change}'"
-    return f"""
-        INSERT INTO tallies VALUES (
-            {at} / {_SLOT_MILLISECONDS}, {row}.provider, coalesce({row}.collection, ''), {change},
-            coalesce({row}.reason, ''), 1, {at}
-        ) ON CONFLICT DO UPDATE
-        SET entries = entries + 1, latest = max(latest, excluded.latest);
-    """  # noqa: S608 (nothing but constants is put in)
-
-
 _BUSY_MILLISECONDS: Final = 5_000
 _CHECK_STEPS: Final = 100  # between looks at the time; about as many pages
-
-# One script a version; a file at version n has had the first n. A script that has been released is
-# never changed: the next one does what is to be different (see tests/outbox/released.py).
-MIGRATIONS: Final[tuple[str, ...]] = (
-    f"""
-    CREATE TABLE entries (
-        id           INTEGER PRIMARY KEY,
-        provider     TEXT NOT NULL,
-        message_id   TEXT NOT NULL UNIQUE,
-        state        TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'dead')),
-        collection   TEXT,              -- of what could be read when it came
-        received_at  INTEGER NOT NULL,  -- this and the other times in epoch milliseconds
-        pending_since INTEGER,          -- of pending entries only: their order
-        attempts     INTEGER NOT NULL DEFAULT 0,
-        deaths       INTEGER NOT NULL DEFAULT 0,  -- of processes that held it, in a row
-        delivered_at INTEGER,
-        reason       TEXT,              -- this and detail of dead entries only
-        detail       TEXT,
-        user_key     INTEGER,           -- this and the next two: what it can be found by
-        address_key  INTEGER,
-        email_key    INTEGER,
-        body         BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX entries_pending ON entries (pending_since) WHERE state = 'pending';
-    CREATE INDEX entries_suspect ON entries (id) WHERE state = 'pending' AND deaths >= 2;
-    CREATE INDEX entries_delivered ON entries (delivered_at) WHERE state = 'delivered';
-    CREATE INDEX entries_dead ON entries (id) WHERE state = 'dead';
-    CREATE INDEX entries_reason ON entries (reason) WHERE state = 'dead';
-    CREATE INDEX entries_user ON entries (id >> {BLOCK_BITS}, user_key)
-        WHERE user_key IS NOT NULL;
-    CREATE INDEX entries_address ON entries (id >> {BLOCK_BITS}, address_key)
-        WHERE address_key IS NOT NULL;
-    CREATE INDEX entries_email ON entries (id >> {BLOCK_BITS}, email_key)
-        WHERE email_key IS NOT NULL;
-    CREATE INDEX entries_rare ON entries (collection) WHERE {IS_RARE};
-    CREATE TABLE history (
-        entry INTEGER NOT NULL,
-        at    INTEGER NOT NULL,
-        what  TEXT NOT NULL,
-        said  TEXT NOT NULL
-    ) STRICT;
-    CREATE INDEX history_entry ON history (entry);
-    CREATE TRIGGER entry_gone AFTER DELETE ON entries BEGIN
-        DELETE FROM history WHERE entry = old.id;
-    END;
-    CREATE TABLE tallies (
-        slot       INTEGER NOT NULL,  -- of five minutes each since 1970; 0: all earlier ones
-        provider   TEXT NOT NULL,
-        collection TEXT NOT NULL,     -- this and reason may be empty
-        change     TEXT NOT NULL,
-        reason     TEXT NOT NULL,
-        entries    INTEGER NOT NULL,
-        latest     INTEGER NOT NULL,
-        PRIMARY KEY (slot, provider, collection, change, reason)
-    ) STRICT, WITHOUT ROWID;
-    CREATE TRIGGER entry_received AFTER INSERT ON entries BEGIN
-        {_counter_row("new", "received", at="new.received_at")}
-    END;
-    CREATE TRIGGER entry_restored AFTER INSERT ON entries WHEN new.state = 'delivered' BEGIN
-        {_counter_row("new", "delivered", at="new.delivered_at")}
-    END;
-    CREATE TRIGGER entry_unusable AFTER INSERT ON entries WHEN new.state = 'dead' BEGIN
-        {_counter_row("new", "died", at="new.received_at")}
-    END;
-    CREATE TRIGGER entry_delivered AFTER UPDATE OF state ON entries
-    WHEN old.state = 'pending' AND new.state = 'delivered' BEGIN
-        {_counter_row("new", "delivered", at="new.delivered_at")}
-    END;
-    CREATE TRIGGER entry_died AFTER UPDATE OF state ON entries
-    WHEN old.state = 'pending' AND new.state = 'dead' BEGIN
-        {_counter_row("new", "died")}
-    END;
-    CREATE TRIGGER entry_revived AFTER UPDATE OF state ON entries
-    WHEN old.state <> 'pending' AND new.state = 'pending' BEGIN
-        {_counter_row("old", "left_")}
-        {_counter_row("new", "revived")}
-    END;
-    CREATE TRIGGER entry_forgotten AFTER DELETE ON entries BEGIN
-        {_counter_row("old", "left_")}
-    END;
-    CREATE TABLE operations (
-        id          INTEGER PRIMARY KEY,
-        kind        TEXT NOT NULL,
-        what        TEXT NOT NULL,
-        started_at  INTEGER NOT NULL,
-        finished_at INTEGER,
-        entries     INTEGER NOT NULL DEFAULT 0
-    ) STRICT;
-    CREATE TABLE status (
-        beat   INTEGER NOT NULL,  -- counts checks of whether a write reaches the disk
-        pace   TEXT NOT NULL,     -- what the forwarder last told of it
-        claims TEXT NOT NULL      -- what was last in hand: [[id, attempts], ...]
-    ) STRICT;
-    INSERT INTO status VALUES (0, '{{}}', '[]');
-    """,  # noqa: S608 (nothing but constants is put in)
-)
 
 
 @contextmanager
@@ -228,7 +100,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def is_in_use(path: Path) -> bool:
-    """Whether a relay receives into the file or forwards from it; see `Outbox.become_sole`."""
+    """Whether a relay receives into the file or forwards from it; see `Outbox.lock_role`."""
     for role in Role:
         with suppress(OSError), beside(path, role).open("rb") as lock:
             try:
@@ -248,6 +120,7 @@ def migrate(connection: apsw.Connection, path: Path, *, create: bool) -> None:
 
     Raises:
         OutboxMissingError: it has nothing in it, and is not to become an outbox.
+        OutboxError: an older relay, which knows the old tables only, is at work on it.
         OutboxUnusableError: it is another program's, a newer relay's, or its tables are not those
             of its version; nothing has been written to it.
     """
@@ -257,6 +130,8 @@ def migrate(connection: apsw.Connection, path: Path, *, create: bool) -> None:
         return  # nothing is written, so that a full disk does not keep a file from being opened
     with connection:
         version: int = connection.pragma("user_version")
+        if 0 < version < len(MIGRATIONS) and is_in_use(path):  # by one that knows the old tables
+            raise OutboxError(f"an older relay is at work on {path}; stop it first")
         for migration in MIGRATIONS[version:]:
             connection.execute(migration)
         connection.pragma("application_id", MARK)

@@ -28,16 +28,16 @@ from relay.outbox.entries import (
     LogState,
     Role,
     State,
-    T,
     utc_now,
 )
+from relay.outbox.protocol import T
 from relay.outbox.sqlite.checkpointer import LONG_BYTES, Checkpointer
 from relay.outbox.sqlite.disk import Disk
 from relay.outbox.sqlite.entries import SqliteEntryStore
 from relay.outbox.sqlite.fileformat import beside, log_of, size_on_disk
+from relay.outbox.sqlite.migrations import SLOT_MILLISECONDS
 from relay.outbox.sqlite.place import Place, exposed, kept, rescue
 from relay.outbox.sqlite.schema import (
-    COUNT,
     connect,
     is_in_use,
     migrate,
@@ -106,6 +106,21 @@ class _Claim(Struct, frozen=True):
     lineage: int = _NOBODY
 
 
+class _Noted(Struct, frozen=True):
+    """What other processes know of a throttle, and since when, in seconds elapsed."""
+
+    generation: int
+    hold: str | None
+    answered_at: float
+    at: float
+
+    def is_news_after(self, earlier: "_Noted") -> bool:
+        """Return whether it is to be noted, too."""
+        if (self.generation, self.hold) != (earlier.generation, earlier.hold):
+            return True
+        return self.answered_at != earlier.answered_at and self.at >= earlier.at + 1
+
+
 _MOST_ENDED: Final = 5_000  # claims remembered after their release
 
 
@@ -135,7 +150,7 @@ class SqliteOutbox:
         self._path = path
         self._clock = clock
         self._elapsed = elapsed
-        self._seen_version: int | None = None
+        self._seen_versions: dict[str, int] = {}
         self._writing = threading.Lock()
         self._reading = threading.Lock()
         self._claiming = threading.Lock()
@@ -143,10 +158,9 @@ class SqliteOutbox:
         self._ended: dict[int, _Claim] = {}  # the latest released last
         self._roles: dict[Role, BinaryIO] = {}
         self._counted = False
-        self._pacing = threading.Lock()
-        self._throttle = Throttle()
-        self._noted: tuple[int, str | None, float] | None = None
-        self._noted_at = float("-inf")
+        self._throttling = threading.Lock()
+        self._throttles: dict[str, Throttle] = {}
+        self._noted: dict[str, _Noted] = {}
         self._disk = Disk()
         with self._disk.used():
             self._adder = connect(path, create=create)
@@ -208,28 +222,29 @@ class SqliteOutbox:
             inserted.discard(arrival.message_id)  # its copies in the same group are not new
         return new
 
-    def changed(self) -> bool:
-        """See `Outbox.changed`."""
+    def changed(self, destination: str) -> bool:
+        """See `Outbox.changed`. SQLite tells that anything has been written, not for whom."""
         with self._disk.used(), self._reading:
             version: int = self._reader.pragma("data_version")
-        changed, self._seen_version = version != self._seen_version, version
-        return changed
+            seen = self._seen_versions.get(destination)
+            self._seen_versions[destination] = version
+        return version != seen
 
-    def claim(self, limit: int, *, lease: timedelta) -> list[Entry]:
+    def claim(self, destination: str, limit: int, *, lease: timedelta) -> list[Entry]:
         """See `Outbox.claim`."""
-        return self._claim(_DUE, limit, lease)
+        return self._claim(_DUE, destination, limit, lease)
 
-    def claim_suspect(self, *, lease: timedelta) -> list[Entry]:
+    def claim_suspect(self, destination: str, *, lease: timedelta) -> list[Entry]:
         """See `Outbox.claim_suspect`."""
-        return self._claim(_SUSPECT, 1, lease)
+        return self._claim(_SUSPECT, destination, 1, lease)
 
-    def _claim(self, which: str, limit: int, lease: timedelta) -> list[Entry]:
+    def _claim(self, which: str, destination: str, limit: int, lease: timedelta) -> list[Entry]:
         self.lock_role(Role.FORWARDER)
         with self._disk.used(), self._claiming:
             if not self._counted:
                 self._count_unsettled()
             now = self._elapsed()
-            due = {"held": self._held(), "limit": limit}
+            due = {"destination": destination, "held": self._held(), "limit": limit}
             with self._reading:
                 rows = _at_most(_MOST_BYTES, self._reader.execute(which, due))
             claim = secrets.randbits(62)
@@ -240,7 +255,17 @@ class SqliteOutbox:
                 taken[id_] = _Claim(claim, now + lease.total_seconds(), attempt)
                 received = moment(received_at)
                 entries.append(
-                    Entry(id_, source, message_id, received, attempt, claim, body, crashes)
+                    Entry(
+                        id=id_,
+                        source=source,
+                        destination=destination,
+                        message_id=message_id,
+                        received_at=received,
+                        attempts=attempt,
+                        claim=claim,
+                        body=body,
+                        crashes=crashes,
+                    )
                 )
             if entries:
                 self._note(self._claims | taken)
@@ -265,10 +290,11 @@ class SqliteOutbox:
             if not self._counted:
                 self._count_unsettled(lineage)
 
-    def has_suspects(self) -> bool:
+    def has_suspects(self, destination: str) -> bool:
         """See `Outbox.has_suspects`."""
         with self._disk.used(), self._claiming, self._reading:
-            return bool(self._reader.execute(_ANY_SUSPECT, {"held": self._held()}).get)
+            due = {"destination": destination, "held": self._held()}
+            return bool(self._reader.execute(_ANY_SUSPECT, due).get)
 
     def _held(self) -> str:
         now = self._elapsed()
@@ -343,12 +369,12 @@ class SqliteOutbox:
                 if happened is None:
                     self._settler.execute(_SETTLE, _CLEARED | changed | {"held": held})
                 else:
-                    what, said = happened
+                    what, detail = happened
                     at = milliseconds(self._clock())
                     with self._settler:
-                        # First, while those that are not pending any more can be told.
-                        told = {"held": held, "at": at, "what": what, "said": said}
-                        self._settler.execute(_HAPPENED, told)
+                        # First, while those that are pending can still be told from the others.
+                        values = {"held": held, "at": at, "what": what, "detail": detail}
+                        self._settler.execute(_HAPPENED, values)
                         self._settler.execute(_SETTLE, _CLEARED | changed | {"held": held})
             if changed["state"] is not State.PENDING:
                 for entry in own:
@@ -374,57 +400,60 @@ class SqliteOutbox:
         claim = self._last_claim(entry.id)
         return claim is not None and claim.number == entry.claim
 
-    def throttle(self, change: Callable[[Throttle, float], T]) -> T:
+    def throttle(self, destination: str, change: Callable[[Throttle, float], T]) -> T:
         """See `Outbox.throttle`. It is kept in memory, as claims are."""
-        with self._disk.used(), self._pacing:
+        with self._disk.used(), self._throttling:
             now = self._elapsed()
-            result = change(self._throttle, now)
-            self._note_pace(now)
+            throttle = self._throttles.setdefault(destination, Throttle())
+            result = change(throttle, now)
+            self._note_throttle(destination, throttle, now)
         return result
 
-    def _note_pace(self, now: float) -> None:
-        """Tell who only looks: at once what changes, and the latest answer once a second."""
-        throttle = self._throttle
-        told = (throttle.generation, throttle.hold, throttle.answered_at)
-        noted = self._noted
-        if noted and (noted == told or (noted[:2] == told[:2] and now < self._noted_at + 1)):
+    def _note_throttle(self, destination: str, throttle: Throttle, now: float) -> None:
+        """Note it for other processes: a change of state at once, an answer once a second."""
+        noted = self._noted.get(destination)
+        due = _Noted(throttle.generation, throttle.hold, throttle.answered_at, now)
+        if noted and not due.is_news_after(noted):
             return
+        state = _json(structs.replace(throttle, taken_at=[]))
         with self._writing:
-            shown = _json(structs.replace(throttle, taken_at=[]))
-            self._settler.execute("UPDATE status SET pace = ?", (shown,))
-        self._noted, self._noted_at = told, now
+            self._settler.execute(_NOTE_THROTTLE, (destination, state))
+        self._noted[destination] = due
 
-    def standing(self) -> DestinationStatus:
-        """See `Outbox.standing`. Its seconds are the machine's, whichever process counts them."""
+    def destination_status(self, destination: str) -> DestinationStatus:
+        """See `Outbox.destination_status`. All processes of a machine count the same seconds."""
         with self._disk.used(), self._reading:
-            noted: str = self._reader.execute("SELECT pace FROM status").get
-        return json.decode(noted, type=Throttle).standing(self._elapsed(), self._clock())
+            state: str | None = self._reader.execute(_NOTED_THROTTLE, (destination,)).get
+        throttle = Throttle() if state is None else json.decode(state, type=Throttle)
+        return throttle.status(self._elapsed(), self._clock())
 
-    def counts(self) -> Counts:
+    def counts(self) -> dict[str, Counts]:
         """See `Outbox.counts`."""
+        changes: dict[str, dict[Change, int]] = {}
+        waiting_since: dict[str, int | None] = {}
         with self._disk.used(), self._reading:
-            rows: list[Any] = self._reader.execute(COUNT).fetchall()
-            since = self._reader.execute(_LONGEST_PENDING).get
-        counted = in_states({Change(change): entries for change, entries in rows})
-        return Counts(
-            pending=counted[State.PENDING],
-            delivered=counted[State.DELIVERED],
-            dead=counted[State.DEAD],
-            waiting_since=None if since is None else moment(since),
-        )
+            for destination, change, entries in self._reader.execute(_COUNT):
+                changes.setdefault(destination, {})[Change(change)] = entries
+            for destination in changes:
+                oldest = self._reader.execute(_LONGEST_PENDING, (destination,))
+                waiting_since[destination] = oldest.get
+        return {
+            destination: _counts(in_states(changes[destination]), since)
+            for destination, since in waiting_since.items()
+        }
 
     def counters(self) -> list[CounterRow]:
         """See `Outbox.counters`."""
         with self._disk.used(), self._reading:
-            rows: list[Any] = self._reader.execute(_TALLIES).fetchall()
+            rows: list[Any] = self._reader.execute(_COUNTERS).fetchall()
         return [_counter_row(row) for row in rows]
 
     def aggregate_counters(self, before: datetime) -> None:
         """See `Outbox.aggregate_counters`."""
-        past = (milliseconds(before) // milliseconds(_EPOCH + SLOT),)
+        past = (milliseconds(before) // SLOT_MILLISECONDS,)
         with self._disk.used(), self._writing, self._settler:
             self._settler.execute(_FOLD, past)
-            self._settler.execute("DELETE FROM tallies WHERE slot BETWEEN 1 AND ? - 1", past)
+            self._settler.execute("DELETE FROM counters WHERE slot BETWEEN 1 AND ? - 1", past)
 
     def purge(self, before: datetime, limit: int) -> int:
         """See `Outbox.purge`."""
@@ -461,7 +490,7 @@ class SqliteOutbox:
 
     @property
     def entries(self) -> SqliteEntryStore:
-        """See `Outbox.records`."""
+        """See `Outbox.entries`."""
         return self._entries
 
     def close(self) -> None:
@@ -496,6 +525,7 @@ def _row(arrival: Arrival) -> tuple[str | int | bytes | None, ...]:
     keys = arrival.keys
     return (
         arrival.source,
+        arrival.destination,
         arrival.message_id,
         state,
         arrival.collection,
@@ -512,11 +542,11 @@ def _row(arrival: Arrival) -> tuple[str | int | bytes | None, ...]:
 
 @cache
 def _insertion(rows: int) -> str:
-    row = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    row = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     return f"""
         INSERT INTO entries (
-            provider, message_id, state, collection, received_at, pending_since, reason, detail,
-            user_key, address_key, email_key, body
+            source, destination, message_id, state, collection, received_at, pending_since,
+            reason, detail, user_key, address_key, email_key, body
         )
         VALUES {", ".join([row] * rows)}
         ON CONFLICT (message_id) DO NOTHING
@@ -525,28 +555,28 @@ def _insertion(rows: int) -> str:
 
 _INSERTED: Final = "SELECT message_id FROM entries WHERE :count > 0 AND id >= :first_id"
 
-_CLAIMED: Final = "SELECT id, provider, message_id, received_at, attempts, deaths, body"
+_CLAIMED: Final = "SELECT id, source, message_id, received_at, attempts, crashes, body"
 
 _DUE: Final = f"""
     {_CLAIMED} FROM entries
-    WHERE state = 'pending' AND id NOT IN (SELECT value FROM json_each(:held))
-        AND deaths < {CRASHES_BEFORE_ISOLATION}
+    WHERE state = 'pending' AND destination = :destination
+        AND id NOT IN (SELECT value FROM json_each(:held)) AND crashes < {CRASHES_BEFORE_ISOLATION}
     ORDER BY pending_since LIMIT :limit
 """  # noqa: S608 (this and the next two: nothing but constants is put in)
 
 # Not the same one each time: one that is innocent must not be in hand at every death.
 _SUSPECT: Final = f"""
     {_CLAIMED} FROM entries
-    WHERE state = 'pending' AND id NOT IN (SELECT value FROM json_each(:held))
-        AND deaths >= {CRASHES_BEFORE_ISOLATION}
+    WHERE state = 'pending' AND destination = :destination
+        AND id NOT IN (SELECT value FROM json_each(:held)) AND crashes >= {CRASHES_BEFORE_ISOLATION}
     ORDER BY random() LIMIT :limit
 """  # noqa: S608
 
 _ANY_SUSPECT: Final = f"""
     SELECT EXISTS (
         SELECT 1 FROM entries
-        WHERE state = 'pending' AND id NOT IN (SELECT value FROM json_each(:held))
-            AND deaths >= {CRASHES_BEFORE_ISOLATION}
+        WHERE state = 'pending' AND destination = :destination
+        AND id NOT IN (SELECT value FROM json_each(:held)) AND crashes >= {CRASHES_BEFORE_ISOLATION}
     )
 """  # noqa: S608
 
@@ -557,7 +587,7 @@ _PENDING_AFTER: Final = (
 # What has been given back, or settled and replayed, has its attempts in its row by then.
 _COUNT_UNSETTLED: Final = """
     UPDATE entries SET attempts = claim.value ->> 1,
-        deaths = deaths + (coalesce(claim.value ->> 2, 0) IN (0, :crashed))
+        crashes = crashes + (coalesce(claim.value ->> 2, 0) IN (0, :crashed))
     FROM json_each(:claims) AS claim
     WHERE entries.id = claim.value ->> 0 AND entries.state = 'pending'
         AND entries.attempts < claim.value ->> 1
@@ -568,15 +598,15 @@ _SETTLE: Final = """
     UPDATE entries
     SET state = :state, delivered_at = :delivered_at,
         pending_since = CASE WHEN :state = 'pending' THEN pending_since END,
-        reason = :reason, detail = :detail, attempts = held.value ->> 1, deaths = 0
+        reason = :reason, detail = :detail, attempts = held.value ->> 1, crashes = 0
     FROM json_each(:held) AS held
     WHERE entries.id = held.value ->> 0 AND entries.message_id = held.value ->> 2
         AND entries.state = 'pending'
 """
 
 _HAPPENED: Final = """
-    INSERT INTO history (entry, at, what, said)
-    SELECT entries.id, :at, :what, :said
+    INSERT INTO history (entry, at, what, detail)
+    SELECT entries.id, :at, :what, :detail
     FROM json_each(:held) AS held JOIN entries ON entries.id = held.value ->> 0
     WHERE entries.message_id = held.value ->> 2 AND entries.state = 'pending'
 """
@@ -590,32 +620,56 @@ _PURGE: Final = """
 
 _CLEARED: Final = {"delivered_at": None, "reason": None, "detail": None}
 
-_LONGEST_PENDING: Final = "SELECT min(pending_since) FROM entries WHERE state = 'pending'"
+_COUNT: Final = (
+    "SELECT destination, change, sum(entries) FROM counters GROUP BY destination, change"
+)
 
-_TALLIES: Final = """
-    SELECT slot, provider, collection, change, reason, entries, latest FROM tallies
+_LONGEST_PENDING: Final = """
+    SELECT min(pending_since) FROM entries WHERE state = 'pending' AND destination = ?
+"""
+
+_NOTE_THROTTLE: Final = """
+    INSERT INTO throttles VALUES (?, ?)
+    ON CONFLICT (destination) DO UPDATE SET state = excluded.state
+"""
+
+_NOTED_THROTTLE: Final = "SELECT state FROM throttles WHERE destination = ?"
+
+_COUNTERS: Final = """
+    SELECT slot, source, destination, collection, change, reason, entries, latest FROM counters
     ORDER BY slot DESC
 """
 
 _FOLD: Final = """
-    INSERT INTO tallies
-    SELECT 0, provider, collection, change, reason, sum(entries), max(latest) FROM tallies
-    WHERE slot BETWEEN 1 AND ? - 1 GROUP BY provider, collection, change, reason
+    INSERT INTO counters
+    SELECT 0, source, destination, collection, change, reason, sum(entries), max(latest)
+    FROM counters WHERE slot BETWEEN 1 AND ? - 1
+    GROUP BY source, destination, collection, change, reason
     ON CONFLICT DO UPDATE
     SET entries = entries + excluded.entries, latest = max(latest, excluded.latest)
 """
 
 
 def _counter_row(row: Sequence[Any]) -> CounterRow:
-    slot, source, collection, change, reason, entries, latest = row
+    slot, source, destination, collection, change, reason, entries, latest = row
     return CounterRow(
         since=_EPOCH + slot * SLOT if slot else None,
         source=source,
+        destination=destination,
         collection=collection or None,
         change=Change(change),
         reason=reason or None,
         entries=entries,
         latest=moment(latest),
+    )
+
+
+def _counts(in_state: Mapping[State, int], waiting_since: int | None) -> Counts:
+    return Counts(
+        pending=in_state[State.PENDING],
+        delivered=in_state[State.DELIVERED],
+        dead=in_state[State.DEAD],
+        waiting_since=None if waiting_since is None else moment(waiting_since),
     )
 
 
