@@ -2,20 +2,21 @@
 
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from relay.operations.search import reasons
-from relay.outbox.entries import Query, State
+from relay.outbox.counters import SLOT
+from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Query, State
+from relay.outbox.postgres.queries import BLOCK_BITS
 from relay.outbox.postgres.store import PostgresOutbox
-from relay.outbox.protocol import Outbox
+from relay.outbox.protocol import RARE, Outbox
 from tests.contracts.outbox import MINUTE, acquire, arrival
 from tests.harness.entries import erase, requeue
 from tests.harness.postgres import PostgresServer, database_of, query
 
 DEAD = Query(states=(State.DEAD,))
-RARE = "Email Bounced"
 
 _FILL = """
     INSERT INTO relay.entries
@@ -79,7 +80,7 @@ def log_plans(postgres: PostgresServer, url: str) -> None:
         ("entries_dead", lambda outbox: outbox.entries.find(DEAD, 50)),
         ("entries_reason", lambda outbox: outbox.entries.find(Query(reason="rejected"), 50)),
         ("entries_reason", reasons),
-        ("entries_rare", lambda outbox: outbox.entries.find(Query(collection=RARE), 50)),
+        ("entries_rare", lambda outbox: outbox.entries.find(Query(collection="Email Bounced"), 50)),
         ("entries_pending", lambda outbox: outbox.counts()),
         ("entries_message_id_key", lambda outbox: outbox.entries.find(Query(message_id="a"), 50)),
         ("keys_user", lambda outbox: outbox.entries.find(Query(key=("user", 7)), 50)),
@@ -164,3 +165,19 @@ def test_a_destination_is_served_by_an_index_however_many_are_pending(
     assert index in plans
     assert "Seq Scan on entries" not in plans
     assert max(read, default=0) <= 1_001
+
+
+def test_the_schema_has_the_constants_of_the_statements(url: str) -> None:
+    """The migrations are frozen with the numbers and names of their time."""
+    PostgresOutbox(url).close()
+    index = "SELECT pg_get_indexdef('relay.{}'::regclass)"
+    ((suspect,), (rare,), (keys,)) = [
+        query(url, index.format(name))[0]
+        for name in ("entries_suspect", "entries_rare", "keys_user")
+    ]
+    ((function,),) = query(url, "SELECT prosrc FROM pg_proc WHERE proname = 'count_changes'")
+
+    assert f"crashes >= {CRASHES_BEFORE_ISOLATION})" in suspect
+    assert re.findall("'(.*?)'", rare) == list(RARE)
+    assert f"(entry >> {BLOCK_BITS})" in keys
+    assert f"date_bin('{SLOT // timedelta(minutes=1)} minutes'" in function

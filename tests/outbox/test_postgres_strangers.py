@@ -10,7 +10,7 @@ from psycopg import sql
 
 from relay.errors import OutboxUnusableError
 from relay.outbox.entries import Query
-from relay.outbox.postgres.schema import MIGRATIONS
+from relay.outbox.postgres.migrations import MIGRATIONS
 from relay.outbox.postgres.sessions import settings
 from relay.outbox.postgres.shape import SHAPES, shape
 from relay.outbox.postgres.store import PostgresOutbox

@@ -2,10 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import UTC
 from typing import Any, Final
 
-from relay.outbox.counters import Change, CounterRow, in_states
+from relay.outbox.counters import Change, in_states
 from relay.outbox.entries import State
 
 COUNT: Final = """
@@ -28,21 +27,6 @@ COUNTERS: Final = """
     FROM relay.counters
     GROUP BY slot, source, destination, collection, change, reason ORDER BY slot DESC
 """
-
-
-def counter_row(row: Sequence[Any]) -> CounterRow:
-    """Return a row of `COUNTERS` as a value."""
-    slot, source, destination, collection, change, reason, entries, latest = row
-    return CounterRow(
-        since=slot.astimezone(UTC) if slot.timestamp() else None,
-        source=source,
-        destination=destination,
-        collection=collection or None,
-        change=Change(change),
-        reason=reason or None,
-        entries=entries,
-        latest=latest.astimezone(UTC),
-    )
 
 
 # In one order, so that two of these at once do not lock each other out.

@@ -196,11 +196,6 @@ def line(error: psycopg.Error) -> str:
     return said.partition("\n")[0]
 
 
-def as_text(value: str) -> str:
-    """Return the text as PostgreSQL can hold it, without NUL."""
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
 def _ignore_notifications(session: Session) -> None:
     """Let a session that is shared receive what it did not ask for."""
     # Behind PgBouncer the bell's LISTEN stays on sessions that others share.

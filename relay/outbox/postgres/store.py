@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, LiteralString
 
-from msgspec import json, structs
+from msgspec import structs
 from psycopg import sql
 
 from relay.errors import OutboxError
@@ -20,16 +20,17 @@ from relay.outbox.entries import Arrival, Clock, Counts, Entry, Role, State
 from relay.outbox.postgres import counters, statements
 from relay.outbox.postgres.connection import connection_parameters
 from relay.outbox.postgres.entries import PostgresEntryStore
-from relay.outbox.postgres.migrate import prepare
 from relay.outbox.postgres.notifications import NotifyListener
+from relay.outbox.postgres.rows import as_text, counter_from_row, entry_from_row
+from relay.outbox.postgres.schema import prepare
 from relay.outbox.postgres.sessions import (
     LONG_SECONDS,
     SHORT_SECONDS,
     BrokenError,
     Sessions,
-    as_text,
     translated,
 )
+from relay.outbox.postgres.throttles import change_throttle, read_status
 from relay.outbox.protocol import T
 from relay.throttle import DestinationStatus, Throttle
 
@@ -180,7 +181,7 @@ class PostgresOutbox:
             "bytes": _MOST_BYTES,
             "claim": secrets.randbits(62),
         }
-        return [_entry(row) for row in self._run(statement, claim, flushed=flushed)]
+        return [entry_from_row(row) for row in self._run(statement, claim, flushed=flushed)]
 
     def ack(self, entries: Sequence[Entry]) -> None:
         """See `Outbox.ack`."""
@@ -220,26 +221,11 @@ class PostgresOutbox:
 
     def throttle(self, destination: str, change: Callable[[Throttle, float], T]) -> T:
         """See `Outbox.throttle`."""
-        values = self._now_at(destination)
-        with self._sessions.transaction() as session:
-            row: Any = session.execute(_LOCK_THROTTLE, values, binary=True).fetchone()
-            if row is None:  # its first use
-                session.execute(_MAKE_THROTTLE, values | {"state": json.encode(Throttle())})
-                row = session.execute(_LOCK_THROTTLE, values, binary=True).fetchone()
-            state, now = row
-            throttle = json.decode(state, type=Throttle)
-            result = change(throttle, now)
-            changed = json.encode(throttle)
-            if changed != state:
-                session.execute(_WRITE_THROTTLE, values | {"state": changed})
-        return result
+        return change_throttle(self._sessions, destination, self._now(), change)
 
     def destination_status(self, destination: str) -> DestinationStatus:
         """See `Outbox.destination_status`."""
-        for state, now in self._run(_READ_THROTTLE, self._now_at(destination)):
-            throttle = json.decode(state, type=Throttle)
-            return throttle.status(now, datetime.fromtimestamp(now, UTC))
-        return DestinationStatus()
+        return read_status(self._sessions, destination, self._now())
 
     def counts(self) -> dict[str, Counts]:
         """See `Outbox.counts`."""
@@ -257,7 +243,7 @@ class PostgresOutbox:
 
     def counters(self) -> list[CounterRow]:
         """See `Outbox.counters`."""
-        return [counters.counter_row(row) for row in self._run(counters.COUNTERS, {})]
+        return [counter_from_row(row) for row in self._run(counters.COUNTERS, {})]
 
     def aggregate_counters(self, before: datetime) -> None:
         """See `Outbox.aggregate_counters`."""
@@ -318,47 +304,3 @@ class PostgresOutbox:
         seconds: float = SHORT_SECONDS,
     ) -> list[Any]:
         return self._sessions.run(statement, values, flushed=flushed, seconds=seconds)
-
-
-def _entry(row: Sequence[Any]) -> Entry:
-    id_, source, destination, message_id, received_at, attempts, claim, body, crashes = row
-    return Entry(
-        id=id_,
-        source=source,
-        destination=destination,
-        message_id=message_id,
-        received_at=received_at.astimezone(UTC),
-        attempts=attempts,
-        claim=claim,
-        body=body,
-        crashes=crashes,
-    )
-
-
-_NOW: Final = "extract(epoch FROM coalesce(%(now)s::timestamptz, clock_timestamp()))::float8"
-
-_READ_THROTTLE: Final = (
-    "SELECT state, " + _NOW + " FROM relay.throttles WHERE destination = %(destination)s"  # noqa: S608 (all parts are constants)
-)
-
-# A process that is stopped while it has the row must not stop the others, which wait 4 s for it.
-_SETTINGS: Final = "(SELECT set_config('idle_in_transaction_session_timeout', '3s', true))"
-
-_LOCK_THROTTLE: Final = (
-    "SELECT state, "  # noqa: S608 (as above)
-    + _NOW
-    + " FROM relay.throttles, "
-    + _SETTINGS
-    + " AS settings WHERE destination = %(destination)s FOR UPDATE OF throttles"
-)
-
-# If another process makes it at the same time, this waits for that one to commit.
-_MAKE_THROTTLE: Final = (
-    "INSERT INTO relay.throttles SELECT %(destination)s, %(state)b FROM "  # noqa: S608 (as above)
-    + _SETTINGS
-    + " AS settings ON CONFLICT (destination) DO NOTHING"
-)
-
-_WRITE_THROTTLE: Final = """
-    UPDATE relay.throttles SET state = %(state)b WHERE destination = %(destination)s
-"""
