@@ -1,7 +1,7 @@
 """Outboxes as released versions of relay left them, which every later version must take over.
 
 `released/<store>-<version>.sql` makes what a relay left that was killed in the middle of its work:
-entries in every state, their histories, tallies, finished operations, and what was in hand. The
+entries in every state, some of them claimed, their histories, counters and finished operations. The
 version is the number of the store's migrations. A fixture is never changed, nor is a migration that
 has one.
 

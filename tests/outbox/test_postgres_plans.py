@@ -90,7 +90,7 @@ def log_plans(postgres: PostgresServer, url: str) -> None:
         ("entries_pkey", lambda outbox: erase(outbox.entries, *outbox.entries.find(DEAD, 500))),
     ],
 )
-def test_a_million_entries_are_come_at_by_an_index(
+def test_an_index_finds_entries_among_a_million(
     postgres: PostgresServer, million: str, index: str, operate: Callable[[Outbox], object]
 ) -> None:
     plans = plans_of(postgres, million, operate)

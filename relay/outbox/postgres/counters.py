@@ -1,4 +1,4 @@
-"""What a PostgreSQL outbox counts, and the statements that read it."""
+"""The statements that read and aggregate the counters of a PostgreSQL outbox."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ COUNTERS: Final = """
 """
 
 
-# In one order, so that two of these at once do not lock each other out.
+# In one order, so that two of these at once cannot deadlock.
 AGGREGATE: Final = """
     WITH past AS MATERIALIZED (
         SELECT ctid FROM relay.counters

@@ -1,4 +1,4 @@
-"""The entries of a PostgreSQL outbox as an operator sees them."""
+"""The entries of a PostgreSQL outbox, as an operator finds, counts and changes them."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -105,7 +105,7 @@ class PostgresEntryStore:
         """See `EntryStore.erase`. What was erased leaves the disk when the server vacuums."""
         gone = {"ids": list(ids)}
         with self._transaction() as session:
-            # Entries before their keys, as everyone does, so that nobody waits for each other.
+            # Entries before their keys, as everywhere, so that two transactions cannot deadlock.
             deletion = "DELETE FROM relay.entries WHERE id = ANY (%(ids)s)"
             changed = session.execute(deletion, gone).rowcount
             session.execute("DELETE FROM relay.keys WHERE entry = ANY (%(ids)s)", gone)
@@ -138,7 +138,7 @@ class PostgresEntryStore:
         return restored
 
     def _transaction(self) -> AbstractContextManager[Session]:
-        """A transaction that is on disk when it has ended, whatever the server's default is."""
+        """Enter a transaction; when it ends, it is on disk, whatever the server's default is."""
         return self._sessions.transaction(flushed=True, seconds=LONG_SECONDS)
 
     def _run(self, statement: LiteralString | sql.Composed, values: dict[str, Any]) -> list[Any]:
@@ -180,9 +180,9 @@ _OPERATIONS: Final = """
     FROM relay.operations ORDER BY id DESC LIMIT %(limit)s
 """
 
-# One statement, so that what it tells of and what it changes is the same. With a claim of its own:
-# whoever has held the entry before settles nothing any more. What was dead when it came has never
-# been claimed, and nobody has told of it.
+# One statement, so that the histories tell of exactly the entries that change. Their claim is new,
+# so that an earlier holder settles nothing. An entry that has never been claimed was dead when it
+# came, and its history does not say so yet.
 _REQUEUE: Final = """
     WITH requeued AS MATERIALIZED (
         SELECT wanted.*, state, attempts, received_at, delivered_at, reason

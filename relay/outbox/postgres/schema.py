@@ -12,30 +12,31 @@ from relay.outbox.postgres.sessions import Session, line, settings
 from relay.outbox.postgres.shape import differences
 
 _MIGRATION_LOCK: Final = 0x52_4C_41_59  # "RLAY", among the database's advisory locks
-_MIGRATION_SECONDS: Final = 3600.0  # which may rewrite a large table, or wait for who does
+_MIGRATION_SECONDS: Final = 3600.0  # it may read a large table, or wait for a process that does
 
 
 def prepare(parameters: dict[str, Any], *, create: bool) -> bool:
     """Bring the schema up to date.
 
     Args:
-        parameters: how to connect.
-        create: make it if there is none.
+        parameters: to connect with.
+        create: make the schema if there is none.
 
     Returns:
-        Whether what goes to the server can be read on the way.
+        Whether others can read what goes to the server.
 
     Raises:
-        psycopg.Error: the server is not there now.
+        psycopg.Error: the server cannot be reached now.
         OutboxMissingError: there is no schema, and it is not to be made.
-        OutboxUnusableError: it does not let us in, is not durable, or its schema is not relay's.
+        OutboxUnusableError: the server refuses relay or is not durable, or the schema is not
+            relay's.
     """
     try:
         with Session.connect(**parameters) as session:
             _refuse_unsynced(session)
             _migrate(session, create=create)
             return is_exposed(session)
-    except psycopg.ProgrammingError as error:  # what is missing, or not permitted
+    except psycopg.ProgrammingError as error:  # something is missing, or not permitted
         raise OutboxUnusableError(f"PostgreSQL: {line(error)}") from error
     except psycopg.OperationalError as error:
         if is_hopeless(error):
@@ -75,8 +76,8 @@ def _migrate(session: Session, *, create: bool) -> None:
 
 
 def _version(session: Session) -> int:
-    """The version of the schema, which is relay's own; 0 if there is none."""
-    refuse_strangers(session)  # first: what they have put there may be more than a table
+    """Return the version of the schema, once it is known to be relay's; 0 if there is none."""
+    refuse_strangers(session)  # first: what has a table's name may be a view that runs code
     row: Any = session.execute("SELECT to_regclass('relay.migrations') IS NULL").fetchone()
     if row[0]:
         return 0
@@ -88,7 +89,7 @@ def _version(session: Session) -> int:
 
 
 def _begin(session: Session) -> None:
-    # Not IF NOT EXISTS, which asks for the right to make one even if there is one.
+    # CREATE SCHEMA IF NOT EXISTS demands the right to make one even if there is one.
     row: Any = session.execute("SELECT to_regnamespace('relay') IS NULL").fetchone()
     if row[0]:
         session.execute("CREATE SCHEMA relay")

@@ -1,7 +1,8 @@
-"""The outbox in PostgreSQL, for any number of machines. Only its modules know psycopg.
+"""The outbox in PostgreSQL, for any number of machines.
 
 Every operation is one statement, or a short transaction, and needs no state in its session: no
-prepared statement, no setting, no lock. So it works behind PgBouncer in transaction mode.
+prepared statement, no setting, no lock. So it works behind PgBouncer in transaction mode. No module
+outside this folder knows psycopg.
 """
 
 import secrets
@@ -37,10 +38,10 @@ from relay.throttle import DestinationStatus, Throttle
 _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _BYTES_A_SECOND: Final = 2**20  # on a slow way to the server
 _NOTIFY_SECONDS: Final = 0.1  # less than a forwarder lingers for company
-_LINEAGE_BITS: Final = 20
+_LINEAGE_BITS: Final = 20  # of a claim, below its lineage
 _EXPOSED: Final = (
-    "the way to PostgreSQL is not encrypted: whoever is on it reads events and the password; put"
-    " sslmode=verify-full into the outbox's URL, or sslmode=require"
+    "the connection to PostgreSQL is not encrypted: others on the network can read events and the"
+    " password; put sslmode=verify-full into the outbox's URL, or sslmode=require"
 )
 
 
@@ -55,11 +56,11 @@ def open_url(
 
 
 class PostgresOutbox:
-    """See `relay.outbox.protocol.Outbox`.
+    """An outbox in a PostgreSQL database: see `relay.outbox.protocol.Outbox`.
 
-    What `add` stores is flushed to disk before it returns, whatever the server's default is. What
-    claims and settles is not waited for: lost in a crash, it is done again, under the same
-    `messageId`.
+    What `add` stores is flushed to disk before it returns, whatever the server's default is. Claims
+    and settlements are not: an entry whose settlement a crash has undone is sent again, under the
+    same `messageId`.
 
     Args:
         url: of the database; the tables are in its schema `relay`.
@@ -88,8 +89,7 @@ class PostgresOutbox:
         """See `Outbox.add`."""
         if not arrivals:
             return []
-        # In one order everywhere, so that two groups with the same entries cannot lock each other
-        # out.
+        # In one order everywhere, so that two groups with the same entries cannot deadlock.
         ordered = sorted(arrivals, key=lambda arrival: arrival.message_id)
         faults = [arrival.fault for arrival in ordered]
         group = {
@@ -125,8 +125,8 @@ class PostgresOutbox:
         except OutboxError as error:
             if not isinstance(error.__cause__, BrokenError):
                 raise
-        # The connection broke, and the group may or may not be on disk: what is there and has its
-        # number is new, and it is there once.
+        # The connection broke, and the group may or may not be on disk. An entry with the group's
+        # claim is new, whichever of the two tries has stored it.
         added = self._run(statements.ADD, group, flushed=True, seconds=seconds)
         return added + self._run(statements.ADDED, group)
 
@@ -149,7 +149,7 @@ class PostgresOutbox:
         return self._claim(statements.CLAIM_SUSPECT, destination, 1, lease, flushed=True)
 
     def begin_post(self, suspect: Entry, lineage: int) -> Entry:
-        """See `Outbox.begin_post`. The claim is one by which the lineage finds it again."""
+        """See `Outbox.begin_post`. The new claim holds the lineage, for `count_crash`."""
         claim = (lineage << _LINEAGE_BITS) + suspect.attempts % (1 << _LINEAGE_BITS)
         held = {"id": suspect.id, "held": suspect.claim, "claim": claim}
         self._run(statements.BEGIN_POST, held, flushed=True)
@@ -189,12 +189,12 @@ class PostgresOutbox:
 
     def dead_letter(self, entry: Entry, fault: Unusable) -> None:
         """See `Outbox.dead_letter`."""
-        self._settle([entry], State.DEAD, fault, happened=("dead", fault.reason))
+        self._settle([entry], State.DEAD, fault, event=("dead", fault.reason))
 
     def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
         """See `Outbox.release`."""
-        happened = None if answer is None else ("posted", answer)
-        self._settle(entries, State.PENDING, happened=happened)
+        event = None if answer is None else ("posted", answer)
+        self._settle(entries, State.PENDING, event=event)
 
     def _settle(
         self,
@@ -202,8 +202,9 @@ class PostgresOutbox:
         state: State,
         fault: Unusable | None = None,
         *,
-        happened: tuple[str, str] | None = None,
+        event: tuple[str, str] | None = None,
     ) -> None:
+        """Bring entries into the state; `event` is for their histories: what, and its detail."""
         settled = {
             "now": self._now(),
             "ids": [entry.id for entry in entries],
@@ -212,11 +213,11 @@ class PostgresOutbox:
             "reason": fault.reason.value if fault else None,
             "detail": as_text(fault.detail) if fault else None,
         }
-        if happened is None:
+        if event is None:
             self._run(statements.SETTLE, settled)
         else:
-            event, detail = happened
-            history = {"event": event, "event_detail": detail}
+            what, detail = event
+            history = {"what": what, "event_detail": detail}
             self._run(statements.SETTLE_WITH_HISTORY, settled | history)
 
     def throttle(self, destination: str, change: Callable[[Throttle, float], T]) -> T:
@@ -251,7 +252,7 @@ class PostgresOutbox:
 
     def purge(self, before: datetime, limit: int) -> int:
         """See `Outbox.purge`."""
-        # Old entries are in no memory any more, and a slow disk must not keep them for ever.
+        # Old entries are in no cache: in the short time, a slow disk would never delete any.
         purged = self._run(
             statements.PURGE, {"before": before, "limit": limit}, seconds=LONG_SECONDS
         )
@@ -266,7 +267,7 @@ class PostgresOutbox:
         return bool(self._run(statements.PENDING_EXCEED, {"limit": limit}, seconds=LONG_SECONDS))
 
     def free_bytes(self) -> int | None:
-        """See `Outbox.free_bytes`. A server does not tell."""
+        """See `Outbox.free_bytes`. A server does not say."""
         return None
 
     def lock_role(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
