@@ -69,7 +69,7 @@ MUTANTS = [
     ),
     Mutant(
         "SQLite does not sync what is added",
-        "outbox/sqlite/store.py",
+        "outbox/sqlite/connection.py",
         'connection.pragma("synchronous", "full")',
         'connection.pragma("synchronous", "normal")',
         "tests/faults/test_power.py tests/outbox/test_sqlite.py -k power",
@@ -126,7 +126,7 @@ MUTANTS = [
     ),
     Mutant(
         "no fence on a claim in SQLite",
-        "outbox/sqlite/store.py",
+        "outbox/sqlite/claims.py",
         "return claim is not None and claim.number == entry.claim",
         "return claim is not None",
         "tests/outbox/test_sqlite.py -k late",
@@ -141,16 +141,16 @@ MUTANTS = [
     Mutant(
         "a file that is deleted is written to",
         "outbox/sqlite/disk.py",
-        "            self.failure = self._place.fault()\n",
+        "            self.failure = self._files.fault()\n",
         "",
-        "tests/outbox/test_sqlite_place.py",
+        "tests/outbox/test_sqlite_files.py",
     ),
     Mutant(
         "a file that is deleted in the middle of a commit",
         "outbox/sqlite/disk.py",
         "            raise\n        self._refuse_lost()",
         "            raise",
-        "tests/outbox/test_sqlite_place.py",
+        "tests/outbox/test_sqlite_files.py",
     ),
     Mutant(
         "a checkpoint waits for readers under the writers' lock",
@@ -161,7 +161,7 @@ MUTANTS = [
     ),
     Mutant(
         "two forwarders on one file",
-        "outbox/sqlite/store.py",
+        "outbox/sqlite/locks.py",
         "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         "tests/outbox/test_sqlite.py",
@@ -247,7 +247,7 @@ MUTANTS = [
     ),
     Mutant(
         "retention forgets what is still pending",
-        "outbox/sqlite/store.py",
+        "outbox/sqlite/statements.py",
         "SELECT id FROM entries WHERE state = 'delivered' AND delivered_at < ?",
         "SELECT id FROM entries WHERE coalesce(delivered_at, 0) < ?",
         "tests/outbox/test_sqlite.py -k forgotten",
@@ -290,7 +290,7 @@ MUTANTS = [
     Mutant(
         "replays are not tallied",
         "outbox/sqlite/schema.py",
-        '        {_tally("new", "revived")}\n',
+        '        {_count("new", "requeued")}\n',
         "",
         "tests/outbox/test_sqlite.py -k tallied",
     ),
@@ -332,10 +332,10 @@ MUTANTS = [
     ),
     Mutant(
         "a SQLite file that was overwritten by a shorter one is not noticed",
-        "outbox/sqlite/place.py",
+        "outbox/sqlite/files.py",
         "not self._is_shortened(file, before)",
         "False",
-        "tests/outbox/test_sqlite_place.py -k overwritten",
+        "tests/outbox/test_sqlite_files.py -k overwritten",
     ),
     Mutant(
         "an outbox that is away at the start is tried once",

@@ -10,7 +10,7 @@ import pytest
 
 from relay.errors import OutboxError
 from relay.outbox.entries import Query, Role
-from relay.outbox.sqlite.schema import connect, refuse_damage
+from relay.outbox.sqlite.connection import connect, refuse_damage
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import FAULT, MINUTE, arrival, states
 from tests.harness.fakes import SegmentServer

@@ -20,9 +20,8 @@ from typing import Any
 import apsw
 import psycopg
 
-from relay.outbox.postgres import migrations as postgres_migrations
-from relay.outbox.sqlite import migrations as sqlite_migrations
-from relay.outbox.sqlite.schema import MARK
+from relay.outbox.postgres import schema as postgres_schema
+from relay.outbox.sqlite import schema as sqlite_schema
 from tests.cli.desk import Desk, webhook
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.postgres import PostgresServer
@@ -87,7 +86,7 @@ def _dump_sqlite(store: SqliteStore) -> str:
         ).fetchall()
         version = connection.pragma("user_version")
         lines = [
-            f"PRAGMA application_id = {MARK};",
+            f"PRAGMA application_id = {sqlite_schema.MARK};",
             f"PRAGMA user_version = {version};",
         ]
         lines += [f"{sql};" for type_, _, sql in objects if type_ == "table"]
@@ -137,8 +136,8 @@ def main() -> None:
             work(postgres)
             return _dump_postgres(server, postgres)
 
-        _write("sqlite", len(sqlite_migrations.MIGRATIONS), of_sqlite)
-        _write("postgres", len(postgres_migrations.MIGRATIONS), of_postgres)
+        _write("sqlite", len(sqlite_schema.MIGRATIONS), of_sqlite)
+        _write("postgres", len(postgres_schema.MIGRATIONS), of_postgres)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Checkpointer(threading.Thread):
                 return False
         return True
 
-    def write_log_anew(self) -> None:
+    def rewrite_log(self) -> None:
         """Copy what an earlier process left in the log, which may not be on the disk.
 
         Raises:

@@ -7,8 +7,8 @@ from typing import Final
 import apsw
 
 from relay.errors import OutboxBrokenError, OutboxError
-from relay.outbox.sqlite.place import Place
-from relay.outbox.sqlite.schema import translated
+from relay.outbox.sqlite.connection import translated
+from relay.outbox.sqlite.files import OutboxFiles
 
 
 class Disk:
@@ -29,11 +29,11 @@ class Disk:
     def __init__(self) -> None:
         self.failure: str | None = None
         self.lost = False
-        self._place: Place | None = None
+        self._files: OutboxFiles | None = None
 
-    def watch(self, place: Place) -> None:
+    def watch(self, files: OutboxFiles) -> None:
         """See from now on whether the files are still there."""
-        self._place = place
+        self._files = files
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -56,8 +56,8 @@ class Disk:
         self._refuse_lost()
 
     def _refuse_lost(self) -> None:
-        if self.failure is None and self._place:
-            self.failure = self._place.fault()
+        if self.failure is None and self._files:
+            self.failure = self._files.fault()
             self.lost = self.failure is not None
         if self.failure:
             raise OutboxBrokenError(self.failure)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import NoneType
 from typing import Any, Final
 
@@ -10,21 +10,22 @@ import apsw
 from msgspec import json, structs
 
 from relay.errors import OutboxError
-from relay.outbox.counters import Change, in_states
+from relay.outbox import rows
 from relay.outbox.entries import (
     Clock,
     HistoryEvent,
-    Keys,
     Operation,
     Query,
     Requeue,
     State,
     StoredEntry,
 )
-from relay.outbox.protocol import RARE, SOME
+from relay.outbox.protocol import RARE
+from relay.outbox.sqlite import counters, statements
+from relay.outbox.sqlite.connection import translated
 from relay.outbox.sqlite.disk import Disk
-from relay.outbox.sqlite.migrations import BLOCK_BITS, IS_RARE
-from relay.outbox.sqlite.schema import milliseconds, moment, translated
+from relay.outbox.sqlite.schema import BLOCK_BITS, IS_RARE
+from relay.outbox.sqlite.times import from_milliseconds, to_milliseconds
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 _EMPTYING_SECONDS: Final = 10
@@ -67,34 +68,25 @@ class SqliteEntryStore:
             # A plus keeps SQLite from walking the whole table in the order of its ids.
             order = "+entries.id" if self._are_few(query) else "entries.id"
             statement = f"""
-                SELECT {_COLUMNS} FROM {source} WHERE {condition}
+                SELECT {rows.STORED_ENTRY} FROM {source} WHERE {condition}
                 ORDER BY {order} {"DESC" if newest_first else "ASC"} LIMIT :limit
             """  # noqa: S608 (values are bound)
-            rows = self._connection.execute(statement, {**values, "limit": limit})
-            for row in rows:
-                found.append(_record(row))
+            for row in self._connection.execute(statement, {**values, "limit": limit}):
+                found.append(_stored_entry(row))
                 size += len(found[-1].body)
                 if size >= _MOST_BYTES:
                     break
             histories = self._histories([entry.id for entry in found]) if with_history else {}
         if with_history:
-            return [_with_history(entry, histories.get(entry.id, ())) for entry in found]
+            return [structs.replace(entry, history=histories.get(entry.id, ())) for entry in found]
         return found
 
     def _are_few(self, query: Query) -> bool:
-        if query.states not in {(State.PENDING,), (State.DELIVERED,)}:
-            return False
-        changes: Any = self._connection.execute(_COUNT).fetchall()
-        return in_states({Change(change): n for change, n in changes})[query.states[0]] <= SOME
+        return rows.are_few(query, lambda: counters.changes(self._connection))
 
-    def _histories(self, ids: Sequence[int]) -> dict[int, list[HistoryEvent]]:
-        histories: dict[int, list[HistoryEvent]] = {}
-        statement = f"""
-            SELECT entry, at, what, detail FROM history WHERE entry IN ({_IDS}) ORDER BY rowid
-        """  # noqa: S608 (nothing but a constant is put in)
-        for entry, at, what, detail in self._connection.execute(statement, {"ids": _json(ids)}):
-            histories.setdefault(entry, []).append(HistoryEvent(moment(at), what, detail))
-        return histories
+    def _histories(self, ids: Sequence[int]) -> dict[int, tuple[HistoryEvent, ...]]:
+        found = self._connection.execute(_HISTORIES, {"ids": _json(ids)})
+        return rows.histories(found, from_milliseconds)
 
     def count(self, query: Query) -> int:
         """See `EntryStore.count`."""
@@ -106,17 +98,20 @@ class SqliteEntryStore:
 
     def begin(self, kind: str, what: str) -> Operation:
         """See `EntryStore.begin`."""
-        new = {"kind": kind, "what": what, "now": milliseconds(self._clock())}
+        new = {"kind": kind, "what": what, "now": to_milliseconds(self._clock())}
         with self._disk.used(), self._using, self._connection:
             row: Any = self._connection.execute(_UNFINISHED, new).fetchone()
             if row is None:
                 row = self._connection.execute(_BEGIN, new).fetchone()
-        return _operation(row)
+        return rows.operation(row, from_milliseconds)
 
     def requeue(self, requeues: Sequence[Requeue], operation: Operation) -> int:
         """See `EntryStore.requeue`."""
-        rows = [(requeue.id, requeue.collection, *_keys(requeue.keys)) for requeue in requeues]
-        requeued = {"requeues": _json(rows), "now": milliseconds(self._clock())}
+        values = [
+            (each.id, each.collection, each.keys.user, each.keys.address, each.keys.email)
+            for each in requeues
+        ]
+        requeued = {"requeues": _json(values), "now": to_milliseconds(self._clock())}
         with self._disk.used(), self._using, self._connection:
             self._connection.execute(_NOTE_REQUEUED, requeued)
             self._connection.execute(_REQUEUE, requeued)
@@ -127,10 +122,7 @@ class SqliteEntryStore:
     def erase(self, ids: Sequence[int], operation: Operation) -> int:
         """See `EntryStore.erase`."""
         with self._disk.used(), self._using, self._connection:
-            self._connection.execute(
-                f"DELETE FROM entries WHERE id IN ({_IDS})",  # noqa: S608 (as above)
-                {"ids": _json(ids)},
-            )
+            self._connection.execute(_ERASE, {"ids": _json(ids)})
             changed = self._connection.changes()
             self._advance(operation, changed)
         return changed
@@ -143,7 +135,7 @@ class SqliteEntryStore:
         with self._disk.used(), self._using:
             if operation.kind == "erase":
                 self._empty_log()
-            now = milliseconds(self._clock())
+            now = to_milliseconds(self._clock())
             self._connection.execute(_FINISH, (now, operation.id))
 
     def _empty_log(self) -> None:
@@ -171,20 +163,21 @@ class SqliteEntryStore:
     def operations(self, limit: int) -> list[Operation]:
         """See `EntryStore.operations`."""
         with self._disk.used(), self._using:
-            rows: list[Any] = self._connection.execute(_OPERATIONS, (limit,)).fetchall()
-        return [_operation(row) for row in rows]
+            found: list[Any] = self._connection.execute(_OPERATIONS, (limit,)).fetchall()
+        return [rows.operation(row, from_milliseconds) for row in found]
 
     def restore(self, entries: Sequence[StoredEntry]) -> int:
         """See `EntryStore.restore`."""
         restored = 0
         with self._disk.used(), self._using, self._connection:
             for entry in entries:
-                row: Any = self._connection.execute(_RESTORE, _row(entry)).fetchone()
+                values = statements.restored_row(entry)
+                row: Any = self._connection.execute(_RESTORE, values).fetchone()
                 if row is not None:
                     restored += 1
                     self._connection.executemany(
-                        "INSERT INTO history VALUES (?, ?, ?, ?)",
-                        [(*row, milliseconds(h.at), h.what, h.detail) for h in entry.history],
+                        _RESTORE_HISTORY,
+                        [(*row, to_milliseconds(h.at), h.what, h.detail) for h in entry.history],
                     )
         return restored
 
@@ -194,21 +187,15 @@ class SqliteEntryStore:
             self._disk.leave(self._connection)
 
 
-_COLUMNS: Final = """
-    entries.id, source, destination, message_id, state, collection, received_at, attempts,
-    delivered_at, reason, detail, user_key, address_key, email_key, body
-"""
-
 _TEXT: Final = (str, NoneType)
 _NUMBER: Final = (int, NoneType)
 _TYPES: Final[tuple[Any, ...]] = (
     *(int, str, str, str, str, _TEXT, int, int, _NUMBER),
     *(_TEXT, _TEXT, _NUMBER, _NUMBER, _NUMBER, bytes),
 )
-"""Of the columns."""
+"""Of the columns of an entry."""
+_STATE: Final = 4  # the place of that column
 _STATES: Final = frozenset(State)
-
-_COUNT: Final = "SELECT change, sum(entries) FROM counters GROUP BY change"
 
 _IDS: Final = "SELECT value FROM json_each(:ids)"
 
@@ -222,23 +209,25 @@ _BLOCKS: Final = f"""
     ) CROSS JOIN entries
 """  # noqa: S608 (nothing but a constant is put in)
 
-_OPERATION: Final = "id, kind, what, started_at, finished_at, entries"
+_HISTORIES: Final = f"SELECT {rows.HISTORY} FROM history WHERE entry IN ({_IDS}) ORDER BY rowid"  # noqa: S608 (this and those below: nothing but constants is put in)
+
+_ERASE: Final = f"DELETE FROM entries WHERE id IN ({_IDS})"  # noqa: S608
 
 _UNFINISHED: Final = f"""
-    SELECT {_OPERATION} FROM operations
+    SELECT {rows.OPERATION} FROM operations
     WHERE kind = :kind AND what = :what AND finished_at IS NULL ORDER BY id DESC LIMIT 1
-"""  # noqa: S608 (this and the next three: nothing but constants is put in)
+"""  # noqa: S608
 
 _BEGIN: Final = f"""
     INSERT INTO operations (kind, what, started_at) VALUES (:kind, :what, :now)
-    RETURNING {_OPERATION}
+    RETURNING {rows.OPERATION}
 """  # noqa: S608
 
 _ADVANCE: Final = "UPDATE operations SET entries = entries + ? WHERE id = ?"
 
 _FINISH: Final = "UPDATE operations SET finished_at = ? WHERE id = ?"
 
-_OPERATIONS: Final = f"SELECT {_OPERATION} FROM operations ORDER BY id DESC LIMIT ?"  # noqa: S608
+_OPERATIONS: Final = f"SELECT {rows.OPERATION} FROM operations ORDER BY id DESC LIMIT ?"  # noqa: S608
 
 # What was dead when it came has never been claimed, and nobody has told of it.
 _NOTE_REQUEUED: Final = """
@@ -265,13 +254,9 @@ _REQUEUE: Final = """
     WHERE entries.id = requeue.value ->> 0 AND state <> 'pending'
 """
 
-_RESTORE: Final = """
-    INSERT INTO entries (
-        source, destination, message_id, state, collection, received_at, pending_since, attempts,
-        delivered_at, reason, detail, user_key, address_key, email_key, body
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (message_id) DO NOTHING RETURNING id
-"""
+_RESTORE: Final = f"{statements.add(1)} RETURNING id"
+
+_RESTORE_HISTORY: Final = f"INSERT INTO history ({rows.HISTORY}) VALUES (?, ?, ?, ?)"  # noqa: S608
 
 
 _EQUALS: Final = {
@@ -309,79 +294,26 @@ def _where(query: Query) -> tuple[str, str, dict[str, Any]]:
         conditions.append(IS_RARE)
     if query.since:
         conditions.append("received_at >= :since")
-        values["since"] = milliseconds(query.since)
+        values["since"] = to_milliseconds(query.since)
     if query.until:
         conditions.append("received_at < :until")
-        values["until"] = milliseconds(query.until)
+        values["until"] = to_milliseconds(query.until)
     return source, " AND ".join(conditions), values
 
 
-def _record(row: Sequence[Any]) -> StoredEntry:
-    """The record of the row.
+def _stored_entry(row: Sequence[Any]) -> StoredEntry:
+    """Return the entry of the row.
 
     Raises:
         OutboxError: no relay has written it so; SQLite does not look at what it reads.
     """
     typed = zip(row, _TYPES, strict=True)
-    if not all(isinstance(*each) for each in typed) or row[4] not in _STATES:
+    if not all(isinstance(*each) for each in typed) or row[_STATE] not in _STATES:
         raise OutboxError(f"entry {row[0]} is damaged")
     try:
-        return _sound_record(row)
+        return rows.stored_entry(row, from_milliseconds)
     except OutboxError as error:
         raise OutboxError(f"entry {row[0]} has {error}") from None
-
-
-def _sound_record(row: Sequence[Any]) -> StoredEntry:
-    id_, source, destination, message_id, state, collection, received_at, attempts, *rest = row
-    delivered_at, reason, detail, user, address, email, body = rest
-    return StoredEntry(
-        id=id_,
-        source=source,
-        destination=destination,
-        message_id=message_id,
-        state=State(state),
-        collection=collection,
-        received_at=moment(received_at),
-        attempts=attempts,
-        delivered_at=None if delivered_at is None else moment(delivered_at),
-        reason=reason,
-        detail=detail,
-        keys=Keys(user, address, email),
-        body=body,
-    )
-
-
-def _row(entry: StoredEntry) -> tuple[Any, ...]:
-    received_at = milliseconds(entry.received_at)
-    return (
-        entry.source,
-        entry.destination,
-        entry.message_id,
-        entry.state,
-        entry.collection,
-        received_at,
-        received_at if entry.state is State.PENDING else None,
-        entry.attempts,
-        None if entry.delivered_at is None else milliseconds(entry.delivered_at),
-        entry.reason,
-        entry.detail,
-        *_keys(entry.keys),
-        entry.body,
-    )
-
-
-def _with_history(entry: StoredEntry, history: Iterable[HistoryEvent]) -> StoredEntry:
-    return structs.replace(entry, history=tuple(history))
-
-
-def _keys(keys: Keys) -> tuple[int | None, int | None, int | None]:
-    return keys.user, keys.address, keys.email
-
-
-def _operation(row: Sequence[Any]) -> Operation:
-    id_, kind, what, started_at, finished_at, entries = row
-    finished = None if finished_at is None else moment(finished_at)
-    return Operation(id_, kind, what, moment(started_at), finished, entries)
 
 
 def _json(value: object) -> str:

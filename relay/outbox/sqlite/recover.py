@@ -17,7 +17,6 @@ would be lost. Of what relay had forgotten some may come back, as delivered most
 forgotten again. What was erased does not, as far as erasing has overwritten it.
 """
 
-import fcntl
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from relay.errors import OutboxError
-from relay.outbox.entries import Keys, Role, State, StoredEntry
+from relay.outbox.entries import Keys, State, StoredEntry
 from relay.outbox.sqlite import fileformat
 from relay.outbox.sqlite.fileformat import (
     INTERIOR,
@@ -36,11 +35,11 @@ from relay.outbox.sqlite.fileformat import (
     PAGE,
     Cell,
     Pages,
-    beside,
     log_of,
     opened,
 )
-from relay.outbox.sqlite.schema import MOMENTS, moment
+from relay.outbox.sqlite.locks import refuse_use
+from relay.outbox.sqlite.times import MILLISECONDS, from_milliseconds
 
 _ROOT: Final = 2  # of `entries`, as it is the first table made
 
@@ -76,7 +75,7 @@ class DamagedOutbox:
             if file is None and log is None:
                 raise OutboxError(f"{path} does not exist")
             committed, behind = fileformat.read_log(log)
-            _refuse_use(path, files)
+            refuse_use(path, files)
             self._files = files.pop_all()
         sound = Pages(file, log, committed)
         most = sound.count() + len(behind)  # a number may be damaged, too
@@ -181,7 +180,7 @@ class DamagedOutbox:
     ) -> Iterator[StoredEntry]:
         for cell in cells:
             data, places = _data(pages, cell)
-            entry = None if data is None else _record(cell, data)
+            entry = None if data is None else _stored_entry(cell, data)
             # A page has one owner. Of an old copy and an entry, the entry is likely to be younger.
             lost = in_doubt and any(self._owners.get(place, -1) > cell.id for place in places)
             if entry is None or lost:
@@ -189,16 +188,6 @@ class DamagedOutbox:
             else:
                 self._owners.update(dict.fromkeys(places, cell.id))
                 yield entry
-
-
-def _refuse_use(path: Path, files: ExitStack) -> None:
-    """See `Outbox.lock_role`."""
-    for role in Role:
-        if lock := opened(beside(path, role), files):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutboxError(f"a relay is at work on {path}; stop it first") from None
 
 
 def _listed(page: bytes) -> list[Cell]:
@@ -264,14 +253,14 @@ def _values(cell: Cell, data: bytes) -> list[Any]:
     return values
 
 
-def _record(cell: Cell, data: bytes) -> StoredEntry | None:
+def _stored_entry(cell: Cell, data: bytes) -> StoredEntry | None:
     """None if there is no telling when it came; other numbers that cannot be are left out."""
     _, source, message_id, _, collection, received_at, _, attempts, *rest = _values(cell, data)
     _, delivered_at, reason, detail, user, address, email, body, *added = rest
     (destination,) = added or [_DESTINATION]
-    if received_at not in MOMENTS:
+    if received_at not in MILLISECONDS:
         return None
-    if delivered_at is not None and delivered_at not in MOMENTS:
+    if delivered_at is not None and delivered_at not in MILLISECONDS:
         delivered_at = received_at
     return StoredEntry(
         id=cell.id,
@@ -280,9 +269,9 @@ def _record(cell: Cell, data: bytes) -> StoredEntry | None:
         message_id=message_id,
         state=_state(cell),
         collection=collection,
-        received_at=moment(received_at),
+        received_at=from_milliseconds(received_at),
         attempts=attempts if attempts in _ATTEMPTS else 0,
-        delivered_at=None if delivered_at is None else moment(delivered_at),
+        delivered_at=None if delivered_at is None else from_milliseconds(delivered_at),
         reason=reason,
         detail=detail,
         keys=Keys(

@@ -26,6 +26,7 @@ _FILE_DESCRIPTORS: Final = Path("/proc/self/fd")
 _LOOKS: Final = 3
 _INDEX_HEAD: Final = 48
 _INDEX_COUNTS: Final = 16  # where they stand in it
+_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 _OTHERS: Final = 0o077  # the bits of a mode that let in anyone but its owner
 
 Identity = tuple[int, int]
@@ -66,6 +67,19 @@ def open_file(path: Path, *, create: bool) -> apsw.Connection:
         raise OutboxUnusableError(f"{path} cannot be opened") from None
 
 
+def is_in_memory(directory: Path) -> bool:
+    """Return whether the directory is known to be on a file system that a restart wipes."""
+    kinds: dict[Path, str] = {}
+    with suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            _, mounted_on, kind, *_ = line.split(" ")
+            kinds[Path(mounted_on.replace("\\040", " "))] = kind
+    real = directory.resolve()
+    return (
+        next((kinds[place] for place in (real, *real.parents) if place in kinds), "") in _IN_MEMORY
+    )
+
+
 def exposed(path: Path) -> Iterator[str]:
     """Tell of each of the outbox's files that others than its owner may read or write."""
     for file in _files(path):
@@ -101,8 +115,8 @@ def rescue(connection: apsw.Connection, path: Path) -> Path:
     return rescued
 
 
-class Place:
-    """Where the files are that a process has opened.
+class OutboxFiles:
+    """The outbox's files as this process has opened them.
 
     Args:
         path: as the operator names it.
@@ -130,11 +144,11 @@ class Place:
 
         It takes 8 µs.
         """
-        for file, dedupe_key in self._opened.items():
+        for file, identity in self._opened.items():
             before = self._sizes[file]  # first: another thread may see the file grow meanwhile
             now = _look(file)
-            if now is None or now[0] != dedupe_key:
-                return self._told(file, dedupe_key, "replaced" if now else "deleted or moved")
+            if now is None or now[0] != identity:
+                return self._loss(file, identity, "replaced" if now else "deleted or moved")
             if now[1] < before and not self._is_shortened(file, before):
                 return (
                     f"{file} has been overwritten or cut off while relay had it open. Nothing more"
@@ -164,13 +178,13 @@ class Place:
         It is read by way of SQLite's own descriptor: closing another one gives up SQLite's locks.
         A connection would not do, since one that finds an empty file deletes its log.
         """
-        dedupe_key = self._opened[self._index]
-        own = next((number for number, _, found in _open_files() if found == dedupe_key), None)
+        identity = self._opened[self._index]
+        own = next((number for number, _, found in _open_files() if found == identity), None)
         head = b"" if own is None else os.pread(own, _INDEX_HEAD, 0)
         return struct.unpack_from("=II", head.ljust(_INDEX_HEAD, b"\0"), _INDEX_COUNTS)
 
-    def _told(self, file: str, dedupe_key: Identity | None, what: str) -> str:
-        where = next((name for _, name, found in _open_files() if found == dedupe_key), None)
+    def _loss(self, file: str, identity: Identity | None, what: str) -> str:
+        where = next((name for _, name, found in _open_files() if found == identity), None)
         return (
             f"{file} has been {what} while relay had it open; what it took last is in"
             f" {where or 'a file without a name'}. Nothing more is stored in it"

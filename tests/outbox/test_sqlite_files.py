@@ -14,7 +14,7 @@ from relay.errors import OutboxBrokenError, OutboxError, OutboxMissingError, Out
 from relay.outbox import open_outbox
 from relay.outbox.entries import Role, total
 from relay.outbox.protocol import Outbox
-from relay.outbox.sqlite.place import Place
+from relay.outbox.sqlite.files import OutboxFiles
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import MINUTE, arrival, states
 from tests.harness.postgres import PostgresServer
@@ -234,14 +234,14 @@ def test_a_file_that_grows_is_watched_by_many_threads_at_once(path: Path) -> Non
     over = threading.Event()
     interval = sys.getswitchinterval()
 
-    def watch(place: Place) -> None:
+    def watch(files: OutboxFiles) -> None:
         while not over.is_set():
-            faults.append(place.fault())
+            faults.append(files.fault())
 
     with closing(SqliteOutbox(path)), closing(apsw.Connection(str(path))) as connection:
         connection.execute("CREATE TABLE notes (text)")
-        place = Place(path, connection)
-        watchers = [threading.Thread(target=watch, args=[place]) for _ in range(4)]
+        files = OutboxFiles(path, connection)
+        watchers = [threading.Thread(target=watch, args=[files]) for _ in range(4)]
         sys.setswitchinterval(1e-5)
         try:
             for watcher in watchers:

@@ -1,0 +1,131 @@
+"""The claims of the one process that forwards from a SQLite outbox, in its memory.
+
+Marking each claimed row would cost as much as all else that forwarding asks of the disk. What a
+killed process had claimed is due again as soon as the next one begins.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from msgspec import Struct, json, structs
+
+from relay.outbox.entries import Entry
+from relay.outbox.sqlite.times import from_milliseconds
+
+NO_LINEAGE: Final = 0
+
+_MOST_RELEASED: Final = 5_000  # claims remembered after their release
+
+
+class _Claim(Struct, frozen=True):
+    """A claim on one entry.
+
+    Attributes:
+        number: the fence.
+        until: its end, in seconds elapsed: the time of day may be corrected meanwhile.
+        attempts: how many claims there have been, this one included.
+        lineage: of the process that sends the entry, if it is a suspect that has been rendered.
+    """
+
+    number: int
+    until: float
+    attempts: int
+    lineage: int = NO_LINEAGE
+
+
+class Claims:
+    """The claims on entries for all destinations. One thread may use them at a time.
+
+    The holder of a released entry may still learn that it was delivered, so its claim is remembered
+    for a while. An outage releases more entries than memory can hold.
+    """
+
+    def __init__(self, elapsed: Callable[[], float]) -> None:
+        self._elapsed = elapsed
+        self._current: dict[int, _Claim] = {}
+        self._released: dict[int, _Claim] = {}  # the latest last
+
+    def held(self) -> str:
+        """Return the ids of entries whose lease has not ended, as JSON."""
+        now = self._elapsed()
+        return _json([id_ for id_, claim in self._current.items() if claim.until > now])
+
+    def prepare(
+        self, rows: Iterable[Sequence[Any]], destination: str, lease: timedelta
+    ) -> "Prepared":
+        """Return the entries of the rows, not yet claimed: see `take`."""
+        number = secrets.randbits(62)
+        until = self._elapsed() + lease.total_seconds()
+        entries, claims = [], {}
+        for id_, source, message_id, received_at, attempts, crashes, body in rows:
+            last = self._last(id_)
+            claim = _Claim(number, until, (last.attempts if last else attempts) + 1)
+            claims[id_] = claim
+            entries.append(
+                Entry(
+                    id=id_,
+                    source=source,
+                    destination=destination,
+                    message_id=message_id,
+                    received_at=from_milliseconds(received_at),
+                    attempts=claim.attempts,
+                    claim=number,
+                    body=body,
+                    crashes=crashes,
+                )
+            )
+        return Prepared(entries, claims)
+
+    def take(self, prepared: "Prepared") -> None:
+        """Claim what was prepared."""
+        self._current |= prepared.claims
+        for id_ in prepared.claims:
+            self._released.pop(id_, None)
+
+    def begin_post(self, suspect: Entry, lineage: int) -> None:
+        """Note which lineage sends a held suspect."""
+        claim = self._current[suspect.id]
+        self._current[suspect.id] = structs.replace(claim, lineage=lineage)
+
+    def holds(self, entry: Entry) -> bool:
+        """Return whether nobody has claimed the entry since."""
+        claim = self._last(entry.id)
+        return claim is not None and claim.number == entry.claim
+
+    def release(self, entries: Iterable[Entry]) -> None:
+        """Make held entries due at once."""
+        for entry in entries:
+            claim = self._current.pop(entry.id, None) or self._released.pop(entry.id)
+            self._released[entry.id] = claim
+        while len(self._released) > _MOST_RELEASED:
+            del self._released[next(iter(self._released))]
+
+    def forget(self, entries: Iterable[Entry]) -> None:
+        """End the claims on entries that are not pending any more."""
+        for entry in entries:
+            self._current.pop(entry.id, None)
+            self._released.pop(entry.id, None)
+
+    def note(self, prepared: "Prepared | None" = None) -> str:
+        """Return the claims with what was prepared, as JSON: `[[id, attempts, lineage], ...]`.
+
+        The next process counts a crash against them if this one ends without settling them.
+        """
+        claims = self._current | (prepared.claims if prepared else {})
+        return _json([(id_, claim.attempts, claim.lineage) for id_, claim in claims.items()])
+
+    def _last(self, id_: int) -> _Claim | None:
+        return self._current.get(id_) or self._released.get(id_)
+
+
+class Prepared(Struct, frozen=True):
+    """Entries to be claimed, and the claims on them by their ids."""
+
+    entries: list[Entry]
+    claims: dict[int, _Claim]
+
+
+def _json(value: object) -> str:
+    return json.encode(value).decode()

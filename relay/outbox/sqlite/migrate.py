@@ -1,0 +1,61 @@
+"""Brings a SQLite outbox up to date, or refuses it."""
+
+from pathlib import Path
+
+import apsw
+
+from relay.errors import OutboxError, OutboxMissingError, OutboxUnusableError
+from relay.outbox.sqlite import schema
+from relay.outbox.sqlite.locks import is_in_use
+from relay.outbox.sqlite.shape import differences
+
+
+def migrate(connection: apsw.Connection, path: Path, *, create: bool) -> None:
+    """Bring the file up to date: whole, or not at all.
+
+    Args:
+        connection: to the file; see `configure`.
+        path: of the file.
+        create: make an outbox of a file that has nothing in it.
+
+    Raises:
+        OutboxMissingError: it has nothing in it, and may not become an outbox.
+        OutboxError: an older relay, which knows the old tables only, is at work on it.
+        OutboxUnusableError: it is another program's, a newer relay's, or its tables are not those
+            of its version; nothing has been written to it.
+    """
+    _refuse_others(connection, path, create=create)
+    connection.pragma("journal_mode", "wal")
+    if connection.pragma("user_version") == len(schema.MIGRATIONS):
+        return  # nothing is written, so that a full disk does not keep a file from being opened
+    with connection:
+        version: int = connection.pragma("user_version")
+        if 0 < version < len(schema.MIGRATIONS) and is_in_use(path):
+            # By a relay that knows the old tables only: one of this version would have migrated.
+            raise OutboxError(f"an older relay is at work on {path}; stop it first")
+        for migration in schema.MIGRATIONS[version:]:
+            connection.execute(migration)
+        connection.pragma("application_id", schema.MARK)
+        connection.pragma("user_version", len(schema.MIGRATIONS))
+
+
+def _refuse_others(connection: apsw.Connection, path: Path, *, create: bool) -> None:
+    connection.execute("BEGIN DEFERRED")  # another process may be about to migrate the file
+    try:
+        tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
+        if tables and connection.pragma("application_id") != schema.MARK:
+            raise OutboxUnusableError(f"{path} is a SQLite file of some other program")
+        if not tables and not create:
+            raise OutboxMissingError(f"{path} is empty")
+        version: int = connection.pragma("user_version")
+        if version > len(schema.MIGRATIONS):
+            raise OutboxUnusableError(f"{path} was written by a newer relay")
+        if differing := differences(connection, schema.MIGRATIONS[:version]):
+            raise OutboxUnusableError(
+                f"{path} does not have the tables of version {version}, which it claims to have"
+                f" ({', '.join(differing)}); another build of relay has made it, or someone has"
+                " changed it. It is left as it is: have the relay that wrote it forward what"
+                f" waits, or run `relay salvage {path} NEW`, and start this one on a new file"
+            )
+    finally:
+        connection.execute("ROLLBACK")

@@ -1,0 +1,130 @@
+"""The statements by which entries are added, claimed and settled."""
+
+from functools import cache
+from typing import Final
+
+from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Arrival, State, StoredEntry
+from relay.outbox.sqlite.times import to_milliseconds
+
+_ADDED: Final = (
+    "source, destination, message_id, state, collection, received_at, pending_since, attempts,"
+    " delivered_at, reason, detail, user_key, address_key, email_key, body"
+)
+
+
+@cache
+def add(rows: int) -> str:
+    """Return the statement that stores so many rows, but for those whose `message_id` is there."""
+    row = f"({', '.join('?' * len(_ADDED.split()))})"
+    return f"""
+        INSERT INTO entries ({_ADDED}) VALUES {", ".join([row] * rows)}
+        ON CONFLICT (message_id) DO NOTHING
+    """  # noqa: S608 (nothing but placeholders is put in)
+
+
+def arrival_row(arrival: Arrival) -> tuple[str | int | bytes | None, ...]:
+    """Return the row of a new entry."""
+    received_at, fault, keys = to_milliseconds(arrival.received_at), arrival.fault, arrival.keys
+    return (
+        arrival.source,
+        arrival.destination,
+        arrival.message_id,
+        State.DEAD if fault else State.PENDING,
+        arrival.collection,
+        received_at,
+        None if fault else received_at,
+        0,
+        None,
+        fault.reason if fault else None,
+        fault.detail if fault else None,
+        keys.user,
+        keys.address,
+        keys.email,
+        arrival.body,
+    )
+
+
+def restored_row(entry: StoredEntry) -> tuple[str | int | bytes | None, ...]:
+    """Return the row of an entry that is put back."""
+    received_at, keys = to_milliseconds(entry.received_at), entry.keys
+    return (
+        entry.source,
+        entry.destination,
+        entry.message_id,
+        entry.state,
+        entry.collection,
+        received_at,
+        received_at if entry.state is State.PENDING else None,
+        entry.attempts,
+        None if entry.delivered_at is None else to_milliseconds(entry.delivered_at),
+        entry.reason,
+        entry.detail,
+        keys.user,
+        keys.address,
+        keys.email,
+        entry.body,
+    )
+
+
+NEW: Final = "SELECT message_id FROM entries WHERE :count > 0 AND id >= :first_id"
+
+_SELECT: Final = "SELECT id, source, message_id, received_at, attempts, crashes, body FROM entries"
+
+_IS_DUE: Final = """
+    state = 'pending' AND destination = :destination
+    AND id NOT IN (SELECT value FROM json_each(:held))
+"""
+
+_IS_SUSPECT: Final = f"crashes >= {CRASHES_BEFORE_ISOLATION}"
+
+CLAIM: Final = f"""
+    {_SELECT} WHERE {_IS_DUE} AND crashes < {CRASHES_BEFORE_ISOLATION}
+    ORDER BY pending_since LIMIT :limit
+"""
+
+# Not the same one each time: one that is innocent must not be held at every crash.
+CLAIM_SUSPECT: Final = f"""
+    {_SELECT} WHERE {_IS_DUE} AND {_IS_SUSPECT} ORDER BY random() LIMIT :limit
+"""
+
+ANY_SUSPECT: Final = f"""
+    SELECT EXISTS (SELECT 1 FROM entries WHERE {_IS_DUE} AND {_IS_SUSPECT})
+"""  # noqa: S608 (nothing but constants is put in)
+
+# What was released, or settled and requeued, has its attempts in its row by then.
+COUNT_CRASHES: Final = """
+    UPDATE entries SET attempts = claim.value ->> 1,
+        crashes = crashes + (coalesce(claim.value ->> 2, :no_lineage) IN (:no_lineage, :crashed))
+    FROM json_each(:claims) AS claim
+    WHERE entries.id = claim.value ->> 0 AND entries.state = 'pending'
+        AND entries.attempts < claim.value ->> 1
+"""
+
+# By the message id, too: SQLite gives the id of the latest entry, once erased, to the next one.
+SETTLE: Final = """
+    UPDATE entries
+    SET state = :state, delivered_at = :delivered_at,
+        pending_since = CASE WHEN :state = 'pending' THEN pending_since END,
+        reason = :reason, detail = :detail, attempts = held.value ->> 1, crashes = 0
+    FROM json_each(:held) AS held
+    WHERE entries.id = held.value ->> 0 AND entries.message_id = held.value ->> 2
+        AND entries.state = 'pending'
+"""
+
+NOTE_HISTORY: Final = """
+    INSERT INTO history (entry, at, what, detail)
+    SELECT entries.id, :at, :what, :happened
+    FROM json_each(:held) AS held JOIN entries ON entries.id = held.value ->> 0
+    WHERE entries.message_id = held.value ->> 2 AND entries.state = 'pending'
+"""
+
+PURGE: Final = """
+    DELETE FROM entries WHERE id IN (
+        SELECT id FROM entries WHERE state = 'delivered' AND delivered_at < ?
+        ORDER BY delivered_at LIMIT ?
+    )
+"""
+
+PENDING_EXCEED: Final = (
+    "SELECT EXISTS (SELECT 1 FROM entries WHERE state = 'pending' LIMIT 1 OFFSET ?)"
+)
