@@ -4,23 +4,17 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, LiteralString
 
 from msgspec import structs
 from psycopg import sql
 
-from relay.outbox.entries import HistoryEvent, Operation, Query, Requeue, State, StoredEntry
-from relay.outbox.postgres import queries
-from relay.outbox.postgres.counters import COUNT, states_by_destination
-from relay.outbox.postgres.rows import (
-    as_text,
-    history_event_from_row,
-    operation_from_row,
-    stored_entry_from_row,
-    values_of,
-)
+from relay.outbox import rows
+from relay.outbox.entries import Operation, Query, Requeue, StoredEntry
+from relay.outbox.postgres import counters, queries
+from relay.outbox.postgres.rows import as_text, utc, values_of
 from relay.outbox.postgres.sessions import LONG_SECONDS, Session, Sessions
-from relay.outbox.protocol import SOME
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 
@@ -52,23 +46,24 @@ class PostgresEntryStore:
             values["end"] = end
         direction = sql.SQL("DESC" if newest_first else "ASC")
         with self._transaction() as session:
+            few = rows.are_few(query, partial(counters.changes, session))
             # An expression keeps the planner from walking the whole table in the order of its ids.
-            order = sql.SQL("id + 0" if _are_few(session, query) else "id")
+            order = sql.SQL("id + 0" if few else "id")
             statement = queries.FIND.format(
+                columns=queries.COLUMNS,
                 table=queries.table(query),
                 condition=condition,
                 direction=direction,
                 order=order,
             )
-            rows = session.execute(
-                statement, {**values, "limit": limit, "bytes": _MOST_BYTES}, binary=True
-            ).fetchall()
-            found = [stored_entry_from_row(row) for row in rows]
+            values |= {"limit": limit, "bytes": _MOST_BYTES}
+            cursor = session.execute(statement, values, binary=True)
+            found = [rows.stored_entry(row, utc) for row in cursor]
             if with_history and found:
-                histories = _histories(session, [entry.id for entry in found])
+                lines = session.execute(_HISTORIES, ([entry.id for entry in found],))
+                histories = rows.histories(lines, utc)
                 found = [
-                    structs.replace(entry, history=tuple(histories.get(entry.id, ())))
-                    for entry in found
+                    structs.replace(entry, history=histories.get(entry.id, ())) for entry in found
                 ]
         return found
 
@@ -82,7 +77,7 @@ class PostgresEntryStore:
     def begin(self, kind: str, what: str) -> Operation:
         """See `EntryStore.begin`."""
         (row,) = self._run(_BEGIN, {"kind": kind, "what": what, "now": self._now()})
-        return operation_from_row(row)
+        return rows.operation(row, utc)
 
     def requeue(self, requeues: Sequence[Requeue], operation: Operation) -> int:
         """See `EntryStore.requeue`."""
@@ -118,7 +113,7 @@ class PostgresEntryStore:
 
     def operations(self, limit: int) -> list[Operation]:
         """See `EntryStore.operations`."""
-        return [operation_from_row(row) for row in self._run(_OPERATIONS, {"limit": limit})]
+        return [rows.operation(row, utc) for row in self._run(_OPERATIONS, {"limit": limit})]
 
     def restore(self, entries: Sequence[StoredEntry]) -> int:
         """See `EntryStore.restore`."""
@@ -147,11 +142,13 @@ class PostgresEntryStore:
 
 _NOTIFY: Final = "SELECT pg_notify('relay', '')"
 
-_HISTORIES: Final = """
-    SELECT entry, at, what, detail FROM relay.history WHERE entry = ANY (%s) ORDER BY id
-"""
+_HISTORIES: Final = sql.SQL("""
+    SELECT {columns} FROM relay.history WHERE entry = ANY (%s) ORDER BY id
+""").format(columns=sql.SQL(rows.HISTORY))
 
-_BEGIN: Final = """
+_OPERATION: Final = sql.SQL(rows.OPERATION)
+
+_BEGIN: Final = sql.SQL("""
     WITH unfinished AS (
         SELECT * FROM relay.operations
         WHERE kind = %(kind)s AND what = %(what)s AND finished_at IS NULL
@@ -162,9 +159,8 @@ _BEGIN: Final = """
         WHERE NOT EXISTS (SELECT 1 FROM unfinished)
         RETURNING *
     )
-    SELECT id, kind, what, started_at, finished_at, entries
-    FROM (SELECT * FROM unfinished UNION ALL SELECT * FROM begun) AS operation
-"""
+    SELECT {columns} FROM (SELECT * FROM unfinished UNION ALL SELECT * FROM begun) AS operation
+""").format(columns=_OPERATION)
 
 _ADVANCE: Final = """
     UPDATE relay.operations SET entries = entries + %s WHERE id = %s
@@ -175,10 +171,9 @@ _FINISH: Final = """
     WHERE id = %(id)s
 """
 
-_OPERATIONS: Final = """
-    SELECT id, kind, what, started_at, finished_at, entries
-    FROM relay.operations ORDER BY id DESC LIMIT %(limit)s
-"""
+_OPERATIONS: Final = sql.SQL("""
+    SELECT {columns} FROM relay.operations ORDER BY id DESC LIMIT %(limit)s
+""").format(columns=_OPERATION)
 
 # One statement, so that the histories tell of exactly the entries that change. Their claim is new,
 # so that an earlier holder settles nothing. An entry that has never been claimed was dead when it
@@ -239,20 +234,6 @@ _RESTORE: Final = """
     )
     SELECT id FROM restored
 """
-
-
-def _are_few(session: Session, query: Query) -> bool:
-    if query.states not in {(State.PENDING,), (State.DELIVERED,)}:
-        return False
-    counted = states_by_destination(session.execute(COUNT)).values()
-    return sum(states[query.states[0]] for states in counted) <= SOME
-
-
-def _histories(session: Session, ids: Sequence[int]) -> dict[int, list[HistoryEvent]]:
-    histories: dict[int, list[HistoryEvent]] = {}
-    for entry, *event in session.execute(_HISTORIES, (list(ids),)):
-        histories.setdefault(entry, []).append(history_event_from_row(event))
-    return histories
 
 
 def _advance(session: Session, operation: Operation, changed: int) -> None:

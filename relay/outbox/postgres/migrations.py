@@ -159,7 +159,7 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
     """,
     # An entry knows its destination, and the columns bear the words of the code.
     #
-    # The first statement takes ACCESS EXCLUSIVE locks, which keep everyone out of these tables until
+    # The first statement takes ACCESS EXCLUSIVE locks. They keep everyone out of these tables until
     # the migration commits, readers too: what others counted meanwhile would be lost. It waits for
     # open transactions to end. Then the locks last as long as the server needs to read the entries
     # twice, once for each index: about 4 s for a million of 1 kB. All else changes the catalogue or

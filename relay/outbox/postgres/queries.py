@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from psycopg import sql
 
+from relay.outbox import rows
 from relay.outbox.entries import Query
 from relay.outbox.postgres.rows import as_text
 
@@ -11,10 +12,7 @@ BLOCK_BITS: Final = 12
 """Keys are indexed by blocks of 4,096 entries: see the first migration."""
 
 FIND: Final = sql.SQL("""
-    SELECT
-        id, source, destination, message_id, state, collection, received_at, attempts, delivered_at,
-        reason, detail, user_key, address_key, email_key, body
-    FROM (
+    SELECT {columns} FROM (
         SELECT *, sum(octet_length(body)) OVER (ORDER BY id {direction}) AS total
         FROM (
             SELECT * FROM {table} WHERE {condition} ORDER BY {order} {direction} LIMIT %(limit)s
@@ -27,6 +25,9 @@ FIND: Final = sql.SQL("""
 COUNT: Final = sql.SQL("""
     SELECT count(*) FROM {table} WHERE {condition}
 """)
+
+COLUMNS: Final = sql.SQL(rows.STORED_ENTRY)
+"""What a row of `FIND` has."""
 
 _BY_KEY: Final = sql.SQL("relay.keys JOIN relay.entries ON id = entry")
 

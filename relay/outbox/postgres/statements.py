@@ -133,15 +133,6 @@ PENDING_EXCEED: Final = """
     ORDER BY destination, pending_since LIMIT 1 OFFSET %(limit)s
 """
 
-# One look-up for each destination, however many entries are pending.
-OLDEST_PENDING: Final = """
-    SELECT destination, (
-        SELECT min(pending_since) FROM relay.entries
-        WHERE state = 'pending' AND entries.destination = counted.destination
-    )
-    FROM unnest(%(destinations)s::text[]) AS counted (destination)
-"""
-
 SETTLE: Final = """
     UPDATE relay.entries AS entry
     SET state = %(state)s, reason = %(reason)s, detail = %(detail)s, crashes = 0,

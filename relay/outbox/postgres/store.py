@@ -8,7 +8,7 @@ outside this folder knows psycopg.
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, LiteralString
 
 from msgspec import structs
@@ -16,13 +16,13 @@ from psycopg import sql
 
 from relay.errors import OutboxError
 from relay.events import Unusable
-from relay.outbox.counters import SLOT, CounterRow
+from relay.outbox.counters import CounterRow
 from relay.outbox.entries import Arrival, Clock, Counts, Entry, Role, State
 from relay.outbox.postgres import counters, statements
 from relay.outbox.postgres.connection import connection_parameters
 from relay.outbox.postgres.entries import PostgresEntryStore
 from relay.outbox.postgres.notifications import NotifyListener
-from relay.outbox.postgres.rows import as_text, counter_from_row, entry_from_row
+from relay.outbox.postgres.rows import as_text, entry_from_row
 from relay.outbox.postgres.schema import prepare
 from relay.outbox.postgres.sessions import (
     LONG_SECONDS,
@@ -230,25 +230,15 @@ class PostgresOutbox:
 
     def counts(self) -> dict[str, Counts]:
         """See `Outbox.counts`."""
-        counted = counters.states_by_destination(self._run(counters.COUNT, {}))
-        oldest = dict(self._run(statements.OLDEST_PENDING, {"destinations": list(counted)}))
-        return {
-            destination: Counts(
-                pending=states[State.PENDING],
-                delivered=states[State.DELIVERED],
-                dead=states[State.DEAD],
-                waiting_since=since.astimezone(UTC) if (since := oldest[destination]) else None,
-            )
-            for destination, states in counted.items()
-        }
+        return counters.counts(self._sessions)
 
     def counters(self) -> list[CounterRow]:
         """See `Outbox.counters`."""
-        return [counter_from_row(row) for row in self._run(counters.COUNTERS, {})]
+        return counters.counters(self._sessions)
 
     def aggregate_counters(self, before: datetime) -> None:
         """See `Outbox.aggregate_counters`."""
-        self._run(counters.AGGREGATE, {"before": before, "slot": SLOT}, seconds=LONG_SECONDS)
+        counters.aggregate(self._sessions, before)
 
     def purge(self, before: datetime, limit: int) -> int:
         """See `Outbox.purge`."""
