@@ -289,7 +289,7 @@ MUTANTS = [
     ),
     Mutant(
         "replays are not tallied",
-        "outbox/sqlite/schema.py",
+        "outbox/sqlite/migrations.py",
         '        {_count("new", "requeued")}\n',
         "",
         "tests/outbox/test_sqlite.py -k tallied",

@@ -21,7 +21,8 @@ import apsw
 import psycopg
 
 from relay.outbox.postgres import schema as postgres_schema
-from relay.outbox.sqlite import schema as sqlite_schema
+from relay.outbox.sqlite.migrations import MIGRATIONS as SQLITE_MIGRATIONS
+from relay.outbox.sqlite.schema import MARK
 from tests.cli.desk import Desk, webhook
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.postgres import PostgresServer
@@ -86,7 +87,7 @@ def _dump_sqlite(store: SqliteStore) -> str:
         ).fetchall()
         version = connection.pragma("user_version")
         lines = [
-            f"PRAGMA application_id = {sqlite_schema.MARK};",
+            f"PRAGMA application_id = {MARK};",
             f"PRAGMA user_version = {version};",
         ]
         lines += [f"{sql};" for type_, _, sql in objects if type_ == "table"]
@@ -136,7 +137,7 @@ def main() -> None:
             work(postgres)
             return _dump_postgres(server, postgres)
 
-        _write("sqlite", len(sqlite_schema.MIGRATIONS), of_sqlite)
+        _write("sqlite", len(SQLITE_MIGRATIONS), of_sqlite)
         _write("postgres", len(postgres_schema.MIGRATIONS), of_postgres)
 
 

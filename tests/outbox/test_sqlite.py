@@ -18,7 +18,7 @@ import pytest
 from relay.errors import OutboxError
 from relay.outbox import open_outbox
 from relay.outbox.entries import Role
-from relay.outbox.sqlite.schema import MIGRATIONS
+from relay.outbox.sqlite.migrations import MIGRATIONS
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.changes import ChangesContract, RunSql
 from tests.contracts.counters import CountersContract

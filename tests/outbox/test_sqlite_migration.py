@@ -12,7 +12,7 @@ import pytest
 
 from relay.errors import OutboxError
 from relay.outbox.entries import Role, State, total
-from relay.outbox.sqlite.schema import MIGRATIONS
+from relay.outbox.sqlite.migrations import MIGRATIONS
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import MINUTE, arrival, ids
 from tests.harness.entries import erase, everything

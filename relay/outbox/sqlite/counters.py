@@ -8,7 +8,7 @@ import apsw
 from relay.outbox import rows
 from relay.outbox.counters import SLOT, CounterRow
 from relay.outbox.entries import Counts
-from relay.outbox.sqlite.schema import SLOT_MILLISECONDS
+from relay.outbox.sqlite.migrations import SLOT_MILLISECONDS
 from relay.outbox.sqlite.times import from_milliseconds, to_milliseconds
 
 _EPOCH: Final = from_milliseconds(0)

@@ -24,7 +24,7 @@ from relay.outbox.protocol import RARE
 from relay.outbox.sqlite import counters, statements
 from relay.outbox.sqlite.connection import translated
 from relay.outbox.sqlite.disk import Disk
-from relay.outbox.sqlite.schema import BLOCK_BITS, IS_RARE
+from relay.outbox.sqlite.migrations import BLOCK_BITS, IS_RARE
 from relay.outbox.sqlite.times import from_milliseconds, to_milliseconds
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time

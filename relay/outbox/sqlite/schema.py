@@ -1,224 +1,65 @@
-"""The tables of a SQLite outbox, version by version.
+"""The schema of a SQLite outbox: made, brought up to date, or refused."""
 
-A script that has been released is never changed: the next one does what is to be different (see
-tests/outbox/released.py).
-"""
-
-from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
-from relay.outbox.counters import SLOT
-from relay.outbox.entries import CRASHES_BEFORE_ISOLATION
-from relay.outbox.protocol import RARE
+import apsw
+
+from relay.errors import OutboxError, OutboxMissingError, OutboxUnusableError
+from relay.outbox.sqlite.locks import is_in_use
+from relay.outbox.sqlite.migrations import MIGRATIONS
+from relay.outbox.sqlite.shape import differences
 
 MARK: Final = 0x52_4C_41_59
 """The file's application_id: "RLAY"."""
 
-BLOCK_BITS: Final = 9
-"""Keys are indexed by blocks of 512 entries, each block in a place of its own.
 
-A commit writes each page that it touches. One index over all keys would put each new entry on a
-page of its own. A block of 512 has three pages, and a search takes 2 µs a block.
-"""
-
-IS_RARE: Final = f"collection IN {RARE}"
-"""Only a query with these very words is answered by the index of rare collections."""
-
-SLOT_MILLISECONDS: Final = SLOT // timedelta(milliseconds=1)
-
-_NOW: Final = "CAST(unixepoch('subsec') * 1000 AS INTEGER)"
-
-
-def _count_1(row: str, change: str, at: str = _NOW) -> str:
-    """Return the statement of a trigger of version 1 that counts the change of a row."""
-    change = f"'{change}' || {row}.state" if change.endswith("_") else f"'{change}'"
-    return f"""
-        INSERT INTO tallies VALUES (
-            {at} / {SLOT_MILLISECONDS}, {row}.provider, coalesce({row}.collection, ''), {change},
-            coalesce({row}.reason, ''), 1, {at}
-        ) ON CONFLICT DO UPDATE
-        SET entries = entries + 1, latest = max(latest, excluded.latest);
-    """  # noqa: S608 (nothing but constants is put in)
-
-
-def _count(row: str, change: str, at: str = _NOW) -> str:
-    """Return the statement of a trigger that counts the change of a row.
-
-    SQLite has triggers on single rows only. One takes 2 µs.
+def migrate(connection: apsw.Connection, path: Path, *, create: bool) -> None:
+    """Bring the file up to date: whole, or not at all.
 
     Args:
-        row: `new` or `old`.
-        change: see `Change`; one that ends in an underscore is followed by the row's state.
-        at: SQL for the time of the change, in epoch milliseconds.
+        connection: to the file; see `configure`.
+        path: of the file.
+        create: make an outbox of a file that has nothing in it.
+
+    Raises:
+        OutboxMissingError: it has nothing in it, and may not become an outbox.
+        OutboxError: an older relay, which knows the old tables only, is at work on it.
+        OutboxUnusableError: it is another program's, a newer relay's, or its tables are not those
+            of its version; nothing has been written to it.
     """
-    change = f"'{change}' || {row}.state" if change.endswith("_") else f"'{change}'"
-    return f"""
-        INSERT INTO counters VALUES (
-            {at} / {SLOT_MILLISECONDS}, {row}.source, {row}.destination,
-            coalesce({row}.collection, ''), {change}, coalesce({row}.reason, ''), 1, {at}
-        ) ON CONFLICT DO UPDATE
-        SET entries = entries + 1, latest = max(latest, excluded.latest);
-    """  # noqa: S608 (nothing but constants is put in)
+    _refuse_others(connection, path, create=create)
+    connection.pragma("journal_mode", "wal")
+    if connection.pragma("user_version") == len(MIGRATIONS):
+        return  # nothing is written, so that a full disk does not keep a file from being opened
+    with connection:
+        version: int = connection.pragma("user_version")
+        if 0 < version < len(MIGRATIONS) and is_in_use(path):
+            # By a relay that knows the old tables only: one of this version would have migrated.
+            raise OutboxError(f"an older relay is at work on {path}; stop it first")
+        for migration in MIGRATIONS[version:]:
+            connection.execute(migration)
+        connection.pragma("application_id", MARK)
+        connection.pragma("user_version", len(MIGRATIONS))
 
 
-_VERSION_1: Final = f"""
-    CREATE TABLE entries (
-        id           INTEGER PRIMARY KEY,
-        provider     TEXT NOT NULL,
-        message_id   TEXT NOT NULL UNIQUE,
-        state        TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'dead')),
-        collection   TEXT,              -- of what could be read when it came
-        received_at  INTEGER NOT NULL,  -- this and the other times in epoch milliseconds
-        pending_since INTEGER,          -- of pending entries only: their order
-        attempts     INTEGER NOT NULL DEFAULT 0,
-        deaths       INTEGER NOT NULL DEFAULT 0,  -- of processes that held it, in a row
-        delivered_at INTEGER,
-        reason       TEXT,              -- this and detail of dead entries only
-        detail       TEXT,
-        user_key     INTEGER,           -- this and the next two: what it can be found by
-        address_key  INTEGER,
-        email_key    INTEGER,
-        body         BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX entries_pending ON entries (pending_since) WHERE state = 'pending';
-    CREATE INDEX entries_suspect ON entries (id) WHERE state = 'pending' AND deaths >= 2;
-    CREATE INDEX entries_delivered ON entries (delivered_at) WHERE state = 'delivered';
-    CREATE INDEX entries_dead ON entries (id) WHERE state = 'dead';
-    CREATE INDEX entries_reason ON entries (reason) WHERE state = 'dead';
-    CREATE INDEX entries_user ON entries (id >> {BLOCK_BITS}, user_key)
-        WHERE user_key IS NOT NULL;
-    CREATE INDEX entries_address ON entries (id >> {BLOCK_BITS}, address_key)
-        WHERE address_key IS NOT NULL;
-    CREATE INDEX entries_email ON entries (id >> {BLOCK_BITS}, email_key)
-        WHERE email_key IS NOT NULL;
-    CREATE INDEX entries_rare ON entries (collection) WHERE {IS_RARE};
-    CREATE TABLE history (
-        entry INTEGER NOT NULL,
-        at    INTEGER NOT NULL,
-        what  TEXT NOT NULL,
-        said  TEXT NOT NULL
-    ) STRICT;
-    CREATE INDEX history_entry ON history (entry);
-    CREATE TRIGGER entry_gone AFTER DELETE ON entries BEGIN
-        DELETE FROM history WHERE entry = old.id;
-    END;
-    CREATE TABLE tallies (
-        slot       INTEGER NOT NULL,  -- of five minutes each since 1970; 0: all earlier ones
-        provider   TEXT NOT NULL,
-        collection TEXT NOT NULL,     -- this and reason may be empty
-        change     TEXT NOT NULL,
-        reason     TEXT NOT NULL,
-        entries    INTEGER NOT NULL,
-        latest     INTEGER NOT NULL,
-        PRIMARY KEY (slot, provider, collection, change, reason)
-    ) STRICT, WITHOUT ROWID;
-    CREATE TRIGGER entry_received AFTER INSERT ON entries BEGIN
-        {_count_1("new", "received", at="new.received_at")}
-    END;
-    CREATE TRIGGER entry_restored AFTER INSERT ON entries WHEN new.state = 'delivered' BEGIN
-        {_count_1("new", "delivered", at="new.delivered_at")}
-    END;
-    CREATE TRIGGER entry_unusable AFTER INSERT ON entries WHEN new.state = 'dead' BEGIN
-        {_count_1("new", "died", at="new.received_at")}
-    END;
-    CREATE TRIGGER entry_delivered AFTER UPDATE OF state ON entries
-    WHEN old.state = 'pending' AND new.state = 'delivered' BEGIN
-        {_count_1("new", "delivered", at="new.delivered_at")}
-    END;
-    CREATE TRIGGER entry_died AFTER UPDATE OF state ON entries
-    WHEN old.state = 'pending' AND new.state = 'dead' BEGIN
-        {_count_1("new", "died")}
-    END;
-    CREATE TRIGGER entry_revived AFTER UPDATE OF state ON entries
-    WHEN old.state <> 'pending' AND new.state = 'pending' BEGIN
-        {_count_1("old", "left_")}
-        {_count_1("new", "revived")}
-    END;
-    CREATE TRIGGER entry_forgotten AFTER DELETE ON entries BEGIN
-        {_count_1("old", "left_")}
-    END;
-    CREATE TABLE operations (
-        id          INTEGER PRIMARY KEY,
-        kind        TEXT NOT NULL,
-        what        TEXT NOT NULL,
-        started_at  INTEGER NOT NULL,
-        finished_at INTEGER,
-        entries     INTEGER NOT NULL DEFAULT 0
-    ) STRICT;
-    CREATE TABLE status (
-        beat   INTEGER NOT NULL,  -- counts checks of whether a write reaches the disk
-        pace   TEXT NOT NULL,     -- what the forwarder last told of it
-        claims TEXT NOT NULL      -- what was last in hand: [[id, attempts], ...]
-    ) STRICT;
-    INSERT INTO status VALUES (0, '{{}}', '[]');
-    """  # noqa: S608 (nothing but constants is put in)
-
-# The last column is the new one: put in its place, it would have every row written once more.
-_VERSION_2: Final = f"""
-    DROP TRIGGER entry_received;
-    DROP TRIGGER entry_restored;
-    DROP TRIGGER entry_unusable;
-    DROP TRIGGER entry_delivered;
-    DROP TRIGGER entry_died;
-    DROP TRIGGER entry_revived;
-    DROP TRIGGER entry_forgotten;
-    DROP INDEX entries_pending;
-    DROP INDEX entries_suspect;
-    ALTER TABLE entries RENAME provider TO source;
-    ALTER TABLE entries RENAME deaths TO crashes;
-    ALTER TABLE entries ADD COLUMN destination TEXT NOT NULL DEFAULT 'segment';
-    ALTER TABLE history RENAME said TO detail;
-    ALTER TABLE status DROP COLUMN pace;
-    CREATE INDEX entries_pending ON entries (destination, pending_since) WHERE state = 'pending';
-    CREATE INDEX entries_suspect ON entries (destination, id)
-        WHERE state = 'pending' AND crashes >= {CRASHES_BEFORE_ISOLATION};
-    CREATE TABLE throttles (
-        destination TEXT PRIMARY KEY,
-        state       TEXT NOT NULL  -- as the forwarder last noted it
-    ) STRICT, WITHOUT ROWID;
-    CREATE TABLE counters (
-        slot        INTEGER NOT NULL,  -- of five minutes each since 1970; 0: all earlier ones
-        source      TEXT NOT NULL,
-        destination TEXT NOT NULL,
-        collection  TEXT NOT NULL,     -- this and reason may be empty
-        change      TEXT NOT NULL,
-        reason      TEXT NOT NULL,
-        entries     INTEGER NOT NULL,
-        latest      INTEGER NOT NULL,
-        PRIMARY KEY (slot, source, destination, collection, change, reason)
-    ) STRICT, WITHOUT ROWID;
-    INSERT INTO counters
-    SELECT slot, provider, 'segment', collection,
-        CASE change WHEN 'died' THEN 'dead_lettered' WHEN 'revived' THEN 'requeued' ELSE change END,
-        reason, entries, latest
-    FROM tallies;
-    DROP TABLE tallies;
-    CREATE TRIGGER entry_received AFTER INSERT ON entries BEGIN
-        {_count("new", "received", at="new.received_at")}
-    END;
-    CREATE TRIGGER entry_restored AFTER INSERT ON entries WHEN new.state = 'delivered' BEGIN
-        {_count("new", "delivered", at="new.delivered_at")}
-    END;
-    CREATE TRIGGER entry_unusable AFTER INSERT ON entries WHEN new.state = 'dead' BEGIN
-        {_count("new", "dead_lettered", at="new.received_at")}
-    END;
-    CREATE TRIGGER entry_delivered AFTER UPDATE OF state ON entries
-    WHEN old.state = 'pending' AND new.state = 'delivered' BEGIN
-        {_count("new", "delivered", at="new.delivered_at")}
-    END;
-    CREATE TRIGGER entry_dead_lettered AFTER UPDATE OF state ON entries
-    WHEN old.state = 'pending' AND new.state = 'dead' BEGIN
-        {_count("new", "dead_lettered")}
-    END;
-    CREATE TRIGGER entry_requeued AFTER UPDATE OF state ON entries
-    WHEN old.state <> 'pending' AND new.state = 'pending' BEGIN
-        {_count("old", "left_")}
-        {_count("new", "requeued")}
-    END;
-    CREATE TRIGGER entry_forgotten AFTER DELETE ON entries BEGIN
-        {_count("old", "left_")}
-    END;
-"""  # noqa: S608 (nothing but constants is put in)
-
-MIGRATIONS: Final = (_VERSION_1, _VERSION_2)
-"""A script for each version. A file of version n has had the first n."""
+def _refuse_others(connection: apsw.Connection, path: Path, *, create: bool) -> None:
+    connection.execute("BEGIN DEFERRED")  # another process may be about to migrate the file
+    try:
+        tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
+        if tables and connection.pragma("application_id") != MARK:
+            raise OutboxUnusableError(f"{path} is a SQLite file of some other program")
+        if not tables and not create:
+            raise OutboxMissingError(f"{path} is empty")
+        version: int = connection.pragma("user_version")
+        if version > len(MIGRATIONS):
+            raise OutboxUnusableError(f"{path} was written by a newer relay")
+        if differing := differences(connection, MIGRATIONS[:version]):
+            raise OutboxUnusableError(
+                f"{path} does not have the tables of version {version}, which it claims to have"
+                f" ({', '.join(differing)}); another build of relay has made it, or someone has"
+                " changed it. It is left as it is: have the relay that wrote it forward what"
+                f" waits, or run `relay salvage {path} NEW`, and start this one on a new file"
+            )
+    finally:
+        connection.execute("ROLLBACK")

@@ -33,7 +33,7 @@ from relay.outbox.sqlite.entries import SqliteEntryStore
 from relay.outbox.sqlite.fileformat import log_of, size_on_disk
 from relay.outbox.sqlite.files import OutboxFiles, exposed, is_in_memory, kept, rescue
 from relay.outbox.sqlite.locks import RoleLocks, is_in_use
-from relay.outbox.sqlite.migrate import migrate
+from relay.outbox.sqlite.schema import migrate
 from relay.outbox.sqlite.times import to_milliseconds
 from relay.throttle import DestinationStatus, Throttle
 
