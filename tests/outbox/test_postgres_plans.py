@@ -147,6 +147,7 @@ def backlog(
         ("entries_pending", lambda o, name: [o.changed(name), o.changed(name)]),
         ("entries_suspect", lambda o, name: o.has_suspects(name)),
         ("entries_suspect", lambda o, name: o.claim_suspect(name, lease=MINUTE)),
+        ("entries_suspect", lambda o, _: o.count_crash(7)),
         ("entries_pending", lambda o, _: o.counts()),
         ("entries_pending", lambda o, _: o.pending_exceed(1_000)),
         ("throttles", lambda o, name: o.throttle(name, acquire)),
