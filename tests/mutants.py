@@ -132,6 +132,27 @@ MUTANTS = [
         "tests/outbox/test_sqlite.py -k late",
     ),
     Mutant(
+        "an entry is claimed for any destination",
+        "outbox/sqlite/statements.py",
+        "state = 'pending' AND destination = :destination",
+        "state = 'pending' AND :destination <> ''",
+        "tests/outbox/test_sqlite.py -k destination",
+    ),
+    Mutant(
+        "one destination's question about changes answers the other's",
+        "outbox/sqlite/store.py",
+        "self._seen_versions[destination] = version",
+        "self._seen_versions = dict.fromkeys(('segment', 'vero'), version)",
+        "tests/outbox/test_sqlite.py -k learns",
+    ),
+    Mutant(
+        "a migration that a kill can cut short",
+        "outbox/sqlite/schema.py",
+        "    with connection:\n        version: int",
+        "    if connection:\n        version: int",
+        "tests/outbox/test_sqlite_migration.py -k kill",
+    ),
+    Mutant(
         "no fence on a claim in PostgreSQL",
         "outbox/postgres/statements.py",
         "WHERE entry.id = held.id AND entry.claim = held.claim AND entry.state = 'pending'",

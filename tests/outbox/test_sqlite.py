@@ -22,6 +22,7 @@ from relay.outbox.sqlite.migrations import MIGRATIONS
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.changes import ChangesContract, RunSql
 from tests.contracts.counters import CountersContract
+from tests.contracts.destinations import DestinationsContract
 from tests.contracts.entries import EntryStoreContract
 from tests.contracts.outbox import (
     FAULT,
@@ -39,7 +40,12 @@ from tests.harness.processes import run_sql
 
 
 class TestSqliteOutbox(
-    OutboxContract, EntryStoreContract, ChangesContract, SuspectsContract, CountersContract
+    OutboxContract,
+    EntryStoreContract,
+    ChangesContract,
+    SuspectsContract,
+    CountersContract,
+    DestinationsContract,
 ):
     claimers = 1
 
