@@ -24,6 +24,7 @@ from relay.outbox.protocol import Outbox
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.changes import ChangesContract, RunSql
 from tests.contracts.counters import CountersContract
+from tests.contracts.destinations import DestinationsContract
 from tests.contracts.entries import EntryStoreContract
 from tests.contracts.outbox import (
     FAULT,
@@ -67,7 +68,12 @@ def outbox(url: str) -> Iterator[Outbox]:
 
 
 class TestPostgresOutbox(
-    OutboxContract, EntryStoreContract, ChangesContract, SuspectsContract, CountersContract
+    OutboxContract,
+    EntryStoreContract,
+    ChangesContract,
+    SuspectsContract,
+    CountersContract,
+    DestinationsContract,
 ):
     lives = 15  # each is a database
     claimers = 2

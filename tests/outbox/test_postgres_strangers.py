@@ -185,7 +185,7 @@ def test_a_schema_that_a_stranger_has_made_is_refused_and_not_read(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "error"),
     [
         (f"ALTER TABLE relay.history OWNER TO {MALLORY}", "history.* belongs to"),
         (f"ALTER FUNCTION relay.count_gone() OWNER TO {MALLORY}", "count_gone belongs to"),
@@ -208,12 +208,12 @@ def test_a_schema_that_a_stranger_has_made_is_refused_and_not_read(
     ],
 )
 def test_a_schema_in_which_a_stranger_has_a_hand_is_refused(
-    url: str, change: str, said: str
+    url: str, change: str, error: str
 ) -> None:
     PostgresOutbox(url).close()
     as_administrator(url, change)
 
-    with pytest.raises(OutboxUnusableError, match=said):
+    with pytest.raises(OutboxUnusableError, match=error):
         PostgresOutbox(url)
 
 
@@ -246,7 +246,7 @@ def test_a_superuser_does_not_count_as_a_member_of_every_role(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "error"),
     [
         ("DROP INDEX relay.entries_rare", "index entries_rare on entries is missing"),
         ("DROP TRIGGER count_gone ON relay.entries", "trigger count_gone on entries is missing"),
@@ -268,12 +268,12 @@ def test_a_superuser_does_not_count_as_a_member_of_every_role(url: str) -> None:
     ],
 )
 def test_a_schema_that_differs_from_what_its_migrations_make_is_refused(
-    url: str, change: str, said: str
+    url: str, change: str, error: str
 ) -> None:
     PostgresOutbox(url).close()
     as_administrator(url, change)
 
-    with pytest.raises(OutboxUnusableError, match=said):
+    with pytest.raises(OutboxUnusableError, match=error):
         PostgresOutbox(url)
 
 

@@ -70,7 +70,7 @@ class PostgresOutbox:
 
     def __init__(self, url: str, *, create: bool = True, clock: Clock | None = None) -> None:
         self._clock = clock
-        self._notified_at = float("-inf")
+        self._quiet_until: dict[str, float] = {}
         with translated():
             parameters, ignored = connection_parameters(url)
             exposed = prepare(parameters, create=create)
@@ -115,10 +115,8 @@ class PostgresOutbox:
         return new
 
     def _insert(self, group: dict[str, Any]) -> list[Any]:
-        statement = statements.ADD
-        if time.monotonic() - self._notified_at > _NOTIFY_SECONDS:
-            # Not each time: committing a notification takes a lock of the whole database.
-            statement, self._notified_at = statements.ADD_AND_NOTIFY, time.monotonic()
+        notify = self._is_time_to_notify(set(group["destinations"]))
+        statement = statements.ADD_AND_NOTIFY if notify else statements.ADD
         seconds = SHORT_SECONDS + sum(map(len, group["bodies"])) // _BYTES_A_SECOND
         try:
             return self._run(statement, group, flushed=True, seconds=seconds)
@@ -129,6 +127,17 @@ class PostgresOutbox:
         # claim is new, whichever of the two tries has stored it.
         added = self._run(statements.ADD, group, flushed=True, seconds=seconds)
         return added + self._run(statements.ADDED, group)
+
+    def _is_time_to_notify(self, destinations: set[str]) -> bool:
+        """Return whether any of them has had no notification for a while; note that it has one.
+
+        Not each group notifies: committing a notification takes a lock of the whole database.
+        """
+        now = time.monotonic()
+        if all(now <= self._quiet_until.get(each, 0) for each in destinations):
+            return False
+        self._quiet_until.update(dict.fromkeys(destinations, now + _NOTIFY_SECONDS))
+        return True
 
     def changed(self, destination: str) -> bool:
         """See `Outbox.changed`."""

@@ -44,7 +44,7 @@ def change_throttle(
 
 
 def read_status(sessions: Sessions, destination: str, now: datetime | None) -> DestinationStatus:
-    """Return the status by the destination's throttle; waits for nobody who changes it."""
+    """Return the status of the destination; does not wait for a change under way."""
     rows = sessions.run(_READ, {"destination": destination, "now": now})
     if not rows:
         return DestinationStatus()
