@@ -90,7 +90,7 @@ MUTANTS = [
     ),
     Mutant(
         "what no standby has yet is answered as a duplicate",
-        "outbox/postgres/store.py",
+        "outbox/postgres/statements.py",
         "WHERE current_setting('synchronous_standby_names') <> '' AND",
         "WHERE false AND",
         "tests/outbox/test_postgres_silence.py -k standby",
@@ -154,7 +154,7 @@ MUTANTS = [
     ),
     Mutant(
         "no fence on a claim in PostgreSQL",
-        "outbox/postgres/store.py",
+        "outbox/postgres/statements.py",
         "WHERE entry.id = held.id AND entry.claim = held.claim AND entry.state = 'pending'",
         "WHERE entry.id = held.id AND entry.state = 'pending'",
         "tests/outbox/test_postgres.py -k late",

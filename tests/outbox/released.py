@@ -19,7 +19,7 @@ from typing import Any
 import apsw
 import psycopg
 
-from relay.outbox.postgres import schema as postgres_schema
+from relay.outbox.postgres import migrations as postgres_migrations
 from relay.outbox.sqlite.migrations import MIGRATIONS as SQLITE_MIGRATIONS
 from relay.outbox.sqlite.schema import MARK
 from tests.cli.desk import Desk, webhook
@@ -138,7 +138,7 @@ def main() -> None:
             return _dump_postgres(server, postgres)
 
         _write("sqlite", len(SQLITE_MIGRATIONS), of_sqlite)
-        _write("postgres", len(postgres_schema.MIGRATIONS), of_postgres)
+        _write("postgres", len(postgres_migrations.MIGRATIONS), of_postgres)
 
 
 if __name__ == "__main__":

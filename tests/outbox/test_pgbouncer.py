@@ -1,4 +1,4 @@
-"""PostgreSQL behind PgBouncer in transaction mode, where sessions are shared."""
+"""A PostgreSQL outbox behind PgBouncer in transaction mode, where sessions are shared."""
 
 import os
 import shutil
@@ -43,13 +43,13 @@ def listens(port: int) -> bool:
 
 @pytest.fixture
 def bouncer(postgres: PostgresServer, tmp_path: Path) -> Iterator[int]:
-    """Its port."""
+    """The port of a PgBouncer in front of the server."""
     assert PROGRAM
     port = closed_port()
     config = CONFIG.format(server=postgres.port, user=USER, password=PASSWORD, port=port)
     file = tmp_path / "pgbouncer.ini"
     file.write_text("\n".join(line.strip() for line in config.splitlines()))
-    # It reads the file from its standard input, as its user need not come at the directory.
+    # From its standard input, as its user may not be able to read the directory.
     with (
         file.open() as given,
         subprocess.Popen(  # noqa: S603 (its own program)
@@ -61,7 +61,7 @@ def bouncer(postgres: PostgresServer, tmp_path: Path) -> Iterator[int]:
         process.terminate()
 
 
-def test_all_works_on_shared_sessions_and_leaves_no_setting_on_them(
+def test_everything_works_on_shared_sessions_and_leaves_no_setting_on_them(
     postgres: PostgresServer, bouncer: int
 ) -> None:
     direct = postgres.create_database()

@@ -24,6 +24,7 @@ from relay.outbox.protocol import Outbox
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.changes import ChangesContract, RunSql
 from tests.contracts.counters import CountersContract
+from tests.contracts.destinations import DestinationsContract
 from tests.contracts.entries import EntryStoreContract
 from tests.contracts.outbox import (
     FAULT,
@@ -67,7 +68,12 @@ def outbox(url: str) -> Iterator[Outbox]:
 
 
 class TestPostgresOutbox(
-    OutboxContract, EntryStoreContract, ChangesContract, SuspectsContract, CountersContract
+    OutboxContract,
+    EntryStoreContract,
+    ChangesContract,
+    SuspectsContract,
+    CountersContract,
+    DestinationsContract,
 ):
     lives = 15  # each is a database
     claimers = 2
@@ -97,7 +103,7 @@ class TestPostgresOutbox(
 
 
 def fails(outbox: Outbox, operation: str) -> bool:
-    """Whether it fails as an operation of an outbox does."""
+    """Return whether the operation fails with an OutboxError."""
     try:
         OPERATIONS[operation](outbox)
     except OutboxError:
@@ -106,12 +112,12 @@ def fails(outbox: Outbox, operation: str) -> bool:
 
 
 def works(outbox: Outbox) -> bool:
-    """Whether all operations work."""
+    """Return whether all operations work."""
     return not any(fails(outbox, operation) for operation in OPERATIONS)
 
 
 def fill_pool(outbox: Outbox) -> None:
-    """Let it open as many connections as it may, and let them idle."""
+    """Have the outbox open as many connections as it may, and leave them idle."""
     start = Barrier(6)
 
     def work(_: int) -> None:
@@ -124,7 +130,7 @@ def fill_pool(outbox: Outbox) -> None:
         list(threads.map(work, range(6)))
 
 
-def test_what_is_added_outlives_a_crash_whatever_the_default_is(
+def test_an_add_outlives_a_crash_whatever_the_servers_default_is(
     postgres: PostgresServer, url: str
 ) -> None:
     query(url, f"ALTER DATABASE {database_of(url)} SET synchronous_commit = off")
@@ -139,7 +145,7 @@ def test_what_is_added_outlives_a_crash_whatever_the_default_is(
     left.close()
 
 
-def test_what_operators_do_outlives_a_crash_whatever_the_default_is(
+def test_an_operators_change_outlives_a_crash_whatever_the_servers_default_is(
     postgres: PostgresServer, url: str
 ) -> None:
     query(url, f"ALTER DATABASE {database_of(url)} SET synchronous_commit = off")
@@ -167,12 +173,12 @@ def test_what_operators_do_outlives_a_crash_whatever_the_default_is(
 
 
 def states_after_crash(postgres: PostgresServer, url: str) -> dict[str, str]:
-    """What of the entries is on disk."""
+    """Crash the server, and return the states of the entries that were on disk."""
     postgres.restart("immediate")
     return dict(query(url, "SELECT message_id, state FROM relay.entries"))
 
 
-def test_what_is_gone_leaves_no_keys(url: str, outbox: Outbox) -> None:
+def test_keys_are_deleted_with_their_entries(url: str, outbox: Outbox) -> None:
     keys = Keys(1, 2, 3)
     outbox.add([structs.replace(arrival(name), keys=keys) for name in "abc"])
     entries = by_name(outbox.entries)
@@ -188,7 +194,7 @@ def test_what_is_gone_leaves_no_keys(url: str, outbox: Outbox) -> None:
 
 
 @pytest.mark.parametrize("source", ["sqlite", "postgres"])
-def test_records_are_the_same_in_a_store_of_the_other_kind(
+def test_entries_are_the_same_when_the_other_store_has_restored_them(
     url: str, tmp_path: Path, source: str
 ) -> None:
     clock = Clock()
@@ -204,7 +210,7 @@ def test_records_are_the_same_in_a_store_of_the_other_kind(
         assert without_ids(everything(stores[1].entries)) == without_ids(model)
 
 
-def test_there_is_room_for_any_number_of_processes(url: str) -> None:
+def test_any_number_of_processes_may_have_each_role(url: str) -> None:
     with closing(PostgresOutbox(url)) as one, closing(PostgresOutbox(url)) as other:
         for outbox in (one, other):
             for role in Role:
@@ -241,7 +247,7 @@ _STUCK = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 def test_a_migration_killed_half_way_is_resumed(url: str) -> None:
     query(url, "CREATE SCHEMA relay")
     with psycopg.connect(url) as other:
-        other.execute("CREATE TABLE relay.status ()")  # not committed: who makes one, too, waits
+        other.execute("CREATE TABLE relay.status ()")  # not committed: the migration waits for it
         with subprocess.Popen([sys.executable, "-c", _OPENS, url]) as migrating:  # noqa: S603 (its own Python)
             stuck = within(30, lambda: query(url, _STUCK) == [(1,)])
             migrating.send_signal(signal.SIGKILL)
@@ -261,7 +267,7 @@ def test_a_schema_of_a_newer_relay_is_refused(url: str) -> None:
         PostgresOutbox(url)
 
 
-def test_a_detail_may_hold_what_a_text_cannot(url: str, outbox: Outbox) -> None:
+def test_a_nul_in_a_detail_is_replaced(url: str, outbox: Outbox) -> None:
     fault = Unusable(DeadReason.REJECTED, "before\0after")
     outbox.add([arrival("a", fault=fault), arrival("b")])
     outbox.dead_letter(outbox.claim("segment", 1, lease=MINUTE)[0], fault)
@@ -270,8 +276,8 @@ def test_a_detail_may_hold_what_a_text_cannot(url: str, outbox: Outbox) -> None:
     assert details == [("before\ufffdafter",)] * 2
 
 
-def test_who_waits_for_entries_is_woken_by_the_server(url: str, outbox: Outbox) -> None:
-    """A dead letter: nothing is due, so looking would find nothing."""
+def test_a_notification_tells_a_forwarder_of_new_entries(url: str, outbox: Outbox) -> None:
+    """The entry is a dead letter: nothing is due, so looking at the table would find nothing."""
     adding = PostgresOutbox(url)
     outbox.changed("segment")
     before = outbox.changed("segment")
@@ -323,14 +329,12 @@ def test_a_server_that_is_away_is_tried_once_and_may_come_back(
         (PASSWORD, f"{PASSWORD}%zz"),
     ],
 )
-def test_what_waiting_does_not_cure_is_told_from_a_server_that_is_away(
-    url: str, change: tuple[str, str]
-) -> None:
+def test_an_error_that_waiting_does_not_cure_is_final(url: str, change: tuple[str, str]) -> None:
     with pytest.raises(OutboxUnusableError):
         PostgresOutbox(f"{url}?application_name=test".replace(*change))
 
 
-def test_parameters_of_other_libraries_are_left_out_of_the_url_and_named(url: str) -> None:
+def test_parameters_of_other_libraries_are_left_out_and_a_warning_names_them(url: str) -> None:
     with closing(PostgresOutbox(f"{url}?pgbouncer=true&sslmode=prefer&schema=x&pool=9")) as outbox:
         warnings = outbox.warnings()
 
@@ -353,7 +357,7 @@ def test_a_mistyped_parameter_of_the_url_is_refused(url: str, mistyped: str) -> 
 
 
 def own_address() -> str | None:
-    """An address of this machine that is not loopback, if it has one."""
+    """Return an address of this machine that is not loopback, if it has one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing
@@ -363,7 +367,7 @@ def own_address() -> str | None:
         return None if address.startswith("127.") else address
 
 
-def test_a_way_to_another_machine_that_is_not_encrypted_is_warned_of(
+def test_an_unencrypted_connection_to_another_machine_gives_a_warning(
     postgres: PostgresServer, url: str
 ) -> None:
     address = own_address()
@@ -380,7 +384,9 @@ def test_a_way_to_another_machine_that_is_not_encrypted_is_warned_of(
         assert local.warnings() == []
 
 
-def test_a_host_called_like_a_fault_is_still_only_away(postgres: PostgresServer, url: str) -> None:
+def test_the_name_of_a_host_or_a_database_is_not_taken_for_an_error(
+    postgres: PostgresServer, url: str
+) -> None:
     hosts = "127.0.0.1,127.0.0.1"
     ports = f"{postgres.port},1"
     address = f"127.0.0.1:{postgres.port}"
@@ -395,7 +401,7 @@ def test_a_host_called_like_a_fault_is_still_only_away(postgres: PostgresServer,
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_an_add_after_a_restart_does_not_notice_it(
+def test_an_add_after_a_restart_of_the_server_succeeds(
     postgres: PostgresServer, outbox: Outbox, mode: StopMode
 ) -> None:
     fill_pool(outbox)
@@ -428,7 +434,7 @@ def test_it_works_again_soon_after_the_server_is_back(
 
 @contextmanager
 def read_only(postgres: PostgresServer, url: str, sessions: str) -> Iterator[None]:
-    """As a standby is: to sessions that were open before, or to those that are opened meanwhile."""
+    """Make the database read-only, as a standby is, to sessions opened before or meanwhile."""
     setting, name = "default_transaction_read_only", database_of(url)
     if sessions == "old":
         with postgres.configured(setting, "on"):
@@ -442,7 +448,7 @@ def read_only(postgres: PostgresServer, url: str, sessions: str) -> Iterator[Non
 
 
 @pytest.mark.parametrize("sessions", ["old", "new"])
-def test_while_the_database_is_read_only_nothing_is_taken_for_stored(
+def test_in_a_read_only_database_each_write_fails_until_it_is_writable(
     postgres: PostgresServer, url: str, outbox: Outbox, sessions: str
 ) -> None:
     fill_pool(outbox)
@@ -467,7 +473,7 @@ def test_while_the_database_is_read_only_nothing_is_taken_for_stored(
         ("?", f"?pasword={PASSWORD}&"),
     ],
 )
-def test_an_error_holds_nothing_of_the_password(url: str, change: tuple[str, str]) -> None:
+def test_no_error_contains_the_password(url: str, change: tuple[str, str]) -> None:
     with pytest.raises(OutboxError) as raised:
         PostgresOutbox(f"{url}?application_name=test".replace(*change))
 

@@ -27,12 +27,12 @@ def outbox(url: str) -> Iterator[Outbox]:
 
 
 def for_vero(arrival: Arrival) -> Arrival:
-    """The same, to be forwarded to another destination."""
+    """Return the same arrival for another destination."""
     return structs.replace(arrival, destination="vero")
 
 
 def test_a_notification_reaches_each_destination_once(url: str, outbox: Outbox) -> None:
-    """A dead letter: nothing is due, so looking would find nothing."""
+    """The entry is a dead letter: nothing is due, so looking at the table would find nothing."""
     with closing(PostgresOutbox(url)) as adding:
         first = [outbox.changed(destination) for destination in ("segment", "vero")]
         quiet = [outbox.changed(destination) for destination in ("segment", "vero")]

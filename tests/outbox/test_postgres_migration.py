@@ -1,4 +1,4 @@
-"""What a PostgreSQL outbox of the previous version holds is all there after its migration."""
+"""The migration of a PostgreSQL outbox from the previous version loses nothing."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def released(postgres_store: PostgresStore) -> str:
 
 
 def is_consistent(outbox: Outbox) -> bool:
-    """Whether as many entries are counted as there are."""
+    """Return whether as many entries are counted as there are."""
     return sum(population(outbox.counters()).values()) == len(everything(outbox.entries))
 
 
@@ -103,7 +103,7 @@ def test_no_entry_is_written_again(released: str) -> None:
     assert query(released, where) == before
 
 
-def test_old_entries_with_the_new_column_are_found(released: str) -> None:
+def test_an_old_entry_can_be_erased(released: str) -> None:
     with closing(PostgresOutbox(released)) as outbox:
         (dead, *_) = [entry for entry in everything(outbox.entries) if entry.state is State.DEAD]
         operation = outbox.entries.begin("erase", "it")

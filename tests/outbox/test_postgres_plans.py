@@ -2,20 +2,21 @@
 
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from relay.operations.search import reasons
-from relay.outbox.entries import Query, State
+from relay.outbox.counters import SLOT
+from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Query, State
+from relay.outbox.postgres.queries import BLOCK_BITS
 from relay.outbox.postgres.store import PostgresOutbox
-from relay.outbox.protocol import Outbox
+from relay.outbox.protocol import RARE, Outbox
 from tests.contracts.outbox import MINUTE, acquire, arrival
 from tests.harness.entries import erase, requeue
 from tests.harness.postgres import PostgresServer, database_of, query
 
 DEAD = Query(states=(State.DEAD,))
-RARE = "Email Bounced"
 
 _FILL = """
     INSERT INTO relay.entries
@@ -79,7 +80,7 @@ def log_plans(postgres: PostgresServer, url: str) -> None:
         ("entries_dead", lambda outbox: outbox.entries.find(DEAD, 50)),
         ("entries_reason", lambda outbox: outbox.entries.find(Query(reason="rejected"), 50)),
         ("entries_reason", reasons),
-        ("entries_rare", lambda outbox: outbox.entries.find(Query(collection=RARE), 50)),
+        ("entries_rare", lambda outbox: outbox.entries.find(Query(collection="Email Bounced"), 50)),
         ("entries_pending", lambda outbox: outbox.counts()),
         ("entries_message_id_key", lambda outbox: outbox.entries.find(Query(message_id="a"), 50)),
         ("keys_user", lambda outbox: outbox.entries.find(Query(key=("user", 7)), 50)),
@@ -89,7 +90,7 @@ def log_plans(postgres: PostgresServer, url: str) -> None:
         ("entries_pkey", lambda outbox: erase(outbox.entries, *outbox.entries.find(DEAD, 500))),
     ],
 )
-def test_a_million_entries_are_come_at_by_an_index(
+def test_an_index_finds_entries_among_a_million(
     postgres: PostgresServer, million: str, index: str, operate: Callable[[Outbox], object]
 ) -> None:
     plans = plans_of(postgres, million, operate)
@@ -146,6 +147,7 @@ def backlog(
         ("entries_pending", lambda o, name: [o.changed(name), o.changed(name)]),
         ("entries_suspect", lambda o, name: o.has_suspects(name)),
         ("entries_suspect", lambda o, name: o.claim_suspect(name, lease=MINUTE)),
+        ("entries_suspect", lambda o, _: o.count_crash(7)),
         ("entries_pending", lambda o, _: o.counts()),
         ("entries_pending", lambda o, _: o.pending_exceed(1_000)),
         ("throttles", lambda o, name: o.throttle(name, acquire)),
@@ -164,3 +166,19 @@ def test_a_destination_is_served_by_an_index_however_many_are_pending(
     assert index in plans
     assert "Seq Scan on entries" not in plans
     assert max(read, default=0) <= 1_001
+
+
+def test_the_schema_has_the_constants_of_the_statements(url: str) -> None:
+    """The migrations are frozen with the numbers and names of their time."""
+    PostgresOutbox(url).close()
+    index = "SELECT pg_get_indexdef('relay.{}'::regclass)"
+    ((suspect,), (rare,), (keys,)) = [
+        query(url, index.format(name))[0]
+        for name in ("entries_suspect", "entries_rare", "keys_user")
+    ]
+    ((function,),) = query(url, "SELECT prosrc FROM pg_proc WHERE proname = 'count_changes'")
+
+    assert f"crashes >= {CRASHES_BEFORE_ISOLATION})" in suspect
+    assert re.findall("'(.*?)'", rare) == list(RARE)
+    assert f"(entry >> {BLOCK_BITS})" in keys
+    assert f"date_bin('{SLOT // timedelta(minutes=1)} minutes'" in function

@@ -1,10 +1,11 @@
-"""What becomes of connections that stay open and on which nothing comes back."""
+"""Connections that stay open while no answer comes back."""
 
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from threading import Thread
 
 import psycopg
@@ -25,40 +26,38 @@ SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND pid <
 
 @pytest.fixture
 def gateway(postgres: PostgresServer) -> Iterator[Gateway]:
-    """The way to the server."""
+    """A gateway to the server, which can fall silent."""
     with Gateway(postgres.port) as gateway:
         yield gateway
 
 
 @pytest.fixture
 def outbox(url: str, gateway: Gateway) -> Iterator[Outbox]:
-    """An outbox by way of the gateway, with all the connections it may have."""
+    """An outbox behind the gateway, with all the connections it may have."""
     with closing(PostgresOutbox(gateway.url(url))) as outbox:
         fill_pool(outbox)
         yield outbox
 
 
-def took(operate: Callable[[], object]) -> float:
-    """How long it took, in seconds, whether it failed or not."""
+def seconds_of(operate: Callable[[], object]) -> float:
+    """Return how many seconds the operation takes, whether it fails or not."""
     started_at = time.monotonic()
     with suppress(OutboxError):
         operate()
     return time.monotonic() - started_at
 
 
-def test_silent_connections_are_given_up_and_others_opened(
-    outbox: Outbox, gateway: Gateway
-) -> None:
+def test_silent_connections_are_replaced(outbox: Outbox, gateway: Gateway) -> None:
     gateway.silence()
     with ThreadPoolExecutor(len(OPERATIONS)) as threads:
-        seconds = took(lambda: list(threads.map(lambda name: fails(outbox, name), OPERATIONS)))
+        seconds = seconds_of(lambda: list(threads.map(partial(fails, outbox), OPERATIONS)))
     recovered = within(5, lambda: works(outbox))
 
     assert seconds < 12
     assert recovered
 
 
-def test_an_add_does_not_notice_that_its_connection_fell_silent(
+def test_an_add_succeeds_although_its_connection_fell_silent(
     outbox: Outbox, gateway: Gateway
 ) -> None:
     gateway.silence()
@@ -67,7 +66,7 @@ def test_an_add_does_not_notice_that_its_connection_fell_silent(
     assert outbox.add([arrival("a")]) == [False]
 
 
-def test_it_works_again_soon_after_nothing_came_through(outbox: Outbox, gateway: Gateway) -> None:
+def test_it_works_again_soon_after_the_network_does(outbox: Outbox, gateway: Gateway) -> None:
     slowest = 0.0
     with gateway.mute():
         for operation in OPERATIONS:
@@ -80,39 +79,39 @@ def test_it_works_again_soon_after_nothing_came_through(outbox: Outbox, gateway:
     assert recovered
 
 
-def test_an_operators_step_is_given_up_later(
+def test_an_operators_step_has_more_time(
     outbox: Outbox, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("relay.outbox.postgres.entries.LONG_SECONDS", 6)
     gateway.silence()
-    seconds = took(lambda: outbox.entries.find(Query(), 10))
+    seconds = seconds_of(lambda: outbox.entries.find(Query(), 10))
 
     assert 6 < seconds < 20
     assert works(outbox)
 
 
 def hears(outbox: Outbox) -> bool:
-    """Whether it has heard of new entries; not, if it has no connection just now."""
+    """Return whether the outbox reports a change; False if it has no connection now."""
     with suppress(OutboxError):
         return outbox.changed("segment")
     return False
 
 
-def test_who_waits_for_entries_notices_that_the_bell_fell_silent(
+def test_the_listener_notices_that_its_connection_fell_silent(
     url: str, outbox: Outbox, gateway: Gateway
 ) -> None:
-    """A dead letter: nothing is due, so looking would find nothing."""
+    """The entry is a dead letter: nothing is due, so looking at the table would find nothing."""
     with closing(PostgresOutbox(url)) as adding:
         assert within(10, lambda: not hears(outbox))
         gateway.silence()
-        assert within(40, lambda: hears(outbox)), "it listens again, and looks what has come"
+        assert within(40, lambda: hears(outbox)), "it listens again"
         assert within(10, lambda: not hears(outbox))
         adding.add([arrival("a", fault=FAULT)])
 
         assert within(10, lambda: hears(outbox))
 
 
-def test_closing_waits_for_nothing(url: str, gateway: Gateway) -> None:
+def test_closing_does_not_wait_for_the_server(url: str, gateway: Gateway) -> None:
     outbox = PostgresOutbox(gateway.url(url))
     fill_pool(outbox)
     outbox.changed("segment")
@@ -136,13 +135,13 @@ def test_closing_waits_for_nothing(url: str, gateway: Gateway) -> None:
 
 @contextmanager
 def deaf_server() -> Iterator[int]:
-    """The port of a server that takes connections and never says a word."""
+    """Yield the port of a server that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 @pytest.mark.parametrize("options", ["", "&sslmode=require", "&connect_timeout=0"])
-def test_a_server_that_says_nothing_from_the_beginning_is_away(options: str) -> None:
+def test_a_server_that_never_answers_counts_as_away(options: str) -> None:
     with deaf_server() as port:
         started_at = time.monotonic()
         with pytest.raises(OutboxError) as raised:
@@ -154,7 +153,7 @@ def test_a_server_that_says_nothing_from_the_beginning_is_away(options: str) -> 
     assert time.monotonic() - started_at < 15
 
 
-def test_whoever_locks_the_table_does_not_gather_sessions(url: str, outbox: Outbox) -> None:
+def test_sessions_do_not_pile_up_at_a_locked_table(url: str, outbox: Outbox) -> None:
     counts: list[int] = []
     with psycopg.connect(url) as other:
         other.execute("LOCK TABLE relay.entries")
@@ -163,11 +162,11 @@ def test_whoever_locks_the_table_does_not_gather_sessions(url: str, outbox: Outb
             counts += [int(count) for (count,) in query(url, SESSIONS.format(database_of(url)))]
         other.rollback()
 
-    assert max(counts) <= 8, "those of the pool, and who locks it"
+    assert max(counts) <= 8, "those of the pool, and the one with the lock"
     assert works(outbox)
 
 
-def test_what_no_standby_has_is_not_answered_and_gathers_no_sessions(
+def test_an_add_that_no_standby_has_fails_and_sessions_do_not_pile_up(
     postgres: PostgresServer, url: str, outbox: Outbox
 ) -> None:
     counts: list[int] = []
@@ -178,4 +177,4 @@ def test_what_no_standby_has_is_not_answered_and_gathers_no_sessions(
 
     assert max(counts) <= 8
     assert within(10, lambda: works(outbox))
-    assert outbox.claim("segment", 1, lease=MINUTE) == [], "there is one, and it has been claimed"
+    assert outbox.claim("segment", 1, lease=MINUTE) == [], "the only entry has been claimed"

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from relay.errors import OutboxUnusableError
 from relay.outbox.entries import Query
-from relay.outbox.postgres.schema import MIGRATIONS
+from relay.outbox.postgres.migrations import MIGRATIONS
 from relay.outbox.postgres.sessions import settings
 from relay.outbox.postgres.shape import SHAPES, shape
 from relay.outbox.postgres.store import PostgresOutbox
@@ -24,7 +24,7 @@ from tests.outbox.test_postgres import works
 MALLORY = "mallory"
 
 # For each function and operator of PostgreSQL's that a statement may call by its name alone, one
-# with the same arguments, which tells the server's log who has called it.
+# with the same arguments, which notes its caller in the server's log.
 _TRAPS = """
     DO $do$ DECLARE
         own record;
@@ -85,7 +85,7 @@ _TRAPS = """
 
 @pytest.fixture
 def url(postgres: PostgresServer) -> Iterator[str]:
-    """An empty database, in which a stranger may do what everybody may."""
+    """The URL of an empty database that a stranger, too, may connect to."""
     role = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
     postgres.administer(role.format(sql.Identifier(MALLORY), sql.Literal(PASSWORD)))
     url = postgres.create_database()
@@ -103,12 +103,12 @@ def as_administrator(url: str, statement: str) -> None:
 
 
 def trapped(postgres: PostgresServer) -> int:
-    """How often a function of the stranger's ran as relay."""
+    """Return how often a function of the stranger's ran as relay."""
     return postgres.log.read_text().count(f"trapped {USER} in")
 
 
 def use_all(outbox: Outbox, clock: Clock) -> None:
-    """Do all that an outbox can."""
+    """Use each operation of an outbox."""
     filled(outbox, clock)
     assert works(outbox)
     entries = by_name(outbox.entries)
@@ -149,7 +149,7 @@ def test_what_a_stranger_makes_in_public_does_not_run_as_relay(
     assert trapped(postgres) > after, "the traps work"
 
 
-def test_what_a_stranger_makes_in_public_does_not_run_for_who_changes_entries_by_hand(
+def test_what_a_stranger_makes_in_public_does_not_run_when_entries_are_changed_by_hand(
     postgres: PostgresServer, url: str
 ) -> None:
     with closing(PostgresOutbox(url)) as outbox:
@@ -164,7 +164,7 @@ def test_what_a_stranger_makes_in_public_does_not_run_for_who_changes_entries_by
     assert after == before
 
 
-def test_a_schema_that_a_stranger_has_made_before_is_refused_and_not_looked_into(
+def test_a_schema_that_a_stranger_has_made_is_refused_and_not_read(
     postgres: PostgresServer, url: str
 ) -> None:
     as_administrator(url, f"GRANT CREATE ON DATABASE {database_of(url)} TO {MALLORY}")
@@ -185,7 +185,7 @@ def test_a_schema_that_a_stranger_has_made_before_is_refused_and_not_looked_into
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "error"),
     [
         (f"ALTER TABLE relay.history OWNER TO {MALLORY}", "history.* belongs to"),
         (f"ALTER FUNCTION relay.count_gone() OWNER TO {MALLORY}", "count_gone belongs to"),
@@ -208,12 +208,12 @@ def test_a_schema_that_a_stranger_has_made_before_is_refused_and_not_looked_into
     ],
 )
 def test_a_schema_in_which_a_stranger_has_a_hand_is_refused(
-    url: str, change: str, said: str
+    url: str, change: str, error: str
 ) -> None:
     PostgresOutbox(url).close()
     as_administrator(url, change)
 
-    with pytest.raises(OutboxUnusableError, match=said):
+    with pytest.raises(OutboxUnusableError, match=error):
         PostgresOutbox(url)
 
 
@@ -230,14 +230,14 @@ def test_a_schema_in_which_a_stranger_has_a_hand_is_refused(
         "CREATE TABLE public.notes (id bigint REFERENCES relay.entries ON DELETE CASCADE)",
     ],
 )
-def test_what_an_administrator_may_want_is_not_refused(url: str, change: str) -> None:
+def test_changes_that_an_administrator_may_want_are_accepted(url: str, change: str) -> None:
     PostgresOutbox(url).close()
     as_administrator(url, change)
     with closing(PostgresOutbox(url)) as outbox:
         assert works(outbox)
 
 
-def test_a_superuser_is_no_member_of_every_role(url: str) -> None:
+def test_a_superuser_does_not_count_as_a_member_of_every_role(url: str) -> None:
     PostgresOutbox(url).close()
     as_administrator(url, f"ALTER TABLE relay.history OWNER TO {MALLORY}")
 
@@ -246,7 +246,7 @@ def test_a_superuser_is_no_member_of_every_role(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "error"),
     [
         ("DROP INDEX relay.entries_rare", "index entries_rare on entries is missing"),
         ("DROP TRIGGER count_gone ON relay.entries", "trigger count_gone on entries is missing"),
@@ -267,18 +267,18 @@ def test_a_superuser_is_no_member_of_every_role(url: str) -> None:
         ),
     ],
 )
-def test_a_schema_that_is_not_as_its_migrations_make_it_is_refused(
-    url: str, change: str, said: str
+def test_a_schema_that_differs_from_what_its_migrations_make_is_refused(
+    url: str, change: str, error: str
 ) -> None:
     PostgresOutbox(url).close()
     as_administrator(url, change)
 
-    with pytest.raises(OutboxUnusableError, match=said):
+    with pytest.raises(OutboxUnusableError, match=error):
         PostgresOutbox(url)
 
 
-def test_the_migrations_make_what_is_looked_for(url: str) -> None:
-    """An older version's is looked for when a release's outbox is opened."""
+def test_the_expected_shape_is_what_the_migrations_make(url: str) -> None:
+    """Those of older versions are compared when a released outbox is opened."""
     PostgresOutbox(url).close()
     with psycopg.connect(url) as connection:
         connection.execute(settings(flushed=True, seconds=60))
@@ -287,7 +287,7 @@ def test_the_migrations_make_what_is_looked_for(url: str) -> None:
     assert len(SHAPES) == len(MIGRATIONS)
 
 
-def test_a_newer_schema_is_told_to_a_role_that_may_make_none(url: str) -> None:
+def test_a_newer_schema_is_recognized_by_a_role_that_may_not_create_one(url: str) -> None:
     PostgresOutbox(url).close()
     query(url, "INSERT INTO relay.migrations VALUES (1000)")
     as_administrator(url, f"ALTER DATABASE {database_of(url)} OWNER TO postgres")

@@ -1,4 +1,4 @@
-"""How the server is connected to: what the URL says, and what a connection that fails tells."""
+"""How to connect to the server, by the URL, and what a failed connection means."""
 
 import difflib
 import re
@@ -16,24 +16,24 @@ _CONNECT_SECONDS: Final = 3
 _MOST_CONNECT_SECONDS: Final = 10  # whatever the URL says
 _ALIKE: Final = 0.85
 
-# What waiting does not mend, in the words of libpq, the server and PgBouncer. A connection that is
-# refused has no SQLSTATE, and a server that speaks another language is waited for.
+# Errors that waiting does not cure, in the words of libpq, the server and PgBouncer. A refused
+# connection has no SQLSTATE. A server that speaks another language is waited for.
 _HOPELESS: Final = re.compile(
     r"authentication failed|does not exist|no such (database|user)|not permitted to log in"
     r"|permission denied for database|pg_hba|no password supplied|certificate|support SSL"
     r"|invalid [a-z ]*(value|number)"
 )
-_QUOTED: Final = re.compile(r'"[^"]*"')  # a host or a role may be called like a fault
+_QUOTED: Final = re.compile(r'"[^"]*"')  # a host or a role may be named like an error
 
 
 def connection_parameters(url: str) -> tuple[dict[str, Any], list[str]]:
-    """How to connect: as the URL says, and without waiting for ever.
+    """Return the parameters to connect with, which set limits to every wait.
 
-    Platforms put parameters of other libraries into the URL, such as `pgbouncer=true`. They say
-    nothing to libpq, and are left out.
+    Platforms put parameters of other libraries into the URL, such as `pgbouncer=true`. libpq does
+    not know them, and they are left out.
 
     Returns:
-        What to connect with, and the names of the parameters that were left out.
+        The parameters, and the names of those that were left out.
 
     Raises:
         OutboxUnusableError: the URL cannot be read, or a parameter is most likely mistyped.
@@ -85,14 +85,14 @@ def _libpqs_names() -> set[str]:
 
 
 def is_hopeless(error: psycopg.OperationalError) -> bool:
-    """Whether each host that was tried gave a reason that waiting does not change."""
-    said = _QUOTED.sub("", str(error))
-    attempts = [line for line in said.splitlines() if line.startswith("- ")] or [said]
+    """Return whether each host that was tried failed for a reason that waiting does not cure."""
+    text = _QUOTED.sub("", str(error))
+    attempts = [line for line in text.splitlines() if line.startswith("- ")] or [text]
     return all(_HOPELESS.search(attempt) for attempt in attempts)
 
 
 def is_exposed(connection: psycopg.Connection[Any]) -> bool:
-    """Whether what it carries can be read on the way to another machine."""
+    """Return whether others can read what it carries, on the way to another machine."""
     if connection.pgconn.ssl_in_use or connection.info.host.startswith("/"):
         return False
     address = connection.info.hostaddr

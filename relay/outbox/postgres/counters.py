@@ -1,52 +1,64 @@
-"""What a PostgreSQL outbox counts, and the statements that read it."""
+"""The counters of a PostgreSQL outbox, which triggers keep: see the schema."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from datetime import UTC
+from datetime import datetime
 from typing import Any, Final
 
-from relay.outbox.counters import Change, CounterRow, in_states
-from relay.outbox.entries import State
+from relay.outbox import rows
+from relay.outbox.counters import SLOT, CounterRow
+from relay.outbox.entries import Counts
+from relay.outbox.postgres.rows import slot_time, utc
+from relay.outbox.postgres.sessions import LONG_SECONDS, Session, Sessions
 
-COUNT: Final = """
+
+def changes(session: Session) -> list[tuple[str, str, int]]:
+    """Return how many entries have made which change, by destination: see `rows.states`."""
+    counted: list[Any] = session.execute(_CHANGES).fetchall()
+    return counted
+
+
+def counts(sessions: Sessions) -> dict[str, Counts]:
+    """See `Outbox.counts`."""
+    states = rows.states(sessions.run(_CHANGES, {}))
+    oldest = dict(sessions.run(_OLDEST_PENDING, {"destinations": list(states)}))
+    return {
+        destination: rows.counts(in_state, (since := oldest[destination]) and utc(since))
+        for destination, in_state in states.items()
+    }
+
+
+def counters(sessions: Sessions) -> list[CounterRow]:
+    """See `Outbox.counters`."""
+    return [rows.counter_row(row, slot_time, utc) for row in sessions.run(_COUNTERS, {})]
+
+
+def aggregate(sessions: Sessions, before: datetime) -> None:
+    """See `Outbox.aggregate_counters`."""
+    sessions.run(_AGGREGATE, {"before": before, "slot": SLOT}, seconds=LONG_SECONDS)
+
+
+_CHANGES: Final = """
     SELECT destination, change, sum(entries)::bigint
     FROM relay.counters GROUP BY destination, change
 """
 
+# One look-up for each destination, however many entries are pending.
+_OLDEST_PENDING: Final = """
+    SELECT destination, (
+        SELECT min(pending_since) FROM relay.entries
+        WHERE state = 'pending' AND entries.destination = counted.destination
+    )
+    FROM unnest(%(destinations)s::text[]) AS counted (destination)
+"""
 
-def states_by_destination(rows: Iterable[Sequence[Any]]) -> dict[str, dict[State, int]]:
-    """Return how many entries of each destination are in each state, by the rows of `COUNT`."""
-    changes: defaultdict[str, dict[Change, int]] = defaultdict(dict)
-    for destination, change, entries in rows:
-        changes[destination][Change(change)] = entries
-    return {destination: in_states(counted) for destination, counted in changes.items()}
-
-
-COUNTERS: Final = """
+_COUNTERS: Final = """
     SELECT
         slot, source, destination, collection, change, reason, sum(entries)::bigint, max(latest)
     FROM relay.counters
     GROUP BY slot, source, destination, collection, change, reason ORDER BY slot DESC
 """
 
-
-def counter_row(row: Sequence[Any]) -> CounterRow:
-    """Return a row of `COUNTERS` as a value."""
-    slot, source, destination, collection, change, reason, entries, latest = row
-    return CounterRow(
-        since=slot.astimezone(UTC) if slot.timestamp() else None,
-        source=source,
-        destination=destination,
-        collection=collection or None,
-        change=Change(change),
-        reason=reason or None,
-        entries=entries,
-        latest=latest.astimezone(UTC),
-    )
-
-
-# In one order, so that two of these at once do not lock each other out.
-AGGREGATE: Final = """
+# In one order, so that two of these at once cannot deadlock.
+_AGGREGATE: Final = """
     WITH past AS MATERIALIZED (
         SELECT ctid FROM relay.counters
         WHERE slot <= %(before)s::timestamptz - %(slot)s AND NOT (lane = 0 AND slot = 'epoch')

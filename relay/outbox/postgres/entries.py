@@ -1,18 +1,20 @@
-"""The entries of a PostgreSQL outbox as an operator sees them."""
+"""The entries of a PostgreSQL outbox, as an operator finds, counts and changes them."""
 
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import partial
 from typing import Any, Final, LiteralString
 
 from msgspec import structs
 from psycopg import sql
 
-from relay.outbox.entries import HistoryEvent, Keys, Operation, Query, Requeue, State, StoredEntry
-from relay.outbox.postgres.counters import COUNT, states_by_destination
-from relay.outbox.postgres.sessions import LONG_SECONDS, Session, Sessions, as_text
-from relay.outbox.protocol import SOME
+from relay.outbox import rows
+from relay.outbox.entries import Operation, Query, Requeue, StoredEntry
+from relay.outbox.postgres import counters, queries
+from relay.outbox.postgres.rows import as_text, utc, values_of
+from relay.outbox.postgres.sessions import LONG_SECONDS, Session, Sessions
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 
@@ -35,7 +37,7 @@ class PostgresEntryStore:
         with_history: bool = False,
     ) -> list[StoredEntry]:
         """See `EntryStore.find`."""
-        condition, values = _where(query)
+        condition, values = queries.where(query)
         if start is not None:
             condition += sql.SQL(" AND id < %(start)s" if newest_first else " AND id > %(start)s")
             values["start"] = start
@@ -44,37 +46,38 @@ class PostgresEntryStore:
             values["end"] = end
         direction = sql.SQL("DESC" if newest_first else "ASC")
         with self._transaction() as session:
+            few = rows.are_few(query, partial(counters.changes, session))
             # An expression keeps the planner from walking the whole table in the order of its ids.
-            order = sql.SQL("id + 0" if _are_few(session, query) else "id")
-            statement = _FIND.format(
-                source=_BY_KEY if query.key else _BY_ENTRY,
+            order = sql.SQL("id + 0" if few else "id")
+            statement = queries.FIND.format(
+                columns=queries.COLUMNS,
+                table=queries.table(query),
                 condition=condition,
                 direction=direction,
                 order=order,
             )
-            rows = session.execute(
-                statement, {**values, "limit": limit, "bytes": _MOST_BYTES}, binary=True
-            ).fetchall()
-            found = [_record(row) for row in rows]
+            values |= {"limit": limit, "bytes": _MOST_BYTES}
+            cursor = session.execute(statement, values, binary=True)
+            found = [rows.stored_entry(row, utc) for row in cursor]
             if with_history and found:
-                histories = _histories(session, [entry.id for entry in found])
+                lines = session.execute(_HISTORIES, ([entry.id for entry in found],))
+                histories = rows.histories(lines, utc)
                 found = [
-                    structs.replace(entry, history=tuple(histories.get(entry.id, ())))
-                    for entry in found
+                    structs.replace(entry, history=histories.get(entry.id, ())) for entry in found
                 ]
         return found
 
     def count(self, query: Query) -> int:
         """See `EntryStore.count`."""
-        condition, values = _where(query)
-        source = _BY_KEY if query.key else _BY_ENTRY
-        ((count,),) = self._run(_COUNT.format(source=source, condition=condition), values)
+        condition, values = queries.where(query)
+        statement = queries.COUNT.format(table=queries.table(query), condition=condition)
+        ((count,),) = self._run(statement, values)
         return int(count)
 
     def begin(self, kind: str, what: str) -> Operation:
         """See `EntryStore.begin`."""
         (row,) = self._run(_BEGIN, {"kind": kind, "what": what, "now": self._now()})
-        return _operation(row)
+        return rows.operation(row, utc)
 
     def requeue(self, requeues: Sequence[Requeue], operation: Operation) -> int:
         """See `EntryStore.requeue`."""
@@ -97,7 +100,7 @@ class PostgresEntryStore:
         """See `EntryStore.erase`. What was erased leaves the disk when the server vacuums."""
         gone = {"ids": list(ids)}
         with self._transaction() as session:
-            # Entries before their keys, as everyone does, so that nobody waits for each other.
+            # Entries before their keys, as everywhere, so that two transactions cannot deadlock.
             deletion = "DELETE FROM relay.entries WHERE id = ANY (%(ids)s)"
             changed = session.execute(deletion, gone).rowcount
             session.execute("DELETE FROM relay.keys WHERE entry = ANY (%(ids)s)", gone)
@@ -110,14 +113,14 @@ class PostgresEntryStore:
 
     def operations(self, limit: int) -> list[Operation]:
         """See `EntryStore.operations`."""
-        return [_operation(row) for row in self._run(_OPERATIONS, {"limit": limit})]
+        return [rows.operation(row, utc) for row in self._run(_OPERATIONS, {"limit": limit})]
 
     def restore(self, entries: Sequence[StoredEntry]) -> int:
         """See `EntryStore.restore`."""
         restored = 0
         with self._transaction() as session:
             for entry in entries:
-                values = _values(entry) | {"now": self._now()}
+                values = values_of(entry) | {"now": self._now()}
                 row = session.execute(_RESTORE, values).fetchone()
                 if row is None:
                     continue
@@ -130,7 +133,7 @@ class PostgresEntryStore:
         return restored
 
     def _transaction(self) -> AbstractContextManager[Session]:
-        """A transaction that is on disk when it has ended, whatever the server's default is."""
+        """Enter a transaction; when it ends, it is on disk, whatever the server's default is."""
         return self._sessions.transaction(flushed=True, seconds=LONG_SECONDS)
 
     def _run(self, statement: LiteralString | sql.Composed, values: dict[str, Any]) -> list[Any]:
@@ -139,44 +142,13 @@ class PostgresEntryStore:
 
 _NOTIFY: Final = "SELECT pg_notify('relay', '')"
 
-_FIND: Final = sql.SQL("""
-    SELECT
-        id, source, destination, message_id, state, collection, received_at, attempts, delivered_at,
-        reason, detail, user_key, address_key, email_key, body
-    FROM (
-        SELECT *, sum(octet_length(body)) OVER (ORDER BY id {direction}) AS total
-        FROM (
-            SELECT * FROM {source} WHERE {condition} ORDER BY {order} {direction} LIMIT %(limit)s
-        ) AS asked
-    ) AS summed
-    WHERE total - octet_length(body) < %(bytes)s
-    ORDER BY id {direction}
-""")
+_HISTORIES: Final = sql.SQL("""
+    SELECT {columns} FROM relay.history WHERE entry = ANY (%s) ORDER BY id
+""").format(columns=sql.SQL(rows.HISTORY))
 
-_COUNT: Final = sql.SQL("""
-    SELECT count(*) FROM {source} WHERE {condition}
-""")
+_OPERATION: Final = sql.SQL(rows.OPERATION)
 
-_BY_KEY: Final = sql.SQL("relay.keys JOIN relay.entries ON id = entry")
-
-# The keys of each entry found, one by one: the planner may think little of reading all of them.
-_BY_ENTRY: Final = sql.SQL("""
-    relay.entries LEFT JOIN LATERAL (
-        SELECT * FROM relay.keys WHERE entry = entries.id OFFSET 0
-    ) AS keys ON true
-""")
-
-_IN_ANY_BLOCK: Final = sql.SQL("""
-    entry >> 12 = ANY (
-        ARRAY (SELECT generate_series(0, (SELECT max(id) FROM relay.entries) >> 12))
-    ) AND {key} = %(key)s
-""")
-
-_HISTORIES: Final = """
-    SELECT entry, at, what, detail FROM relay.history WHERE entry = ANY (%s) ORDER BY id
-"""
-
-_BEGIN: Final = """
+_BEGIN: Final = sql.SQL("""
     WITH unfinished AS (
         SELECT * FROM relay.operations
         WHERE kind = %(kind)s AND what = %(what)s AND finished_at IS NULL
@@ -187,9 +159,8 @@ _BEGIN: Final = """
         WHERE NOT EXISTS (SELECT 1 FROM unfinished)
         RETURNING *
     )
-    SELECT id, kind, what, started_at, finished_at, entries
-    FROM (SELECT * FROM unfinished UNION ALL SELECT * FROM begun) AS operation
-"""
+    SELECT {columns} FROM (SELECT * FROM unfinished UNION ALL SELECT * FROM begun) AS operation
+""").format(columns=_OPERATION)
 
 _ADVANCE: Final = """
     UPDATE relay.operations SET entries = entries + %s WHERE id = %s
@@ -200,14 +171,13 @@ _FINISH: Final = """
     WHERE id = %(id)s
 """
 
-_OPERATIONS: Final = """
-    SELECT id, kind, what, started_at, finished_at, entries
-    FROM relay.operations ORDER BY id DESC LIMIT %(limit)s
-"""
+_OPERATIONS: Final = sql.SQL("""
+    SELECT {columns} FROM relay.operations ORDER BY id DESC LIMIT %(limit)s
+""").format(columns=_OPERATION)
 
-# One statement, so that what it tells of and what it changes is the same. With a claim of its own:
-# whoever has held the entry before settles nothing any more. What was dead when it came has never
-# been claimed, and nobody has told of it.
+# One statement, so that the histories tell of exactly the entries that change. Their claim is new,
+# so that an earlier holder settles nothing. An entry that has never been claimed was dead when it
+# came, and its history does not say so yet.
 _REQUEUE: Final = """
     WITH requeued AS MATERIALIZED (
         SELECT wanted.*, state, attempts, received_at, delivered_at, reason
@@ -266,109 +236,5 @@ _RESTORE: Final = """
 """
 
 
-_EQUALS: Final = {
-    "source": sql.SQL("source = %(source)s"),
-    "destination": sql.SQL("destination = %(destination)s"),
-    "collection": sql.SQL("collection = %(collection)s"),
-    # No other has one: its index is of these.
-    "reason": sql.SQL("reason = %(reason)s AND state = 'dead'"),
-    "message_id": sql.SQL("message_id = %(message_id)s"),
-}
-
-
-def _where(query: Query) -> tuple[sql.Composable, dict[str, Any]]:
-    """The condition, and the values in it."""
-    conditions: list[sql.Composable] = [sql.SQL("TRUE")]
-    values: dict[str, Any] = {}
-    if query.ids:
-        conditions.append(sql.SQL("id = ANY (%(ids)s)"))
-        values["ids"] = list(query.ids)
-    if query.states:
-        # Written out, for the indexes of a single state to be used.
-        states = sql.SQL(", ").join(sql.Literal(state.value) for state in query.states)
-        conditions.append(sql.SQL("state IN ({})").format(states))
-    if query.key:
-        name, values["key"] = query.key
-        conditions.append(_IN_ANY_BLOCK.format(key=sql.Identifier(f"{name}_key")))
-    if query.keyless:
-        conditions.append(sql.SQL("coalesce(user_key, address_key, email_key) IS NULL"))
-    for column, condition in _EQUALS.items():
-        if (value := getattr(query, column)) is not None:
-            conditions.append(condition)
-            values[column] = as_text(value)
-    if query.since:
-        conditions.append(sql.SQL("received_at >= %(since)s"))
-        values["since"] = query.since
-    if query.until:
-        conditions.append(sql.SQL("received_at < %(until)s"))
-        values["until"] = query.until
-    return sql.SQL(" AND ").join(conditions), values
-
-
-def _are_few(session: Session, query: Query) -> bool:
-    if query.states not in {(State.PENDING,), (State.DELIVERED,)}:
-        return False
-    counted = states_by_destination(session.execute(COUNT)).values()
-    return sum(states[query.states[0]] for states in counted) <= SOME
-
-
-def _histories(session: Session, ids: Sequence[int]) -> dict[int, list[HistoryEvent]]:
-    histories: dict[int, list[HistoryEvent]] = {}
-    for entry, at, what, detail in session.execute(_HISTORIES, (list(ids),)):
-        histories.setdefault(entry, []).append(HistoryEvent(at.astimezone(UTC), what, detail))
-    return histories
-
-
 def _advance(session: Session, operation: Operation, changed: int) -> None:
     session.execute(_ADVANCE, (changed, operation.id))
-
-
-def _record(row: Sequence[Any]) -> StoredEntry:
-    (id_, source, destination, message_id, state, collection, received_at, attempts, *rest) = row
-    delivered_at, reason, detail, user, address, email, body = rest
-    return StoredEntry(
-        id=id_,
-        source=source,
-        destination=destination,
-        message_id=message_id,
-        state=State(state),
-        collection=collection,
-        received_at=received_at.astimezone(UTC),
-        attempts=attempts,
-        delivered_at=None if delivered_at is None else delivered_at.astimezone(UTC),
-        reason=reason,
-        detail=detail,
-        keys=Keys(user, address, email),
-        body=body,
-    )
-
-
-def _values(entry: StoredEntry) -> dict[str, Any]:
-    return {
-        "source": entry.source,
-        "destination": entry.destination,
-        "message_id": entry.message_id,
-        "state": entry.state.value,
-        "collection": entry.collection,
-        "received_at": entry.received_at,
-        "attempts": entry.attempts,
-        "delivered_at": entry.delivered_at,
-        "reason": entry.reason,
-        "detail": None if entry.detail is None else as_text(entry.detail),
-        "user": entry.keys.user,
-        "address": entry.keys.address,
-        "email": entry.keys.email,
-        "body": entry.body,
-    }
-
-
-def _operation(row: Sequence[Any]) -> Operation:
-    id_, kind, what, started_at, finished_at, entries = row
-    return Operation(
-        id=id_,
-        kind=kind,
-        what=what,
-        started_at=started_at.astimezone(UTC),
-        finished_at=None if finished_at is None else finished_at.astimezone(UTC),
-        entries=entries,
-    )

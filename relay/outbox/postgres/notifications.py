@@ -9,7 +9,7 @@ import psycopg
 from relay.outbox.postgres.sessions import Session
 
 _LOOK_SECONDS: Final = 0.15
-_PROOF_SECONDS: Final = 10.0  # after which the server must show that it is still there
+_PROOF_SECONDS: Final = 10.0  # then the server must prove that it is still there
 
 
 class NotifyListener:

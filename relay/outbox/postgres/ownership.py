@@ -1,9 +1,9 @@
-"""Tells whether the schema is relay's alone.
+"""Refuses a schema that other roles have a hand in.
 
-Whoever owns something in it, or may make something in it or a trigger on its tables, could have
-code of their own run with relay's rights. So could the owner of a table that refers to one of its
-tables: what a deletion there does to it fires that table's deferred triggers, and up to version 17
-as the role that commits.
+A role that owns something in the schema, or may make something in it or a trigger on its tables,
+can have its own code run with relay's rights. So can the owner of a table that refers to one of
+relay's tables: a deletion there fires the deferred triggers of that table, up to PostgreSQL 17 as
+the role that commits.
 """
 
 from typing import Any, Final
@@ -14,29 +14,29 @@ from relay.errors import OutboxUnusableError
 
 
 def refuse_strangers(connection: psycopg.Connection[Any]) -> None:
-    """Return if nobody else has a hand in the schema, or there is none.
+    """Return if no other role has a hand in the schema, or there is no schema.
 
-    Nothing in the schema is used for it. Who may do anything anyway is trusted, a superuser, and
-    who relay's role is a member of.
+    Nothing in the schema is used to find out. Superusers are trusted, and the roles that relay's
+    role is a member of.
 
     Args:
         connection: in a transaction with a safe search path.
 
     Raises:
-        OutboxUnusableError: somebody else owns a part of it, or may add to it.
+        OutboxUnusableError: another role owns a part of it, or may add to it.
     """
     for what, right, role, referring in connection.execute(_STRANGERS):
         if right is None:
-            said = f'{what} belongs to the role "{role}", and not to relay\'s own'
+            fault = f'{what} belongs to the role "{role}", and not to relay\'s own'
             remedy = f"make it relay's (ALTER ... OWNER TO), or grant \"{role}\" to relay's role"
         elif referring:
-            said = f'{what} is referred to by {referring}, which belongs to the role "{role}"'
+            fault = f'{what} is referred to by {referring}, which belongs to the role "{role}"'
             remedy = "drop that foreign key"
         else:
-            said = f'the role "{role}" has the right {right} on {what}'
+            fault = f'the role "{role}" has the right {right} on {what}'
             remedy = "REVOKE it"
         raise OutboxUnusableError(
-            f"PostgreSQL: {said}, so that what somebody else puts there would run with relay's"
+            f"PostgreSQL: {fault}, so that what somebody else puts there would run with relay's"
             f" rights; {remedy}"
         )
 

@@ -1,16 +1,16 @@
-"""Sessions with the server: on each, nothing of anyone else's runs, and nothing waits for ever.
+"""Sessions with the server, in which only relay's own code runs and every wait ends.
 
-Every transaction begins with settings that hold until it ends, sent together with its first
-statement. So a session has no state of its own, as PgBouncer in transaction mode demands.
+Every transaction begins with settings that hold until it ends. They are sent together with its
+first statement, so a session has no state of its own, as PgBouncer in transaction mode demands.
 
-- The search path has nothing in it but PostgreSQL's own schema. Otherwise a function or an operator
-  that somebody else has made in `public`, with argument types that fit better, would be called in
-  place of PostgreSQL's, with relay's rights.
-- The server cancels a statement that takes too long, and so does not gather them.
-- `synchronous_commit`: whatever the server's default is, what must be flushed is.
+- The search path holds only PostgreSQL's own schema. Otherwise a function or an operator that
+  somebody else has made in `public`, with argument types that fit better, would run in place of
+  PostgreSQL's, with relay's rights.
+- The server cancels a statement that takes too long, so that statements do not pile up there.
+- `synchronous_commit`: what must be flushed is flushed, whatever the server's default is.
 
-Functions that are called by their whole names would have fixed the path, too, but not the others,
-and each statement would have become a migration. This costs 80 µs a statement.
+The settings cost 80 µs a statement. Functions in relay's schema could fix the search path for less,
+but not the other two, and each change of a statement would be a migration.
 """
 
 import os
@@ -28,35 +28,35 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from relay.errors import OutboxError
 
 SHORT_SECONDS: Final = 4.0
-"""How long the server may take for a statement of those that somebody waits for."""
+"""How long the server may take for a statement that a sender or a forwarder waits for."""
 LONG_SECONDS: Final = 60.0
 """How long it may take for a step of an operator's command, or in the background."""
 
-_ANSWER_SECONDS: Final = 1.0  # later than that, what the server cancels itself is not awaited
+_ANSWER_SECONDS: Final = 1.0  # for the server's own cancellation to arrive
 _CANCEL_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 1.0
-_CONNECTIONS: Final = 6  # a claim, four posts to settle, and one for who asks
+_CONNECTIONS: Final = 6  # a claim, four posts to settle, and one for all else
 _WAIT_SECONDS: Final = 1.5  # for a connection, while the server is away: senders wait meanwhile
 
 
 class BrokenError(psycopg.OperationalError):
-    """The connection is gone; whether the statement has been carried out is not known."""
+    """The connection is gone; the statement may or may not have been carried out."""
 
 
 class Session(psycopg.Connection[Any]):
-    """A connection to the server; one that does not answer in time is closed.
+    """A connection to the server that closes itself if no answer comes in time.
 
-    A limit on the server alone would not do: a proxy, or a machine that has gone away behind one,
+    A limit on the server alone is not enough: a proxy, or a machine that has gone away behind one,
     may keep a connection open for ever and send nothing.
 
     Attributes:
-        seconds: how long the server may take for a statement; a little later it is not awaited.
+        seconds: how long the server may take for a statement; a second later the session gives up.
     """
 
     seconds: float = SHORT_SECONDS
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """See `psycopg.Connection.wait`, through which all communication goes."""
+        """Wait for the server: see `psycopg.Connection.wait`, which all communication uses."""
         if timeout is not None:
             return super().wait(gen, interval, timeout)
         try:
@@ -67,22 +67,22 @@ class Session(psycopg.Connection[Any]):
 
     def _leave(self) -> None:
         """Close the connection without waiting for the server."""
-        # A server that is there, and waits for a lock or a standby, must not go on for nobody.
+        # A server that waits for a lock or a standby must not go on when nobody wants the result.
         with suppress(psycopg.Error):
             self.cancel_safe(timeout=_CANCEL_SECONDS)
         self.pgconn.finish()
 
     def cut(self) -> None:
-        """Break the connection under whoever waits for the server in another thread."""
+        """Break the connection, also while another thread waits for the server on it."""
         with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.fileno())) as own:
             own.shutdown(socket.SHUT_RDWR)
 
 
 class Sessions:
-    """A pool of them.
+    """A pool of sessions.
 
     Args:
-        parameters: how to connect.
+        parameters: to connect with.
     """
 
     def __init__(self, parameters: dict[str, Any]) -> None:
@@ -93,8 +93,8 @@ class Sessions:
             min_size=1,
             max_size=_CONNECTIONS,
             timeout=_WAIT_SECONDS,
-            # An attempt that fails is given up, and whoever asks next begins another one: otherwise
-            # the pool would wait for up to minutes while the server is back.
+            # A failed attempt is given up, and the next use begins another. Otherwise the pool
+            # pauses for up to minutes between attempts, although the server may be back.
             reconnect_timeout=1,
             num_workers=1,
             open=True,
@@ -109,16 +109,13 @@ class Sessions:
         flushed: bool = False,
         seconds: float = SHORT_SECONDS,
     ) -> list[Any]:
-        """Run one statement, which is a transaction by itself.
+        """Run one statement, a transaction by itself; return its rows, if it has any.
 
         Args:
             statement: with `%(name)s` for values.
             values: by their names.
             flushed: what it writes is on disk when this returns.
             seconds: how long the server may take.
-
-        Returns:
-            The rows, if it returns any.
         """
         with translated(), self._session(seconds) as session:
             with session.pipeline():  # without a BEGIN, what is sent together is one transaction
@@ -130,20 +127,20 @@ class Sessions:
     def transaction(
         self, *, flushed: bool = False, seconds: float = SHORT_SECONDS
     ) -> Iterator[Session]:
-        """A session in a transaction; its arguments are those of `run`."""
+        """Yield a session in a transaction; the arguments are those of `run`."""
         with translated(), self._session(seconds) as session, session.transaction():
             session.execute(settings(flushed=flushed, seconds=seconds))
             yield session
 
     def close(self) -> None:
-        """Close all; what still waits for the server fails at once."""
+        """Close all sessions; what still waits for the server fails at once."""
         self._pool.close(_CLOSE_SECONDS)
         for session in list(self._used):
             session.cut()
 
     @contextmanager
     def _session(self, seconds: float) -> Iterator[Session]:
-        """One of the pool; one that has broken, or cannot write, does not go back."""
+        """Yield a session of the pool; one that breaks, or cannot write, does not go back."""
         with self._pool.connection() as session:
             session.seconds = seconds
             self._used.add(session)
@@ -165,7 +162,7 @@ class Sessions:
 
 @cache
 def settings(*, flushed: bool, seconds: float) -> bytes:
-    """A statement that makes the settings of the transaction it is in."""
+    """Return a statement that makes the settings of the transaction it is in."""
     durability = (
         "pg_catalog.replace(pg_catalog.current_setting('synchronous_commit'), 'off', 'on')"
         if flushed
@@ -181,7 +178,7 @@ def settings(*, flushed: bool, seconds: float) -> bytes:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise psycopg's errors as relay's."""
+    """Raise psycopg's errors as OutboxError."""
     try:
         yield
     except PoolTimeout as error:
@@ -191,17 +188,12 @@ def translated() -> Iterator[None]:
 
 
 def line(error: psycopg.Error) -> str:
-    """What it says, without the details, which may hold values."""
-    said = error.diag.message_primary or str(error)
-    return said.partition("\n")[0]
-
-
-def as_text(value: str) -> str:
-    """Return the text as PostgreSQL can hold it, without NUL."""
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    """Return the error's first line; the others may hold values."""
+    text = error.diag.message_primary or str(error)
+    return text.partition("\n")[0]
 
 
 def _ignore_notifications(session: Session) -> None:
-    """Let a session that is shared receive what it did not ask for."""
-    # Behind PgBouncer the bell's LISTEN stays on sessions that others share.
+    """Let a shared session receive notifications that are not for it."""
+    # Behind PgBouncer the listener's LISTEN stays on a session that others share.
     session.add_notify_handler(lambda _: None)

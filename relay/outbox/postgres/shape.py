@@ -1,6 +1,6 @@
-"""Tells whether the schema has the tables, indexes, functions and triggers that migrations make.
+"""Compares the tables, indexes, functions and triggers with those that the migrations make.
 
-A version number alone does not: a build between two releases may have made others under it.
+The version number does not tell: a build between two releases may have made others under it.
 """
 
 from hashlib import sha256
@@ -10,14 +10,14 @@ import psycopg
 
 
 def differences(connection: psycopg.Connection[Any], version: int) -> list[str]:
-    """Tell what the schema has otherwise than relay's migrations up to the version make it.
+    """Return how the schema differs from what relay's migrations up to the version make.
 
-    Tables, functions and indexes that somebody has added are left alone. A trigger, a rule or a
-    unique index on one of relay's tables is not: it changes what relay's writes do.
+    Tables, functions and indexes that somebody has added do not count. A trigger, a rule or a
+    unique index on one of relay's tables does: it changes what relay's writes do.
 
     Args:
         connection: in a transaction with a safe search path.
-        version: at which the schema says it is.
+        version: the one that the schema claims to have.
 
     Returns:
         A few words for each difference; none if the schema is as it must be.
@@ -38,7 +38,7 @@ def differences(connection: psycopg.Connection[Any], version: int) -> list[str]:
 
 
 def shape(connection: psycopg.Connection[Any]) -> dict[str, str]:
-    """A digest of each thing in the schema, by the name that people know it by."""
+    """Return a digest of each thing in the schema, by its kind and name."""
     return {
         name: sha256(text.encode()).hexdigest()[:8] for name, text in connection.execute(_THINGS)
     }
@@ -173,4 +173,4 @@ _SHAPE_3: Final = {name: made for name, made in _SHAPE_2.items() if name not in 
     "unique index throttles_pkey on throttles": "7a396efa",
 }
 SHAPES: Final = (_SHAPE_1, _SHAPE_2, _SHAPE_3)
-"""What `shape` finds at each version; tests compare it with what the migrations make."""
+"""What `shape` returns at each version; a test compares the last with the migrations."""

@@ -49,8 +49,8 @@ ADD: Final = """
         WHERE coalesce(user_key, address_key, email_key) IS NOT NULL
         ON CONFLICT (entry) DO NOTHING  -- copies in one group
     ), confirmed AS (
-        -- What is there already may still be on its way to the standby that must have it, as the
-        -- transaction that brought it may have been cancelled in waiting. This one waits.
+        -- Entries that are there already may not have reached the standby yet: the transaction
+        -- that added them may have been cancelled while it waited. This update waits for it.
         UPDATE relay.status SET beat = beat + 1
         WHERE current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (TABLE added)
     )
@@ -133,15 +133,6 @@ PENDING_EXCEED: Final = """
     ORDER BY destination, pending_since LIMIT 1 OFFSET %(limit)s
 """
 
-# One look-up for each destination, however many entries are pending.
-OLDEST_PENDING: Final = """
-    SELECT destination, (
-        SELECT min(pending_since) FROM relay.entries
-        WHERE state = 'pending' AND entries.destination = counted.destination
-    )
-    FROM unnest(%(destinations)s::text[]) AS counted (destination)
-"""
-
 SETTLE: Final = """
     UPDATE relay.entries AS entry
     SET state = %(state)s, reason = %(reason)s, detail = %(detail)s, crashes = 0,
@@ -159,7 +150,7 @@ SETTLE_WITH_HISTORY: Final = (
     + """
     RETURNING entry.id)
     INSERT INTO relay.history (entry, at, what, detail)
-    SELECT id, coalesce(%(now)s::timestamptz, now()), %(event)s, %(event_detail)s FROM settled
+    SELECT id, coalesce(%(now)s::timestamptz, now()), %(what)s, %(event_detail)s FROM settled
     """
 )
 

@@ -1,45 +1,47 @@
-"""The outbox in PostgreSQL, for any number of machines. Only its modules know psycopg.
+"""The outbox in PostgreSQL, for any number of machines.
 
 Every operation is one statement, or a short transaction, and needs no state in its session: no
-prepared statement, no setting, no lock. So it works behind PgBouncer in transaction mode.
+prepared statement, no setting, no lock. So it works behind PgBouncer in transaction mode. No module
+outside this folder knows psycopg.
 """
 
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, LiteralString
 
-from msgspec import json, structs
+from msgspec import structs
 from psycopg import sql
 
 from relay.errors import OutboxError
 from relay.events import Unusable
-from relay.outbox.counters import SLOT, CounterRow
+from relay.outbox.counters import CounterRow
 from relay.outbox.entries import Arrival, Clock, Counts, Entry, Role, State
 from relay.outbox.postgres import counters, statements
 from relay.outbox.postgres.connection import connection_parameters
 from relay.outbox.postgres.entries import PostgresEntryStore
-from relay.outbox.postgres.migrate import prepare
 from relay.outbox.postgres.notifications import NotifyListener
+from relay.outbox.postgres.rows import as_text, entry_from_row
+from relay.outbox.postgres.schema import prepare
 from relay.outbox.postgres.sessions import (
     LONG_SECONDS,
     SHORT_SECONDS,
     BrokenError,
     Sessions,
-    as_text,
     translated,
 )
+from relay.outbox.postgres.throttles import change_throttle, read_status
 from relay.outbox.protocol import T
 from relay.throttle import DestinationStatus, Throttle
 
 _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _BYTES_A_SECOND: Final = 2**20  # on a slow way to the server
 _NOTIFY_SECONDS: Final = 0.1  # less than a forwarder lingers for company
-_LINEAGE_BITS: Final = 20
+_LINEAGE_BITS: Final = 20  # of a claim, below its lineage
 _EXPOSED: Final = (
-    "the way to PostgreSQL is not encrypted: whoever is on it reads events and the password; put"
-    " sslmode=verify-full into the outbox's URL, or sslmode=require"
+    "the connection to PostgreSQL is not encrypted: others on the network can read events and the"
+    " password; put sslmode=verify-full into the outbox's URL, or sslmode=require"
 )
 
 
@@ -54,11 +56,11 @@ def open_url(
 
 
 class PostgresOutbox:
-    """See `relay.outbox.protocol.Outbox`.
+    """An outbox in a PostgreSQL database: see `relay.outbox.protocol.Outbox`.
 
-    What `add` stores is flushed to disk before it returns, whatever the server's default is. What
-    claims and settles is not waited for: lost in a crash, it is done again, under the same
-    `messageId`.
+    What `add` stores is flushed to disk before it returns, whatever the server's default is. Claims
+    and settlements are not: an entry whose settlement a crash has undone is sent again, under the
+    same `messageId`.
 
     Args:
         url: of the database; the tables are in its schema `relay`.
@@ -68,7 +70,7 @@ class PostgresOutbox:
 
     def __init__(self, url: str, *, create: bool = True, clock: Clock | None = None) -> None:
         self._clock = clock
-        self._notified_at = float("-inf")
+        self._quiet_until: dict[str, float] = {}
         with translated():
             parameters, ignored = connection_parameters(url)
             exposed = prepare(parameters, create=create)
@@ -87,8 +89,7 @@ class PostgresOutbox:
         """See `Outbox.add`."""
         if not arrivals:
             return []
-        # In one order everywhere, so that two groups with the same entries cannot lock each other
-        # out.
+        # In one order everywhere, so that two groups with the same entries cannot deadlock.
         ordered = sorted(arrivals, key=lambda arrival: arrival.message_id)
         faults = [arrival.fault for arrival in ordered]
         group = {
@@ -114,20 +115,29 @@ class PostgresOutbox:
         return new
 
     def _insert(self, group: dict[str, Any]) -> list[Any]:
-        statement = statements.ADD
-        if time.monotonic() - self._notified_at > _NOTIFY_SECONDS:
-            # Not each time: committing a notification takes a lock of the whole database.
-            statement, self._notified_at = statements.ADD_AND_NOTIFY, time.monotonic()
+        notify = self._is_time_to_notify(set(group["destinations"]))
+        statement = statements.ADD_AND_NOTIFY if notify else statements.ADD
         seconds = SHORT_SECONDS + sum(map(len, group["bodies"])) // _BYTES_A_SECOND
         try:
             return self._run(statement, group, flushed=True, seconds=seconds)
         except OutboxError as error:
             if not isinstance(error.__cause__, BrokenError):
                 raise
-        # The connection broke, and the group may or may not be on disk: what is there and has its
-        # number is new, and it is there once.
+        # The connection broke, and the group may or may not be on disk. An entry with the group's
+        # claim is new, whichever of the two tries has stored it.
         added = self._run(statements.ADD, group, flushed=True, seconds=seconds)
         return added + self._run(statements.ADDED, group)
+
+    def _is_time_to_notify(self, destinations: set[str]) -> bool:
+        """Return whether any of them has had no notification for a while; note that it has one.
+
+        Not each group notifies: committing a notification takes a lock of the whole database.
+        """
+        now = time.monotonic()
+        if all(now <= self._quiet_until.get(each, 0) for each in destinations):
+            return False
+        self._quiet_until.update(dict.fromkeys(destinations, now + _NOTIFY_SECONDS))
+        return True
 
     def changed(self, destination: str) -> bool:
         """See `Outbox.changed`."""
@@ -148,7 +158,7 @@ class PostgresOutbox:
         return self._claim(statements.CLAIM_SUSPECT, destination, 1, lease, flushed=True)
 
     def begin_post(self, suspect: Entry, lineage: int) -> Entry:
-        """See `Outbox.begin_post`. The claim is one by which the lineage finds it again."""
+        """See `Outbox.begin_post`. The new claim holds the lineage, for `count_crash`."""
         claim = (lineage << _LINEAGE_BITS) + suspect.attempts % (1 << _LINEAGE_BITS)
         held = {"id": suspect.id, "held": suspect.claim, "claim": claim}
         self._run(statements.BEGIN_POST, held, flushed=True)
@@ -180,7 +190,7 @@ class PostgresOutbox:
             "bytes": _MOST_BYTES,
             "claim": secrets.randbits(62),
         }
-        return [_entry(row) for row in self._run(statement, claim, flushed=flushed)]
+        return [entry_from_row(row) for row in self._run(statement, claim, flushed=flushed)]
 
     def ack(self, entries: Sequence[Entry]) -> None:
         """See `Outbox.ack`."""
@@ -188,12 +198,12 @@ class PostgresOutbox:
 
     def dead_letter(self, entry: Entry, fault: Unusable) -> None:
         """See `Outbox.dead_letter`."""
-        self._settle([entry], State.DEAD, fault, happened=("dead", fault.reason))
+        self._settle([entry], State.DEAD, fault, event=("dead", fault.reason))
 
     def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
         """See `Outbox.release`."""
-        happened = None if answer is None else ("posted", answer)
-        self._settle(entries, State.PENDING, happened=happened)
+        event = None if answer is None else ("posted", answer)
+        self._settle(entries, State.PENDING, event=event)
 
     def _settle(
         self,
@@ -201,8 +211,9 @@ class PostgresOutbox:
         state: State,
         fault: Unusable | None = None,
         *,
-        happened: tuple[str, str] | None = None,
+        event: tuple[str, str] | None = None,
     ) -> None:
+        """Bring entries into the state; `event` is for their histories: what, and its detail."""
         settled = {
             "now": self._now(),
             "ids": [entry.id for entry in entries],
@@ -211,61 +222,36 @@ class PostgresOutbox:
             "reason": fault.reason.value if fault else None,
             "detail": as_text(fault.detail) if fault else None,
         }
-        if happened is None:
+        if event is None:
             self._run(statements.SETTLE, settled)
         else:
-            event, detail = happened
-            history = {"event": event, "event_detail": detail}
+            what, detail = event
+            history = {"what": what, "event_detail": detail}
             self._run(statements.SETTLE_WITH_HISTORY, settled | history)
 
     def throttle(self, destination: str, change: Callable[[Throttle, float], T]) -> T:
         """See `Outbox.throttle`."""
-        values = self._now_at(destination)
-        with self._sessions.transaction() as session:
-            row: Any = session.execute(_LOCK_THROTTLE, values, binary=True).fetchone()
-            if row is None:  # its first use
-                session.execute(_MAKE_THROTTLE, values | {"state": json.encode(Throttle())})
-                row = session.execute(_LOCK_THROTTLE, values, binary=True).fetchone()
-            state, now = row
-            throttle = json.decode(state, type=Throttle)
-            result = change(throttle, now)
-            changed = json.encode(throttle)
-            if changed != state:
-                session.execute(_WRITE_THROTTLE, values | {"state": changed})
-        return result
+        return change_throttle(self._sessions, destination, self._now(), change)
 
     def destination_status(self, destination: str) -> DestinationStatus:
         """See `Outbox.destination_status`."""
-        for state, now in self._run(_READ_THROTTLE, self._now_at(destination)):
-            throttle = json.decode(state, type=Throttle)
-            return throttle.status(now, datetime.fromtimestamp(now, UTC))
-        return DestinationStatus()
+        return read_status(self._sessions, destination, self._now())
 
     def counts(self) -> dict[str, Counts]:
         """See `Outbox.counts`."""
-        counted = counters.states_by_destination(self._run(counters.COUNT, {}))
-        oldest = dict(self._run(statements.OLDEST_PENDING, {"destinations": list(counted)}))
-        return {
-            destination: Counts(
-                pending=states[State.PENDING],
-                delivered=states[State.DELIVERED],
-                dead=states[State.DEAD],
-                waiting_since=since.astimezone(UTC) if (since := oldest[destination]) else None,
-            )
-            for destination, states in counted.items()
-        }
+        return counters.counts(self._sessions)
 
     def counters(self) -> list[CounterRow]:
         """See `Outbox.counters`."""
-        return [counters.counter_row(row) for row in self._run(counters.COUNTERS, {})]
+        return counters.counters(self._sessions)
 
     def aggregate_counters(self, before: datetime) -> None:
         """See `Outbox.aggregate_counters`."""
-        self._run(counters.AGGREGATE, {"before": before, "slot": SLOT}, seconds=LONG_SECONDS)
+        counters.aggregate(self._sessions, before)
 
     def purge(self, before: datetime, limit: int) -> int:
         """See `Outbox.purge`."""
-        # Old entries are in no memory any more, and a slow disk must not keep them for ever.
+        # Old entries are in no cache: in the short time, a slow disk would never delete any.
         purged = self._run(
             statements.PURGE, {"before": before, "limit": limit}, seconds=LONG_SECONDS
         )
@@ -280,7 +266,7 @@ class PostgresOutbox:
         return bool(self._run(statements.PENDING_EXCEED, {"limit": limit}, seconds=LONG_SECONDS))
 
     def free_bytes(self) -> int | None:
-        """See `Outbox.free_bytes`. A server does not tell."""
+        """See `Outbox.free_bytes`. A server does not say."""
         return None
 
     def lock_role(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
@@ -318,47 +304,3 @@ class PostgresOutbox:
         seconds: float = SHORT_SECONDS,
     ) -> list[Any]:
         return self._sessions.run(statement, values, flushed=flushed, seconds=seconds)
-
-
-def _entry(row: Sequence[Any]) -> Entry:
-    id_, source, destination, message_id, received_at, attempts, claim, body, crashes = row
-    return Entry(
-        id=id_,
-        source=source,
-        destination=destination,
-        message_id=message_id,
-        received_at=received_at.astimezone(UTC),
-        attempts=attempts,
-        claim=claim,
-        body=body,
-        crashes=crashes,
-    )
-
-
-_NOW: Final = "extract(epoch FROM coalesce(%(now)s::timestamptz, clock_timestamp()))::float8"
-
-_READ_THROTTLE: Final = (
-    "SELECT state, " + _NOW + " FROM relay.throttles WHERE destination = %(destination)s"  # noqa: S608 (all parts are constants)
-)
-
-# A process that is stopped while it has the row must not stop the others, which wait 4 s for it.
-_SETTINGS: Final = "(SELECT set_config('idle_in_transaction_session_timeout', '3s', true))"
-
-_LOCK_THROTTLE: Final = (
-    "SELECT state, "  # noqa: S608 (as above)
-    + _NOW
-    + " FROM relay.throttles, "
-    + _SETTINGS
-    + " AS settings WHERE destination = %(destination)s FOR UPDATE OF throttles"
-)
-
-# If another process makes it at the same time, this waits for that one to commit.
-_MAKE_THROTTLE: Final = (
-    "INSERT INTO relay.throttles SELECT %(destination)s, %(state)b FROM "  # noqa: S608 (as above)
-    + _SETTINGS
-    + " AS settings ON CONFLICT (destination) DO NOTHING"
-)
-
-_WRITE_THROTTLE: Final = """
-    UPDATE relay.throttles SET state = %(state)b WHERE destination = %(destination)s
-"""

@@ -1,0 +1,58 @@
+"""Values of a PostgreSQL outbox as its rows have them: see also `relay.outbox.rows`."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from relay.outbox.entries import Entry, StoredEntry
+
+
+def utc(at: datetime) -> datetime:
+    """Return the time in UTC; the server sends it in a time zone of its own."""
+    return at.astimezone(UTC)
+
+
+def slot_time(slot: datetime) -> datetime | None:
+    """Return the beginning of a counter's slot; None for the epoch, all that is long past."""
+    return utc(slot) if slot.timestamp() else None
+
+
+def entry_from_row(row: Sequence[Any]) -> Entry:
+    """Return the claimed entry."""
+    id_, source, destination, message_id, received_at, attempts, claim, body, crashes = row
+    return Entry(
+        id=id_,
+        source=source,
+        destination=destination,
+        message_id=message_id,
+        received_at=utc(received_at),
+        attempts=attempts,
+        claim=claim,
+        body=body,
+        crashes=crashes,
+    )
+
+
+def values_of(entry: StoredEntry) -> dict[str, Any]:
+    """Return the entry's values by the names that a statement has for them."""
+    return {
+        "source": entry.source,
+        "destination": entry.destination,
+        "message_id": entry.message_id,
+        "state": entry.state.value,
+        "collection": entry.collection,
+        "received_at": entry.received_at,
+        "attempts": entry.attempts,
+        "delivered_at": entry.delivered_at,
+        "reason": entry.reason,
+        "detail": None if entry.detail is None else as_text(entry.detail),
+        "user": entry.keys.user,
+        "address": entry.keys.address,
+        "email": entry.keys.email,
+        "body": entry.body,
+    }
+
+
+def as_text(value: str) -> str:
+    """Return the text as PostgreSQL can hold it, without NUL."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
