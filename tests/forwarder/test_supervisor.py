@@ -229,7 +229,7 @@ def test_relay_is_not_ready_while_the_throttle_is_locked_by_a_stranger(
         SegmentServer() as server,
         RelayProcess(postgres_store, server.url) as relay,
     ):
-        throttles = "SELECT FROM relay.throttles"
+        throttles = "SELECT destination FROM relay.throttles"
         assert within(60, lambda: bool(postgres_store.run_sql(throttles)))
         with psycopg.connect(postgres_store.url) as stranger:
             stranger.execute(f"{throttles} FOR UPDATE")
