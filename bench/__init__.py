@@ -1,1 +1,1 @@
-"""What relay costs beside the script one would write instead: `make bench`."""
+"""Measures what relay costs, beside the script one would write instead: `make bench`."""

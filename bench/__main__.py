@@ -1,7 +1,7 @@
-"""What relay costs beside the script one would write instead, and what each loses: `make bench`.
+"""Measures what relay and the script one would write instead cost and lose: `make bench`.
 
 All peers get the same load and forward to the same stand-in for Segment, in rounds that alternate
-between them, and share the cores with both. Compare figures within one run only.
+between the peers. Load, peer and stand-in share the cores. Compare figures within one run only.
 """
 
 import os
@@ -31,9 +31,9 @@ _BARS: Final = (
     ("p99", "p99", "<=", 1.0),
 )
 _LEGEND: Final = """\
-CPU: user and system time of all of a peer's processes until what it accepted is delivered.
+CPU: user and system time of all processes of a peer until what it accepted is delivered.
 In brackets: the ratio to the script in the same round. Figures and ratios are medians.
-relay sends at most 50 requests a second, as Segment asks; what exceeds that waits in its outbox."""
+relay sends at most 50 requests a second, as Segment asks; the rest waits in its outbox."""
 _SYNCS: Final = 200
 
 
@@ -108,7 +108,7 @@ def _each(rounds: Sequence[Cost], name: str) -> list[float]:
 
 
 def _ratio(costs: dict[str, list[Cost]], peer: str, name: str) -> float:
-    """The median of the rounds' ratios: what disturbs a whole round cancels out in it."""
+    """Return the median of the rounds' ratios: what disturbs a whole round cancels out."""
     rounds = zip(_each(costs[peer], name), _each(costs[SCRIPT.name], name), strict=True)
     return statistics.median(own / script for own, script in rounds)
 

@@ -1,4 +1,4 @@
-"""The limit: Starlette reads the body and answers 200."""
+"""The lower limit of the cost: Starlette reads the body and answers 200."""
 
 from starlette.applications import Starlette
 from starlette.requests import Request

@@ -1,4 +1,4 @@
-"""How quickly the console's pages come from a full outbox: `python -m bench.console`.
+"""Times the console's pages over a full outbox: `python -m bench.console`.
 
 Fills an outbox with a month of events, some of them dead letters and some still pending, and asks a
 real relay for each page several times.
@@ -22,12 +22,13 @@ import click
 from tabulate import tabulate
 
 from bench.peers import Process
+from relay.destinations.segment import Segment, SegmentSettings
 from relay.outbox import open_outbox
 from relay.outbox.counters import APART
 from relay.outbox.entries import Arrival
 from relay.outbox.protocol import Outbox
-from relay.sources import source_classes
-from tests.harness.routes import route, segment_at
+from relay.routes import Route
+from relay.sources.vero import Vero, VeroSettings
 
 _KINDS = ("sent", "delivered", "opened", "clicked", "unsubscribed", "snoozed")
 _WEIGHTS = (400, 380, 180, 28, 2, 10)
@@ -42,7 +43,9 @@ _CREDENTIALS = "Basic " + b64encode(f":{_PASSWORD}".encode()).decode()
 
 
 @click.command()
-@click.option("--outbox-url", help="Of an empty database; otherwise a SQLite file made for this.")
+@click.option(
+    "--outbox-url", help="URL of an empty database; otherwise a SQLite file made for this."
+)
 @click.option("--entries", type=click.IntRange(1), default=1_000_000, show_default=True)
 def main(outbox_url: str | None, entries: int) -> None:
     """Time the console's pages."""
@@ -64,7 +67,7 @@ def main(outbox_url: str | None, entries: int) -> None:
 
 
 def _fill(outbox: Outbox, entries: int) -> None:
-    """Have so many events in it, all but the latest of them settled."""
+    """Store so many events, and settle all but the latest of them."""
     arrivals = _arrivals(entries)
     for start in range(0, entries, _GROUP):
         outbox.add([next(arrivals) for _ in range(min(_GROUP, entries - start))])
@@ -74,10 +77,9 @@ def _fill(outbox: Outbox, entries: int) -> None:
 
 
 def _arrivals(entries: int) -> Iterator[Arrival]:
-    rng = Random(7)  # noqa: S311 (no secret hangs on it)
-    vero = source_classes()["vero"]
-    source = vero(vero.settings_model())
-    segment = segment_at("https://example.com", "bench")
+    rng = Random(7)  # noqa: S311 (it makes up events)
+    segment = Segment(SegmentSettings.model_validate({"SEGMENT_WRITE_KEY": "bench"}))
+    route = Route(Vero(VeroSettings()), segment)
     first = datetime.now(UTC) - _MONTH
     for number in count():
         at = first + _MONTH * min(1.0, number / entries)
@@ -93,7 +95,7 @@ def _arrivals(entries: int) -> Iterator[Arrival]:
             "campaign": {"id": number % 50, "name": "Garden in spring", "type": "newsletter"},
             "user_agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X)",
         }
-        arrival = route(source, segment).accept(json.dumps(document).encode(), at)
+        arrival = route.accept(json.dumps(document).encode(), at)
         if isinstance(arrival, Arrival):
             yield arrival
 

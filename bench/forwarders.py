@@ -1,7 +1,7 @@
 """Many forwarders on one PostgreSQL outbox: `python -m bench.forwarders --outbox-url URL`.
 
-Fills the outbox, lets the forwarders empty it, and counts what arrived: how often each, and how
-fast. Segment's limit, 50 requests of 100 messages a second, holds for all of them together.
+Fills the outbox, lets the forwarders empty it, and counts how often each message arrived, and how
+fast. Segment's limit, 50 requests of 100 messages a second, holds for all forwarders together.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ _FIRST = 10**9
 
 
 @click.command()
-@click.option("--outbox-url", required=True, help="Of an empty database for this alone.")
+@click.option("--outbox-url", required=True, help="URL of an empty database, for this alone.")
 @click.option("--entries", type=click.IntRange(1), default=100_000, show_default=True)
 @click.option("--forwarders", type=click.IntRange(1), default=10, show_default=True)
 def main(outbox_url: str, entries: int, forwarders: int) -> None:
@@ -61,7 +61,7 @@ def main(outbox_url: str, entries: int, forwarders: int) -> None:
 
 
 def _fill(outbox_url: str, entries: int) -> float:
-    """Store so many webhooks; how many seconds that took."""
+    """Store so many webhooks; return how many seconds that took."""
     kinds = templates()
     outbox = open_outbox(outbox_url, create=True)
     started = time.monotonic()
@@ -70,11 +70,11 @@ def _fill(outbox_url: str, entries: int) -> float:
         outbox.add(
             [
                 Arrival(
-                    "vero",
-                    "segment",
-                    f"vero-{number}",
-                    now,
-                    body(kinds[number % len(kinds)], number),
+                    source="vero",
+                    destination="segment",
+                    message_id=f"vero-{number}",
+                    received_at=now,
+                    body=body(kinds[number % len(kinds)], number),
                 )
                 for number in range(first, min(first + _GROUP, _FIRST + entries))
             ]

@@ -1,4 +1,4 @@
-"""The loads: wrk, or a client of our own that knows exactly which webhooks were answered 2xx."""
+"""Loads: wrk, or a client of the bench's own that knows exactly which webhooks got a 2xx."""
 
 import asyncio
 import json
@@ -27,13 +27,13 @@ TOOL: Final = "wrk" if _WRK else "the bench's own client (wrk is not installed)"
 
 @dataclass(frozen=True)
 class Load:
-    """What a load saw.
+    """The result of a load.
 
     Attributes:
         accepted: webhooks answered 2xx.
-        per_second: of them.
-        p50: milliseconds to an answer, the median.
-        p99: the same, exceeded by one in a hundred.
+        per_second: webhooks answered 2xx, by the second.
+        p50: median of the milliseconds to an answer.
+        p99: milliseconds that one answer in a hundred exceeds.
         failed: webhooks answered otherwise or not at all.
     """
 
@@ -45,7 +45,7 @@ class Load:
 
 
 def load(url: str, *, connections: int, seconds: float, first: int) -> Load:
-    """Post webhooks, numbered from `first` on, as quickly as they are answered."""
+    """Post webhooks, numbered from `first` on, each as soon as the one before is answered."""
     if _WRK:
         return _wrk(_WRK, url, connections=connections, seconds=seconds, first=first)
     exact = post(url, connections=connections, seconds=seconds, first=first)
@@ -69,20 +69,20 @@ def _wrk(wrk: str, url: str, *, connections: int, seconds: float, first: int) ->
         )
     if run.returncode:
         raise click.ClickException(f"wrk: {run.stderr or run.stdout}")
-    told = json.loads(next(line for line in run.stdout.splitlines() if line.startswith("{")))
-    accepted = told["requests"] - told["refused"]
+    result = json.loads(next(line for line in run.stdout.splitlines() if line.startswith("{")))
+    accepted = result["requests"] - result["refused"]
     return Load(
         accepted,
-        accepted / told["seconds"],
-        told["p50"],
-        told["p99"],
-        failed=told["refused"] + told["broken"],
+        accepted / result["seconds"],
+        result["p50"],
+        result["p99"],
+        failed=result["refused"] + result["broken"],
     )
 
 
 @dataclass
 class Posted:
-    """What the exact client saw: the numbers accepted, and the time each answer took."""
+    """The result of the exact client: the numbers accepted, and the time that each answer took."""
 
     accepted: set[int] = field(default_factory=set)
     milliseconds: list[float] = field(default_factory=list)
@@ -98,7 +98,7 @@ def post(
     first: int,
     kill: Callable[[], None] | None = None,
 ) -> Posted:
-    """Post webhooks for so long; with `kill`, call it then, in the middle of the requests."""
+    """Post webhooks for so many seconds; then call `kill`, if given, in the middle of requests."""
     return uvloop.run(_post(url, connections, seconds, first, kill))
 
 
@@ -129,7 +129,7 @@ async def _post(
                     posted.failed += 1
             writer.close()
         except (OSError, EOFError):
-            posted.failed += 1  # killed, or else it shows
+            posted.failed += 1  # as after a kill; otherwise it shows in the table
 
     if kill:
         asyncio.get_running_loop().call_later(seconds, kill)
@@ -139,7 +139,7 @@ async def _post(
 
 
 async def _status(reader: asyncio.StreamReader) -> int:
-    """The status of one answer, which is read to its end."""
+    """Read one answer to its end; return its status."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
     await reader.readexactly(int(length))

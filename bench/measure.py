@@ -1,4 +1,4 @@
-"""What a peer costs under load, and what it loses when it is killed or Segment is down."""
+"""Measures what a peer costs under load, and what it loses when it is killed or Segment is down."""
 
 import tempfile
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ _WARM_UP_SECONDS: Final = 2
 _LOSS_CONNECTIONS: Final = 32
 _LOSS_SECONDS: Final = 3
 
-# Each load numbers its webhooks from here on; all numbers have ten digits.
+# Each load numbers its webhooks from the next of these on. All numbers have ten digits.
 _first_numbers: Final = count(10**9, 10**7)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One peer in one round.
+    """The cost of one peer in one round.
 
     Attributes:
         cpu: microseconds of user and system time for each webhook accepted and forwarded.
-        per_second: webhooks accepted, during the load.
-        p50: milliseconds to an answer, the median.
-        p99: the same, exceeded by one in a hundred.
-        rss: megabytes held at the most.
+        per_second: webhooks accepted, by the second of the load.
+        p50: median of the milliseconds to an answer.
+        p99: milliseconds that one answer in a hundred exceeds.
+        rss: the most megabytes held.
         lost: accepted and not delivered.
         failed: answered other than 2xx, or not at all.
     """
@@ -61,7 +61,7 @@ SCENARIOS: Final = (
 
 @dataclass(frozen=True)
 class Loss:
-    """What became of the webhooks accepted; `repeated` deliveries share a `messageId`."""
+    """The fate of the webhooks accepted; `repeated` deliveries share a `messageId`."""
 
     accepted: int
     lost: int
@@ -88,13 +88,13 @@ def cost(peer: Peer, stand_in: StandIn, *, connections: int, seconds: int) -> Co
 def _load(
     peer: Peer, process: Process, stand_in: StandIn, *, connections: int, seconds: int
 ) -> tuple[load.Load, int]:
-    """What the load saw, and how many webhooks it was answered 2xx for have not come out."""
+    """Return the result of the load, and how many webhooks were answered 2xx and not delivered."""
     first = next(_first_numbers)
     url = process.url + peer.path
     result = load.load(url, connections=connections, seconds=seconds, first=first)
     if not peer.forwards:
         return result, 0
-    # wrk leaves the requests under way at its end uncounted, so there may be a few more.
+    # wrk does not count the requests under way at its end, so a few more may be delivered.
     found = stand_in.delivered(
         first, lambda found: len(found) >= result.accepted, patience=peer.patience
     )
@@ -102,7 +102,7 @@ def _load(
 
 
 def loss(peer: Peer, stand_in: StandIn, scenario: Scenario) -> Loss:
-    """Post exactly counted webhooks through the scenario, until what is left has come out."""
+    """Post exactly counted webhooks through the scenario, and wait for the deliveries."""
     first = next(_first_numbers)
     with _running(peer, stand_in) as process:
         stand_in.set_well(well=not scenario.outage)

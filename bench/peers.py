@@ -1,4 +1,4 @@
-"""The processes: how each is started, what it costs, and that none outlives the bench."""
+"""Processes: starts each, reads what it costs, and lets none outlive the bench."""
 
 import os
 import signal
@@ -23,15 +23,14 @@ _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Peer:
-    """Something that takes webhooks.
+    """A program that takes webhooks.
 
     Attributes:
-        name: as it stands in the tables.
+        name: in the tables.
         arguments: of Python; `--port N` is added.
         path: where webhooks are posted.
         forwards: whether it forwards them to Segment.
-        patience: seconds after which, hearing no more from it, one may say that it has lost the
-            rest.
+        patience: seconds without a delivery after which the rest counts as lost.
     """
 
     name: str
@@ -41,7 +40,7 @@ class Peer:
     patience: float = 10  # the script's longest backoff here is 4 s
 
     def process(self, segment_url: str, directory: Path) -> "Process":
-        """A process of it, which keeps its files in the directory."""
+        """Return a process of it, not started yet, which keeps its files in the directory."""
         environ = {
             "SEGMENT_WRITE_KEY": "bench",
             "SEGMENT_HOST": segment_url,
@@ -68,9 +67,9 @@ STAND_IN: Final = ("-m", "bench.segment")
 
 
 class Process:
-    """A Python process on a port of its own; runs inside `with`.
+    """A Python process on a port of its own, inside `with`.
 
-    It leads a session of its own, so that all its children are found, and ended with it.
+    It leads a session of its own, so that all its children are found and ended with it.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class Process:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The base URL at which it listens."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
@@ -131,22 +130,22 @@ class Process:
             ended = self._process.poll()
             if ended is not None or time.monotonic() > deadline:
                 why = "does not listen" if ended is None else f"ended with {ended}"
-                said = self._log.read_text(errors="replace")[-2_000:]
-                raise click.ClickException(f"{' '.join(self._command)}: {why}\n{said}")
+                end_of_log = self._log.read_text(errors="replace")[-2_000:]
+                raise click.ClickException(f"{' '.join(self._command)}: {why}\n{end_of_log}")
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """End it by SIGKILL, with all its children."""
+        """End it and all its children by SIGKILL."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def cpu_seconds(self) -> float:
-        """User and system time of it and its children up to now."""
+        """Return the user and system time of it and its children up to now."""
         return _TICK * sum(sum(map(int, stat[11:15])) for _, stat in self._tree())
 
     def peak_rss(self) -> int:
-        """The most memory that it and its children have held, in bytes."""
+        """Return the most memory that it and its children have held, in bytes."""
         lines = (
             line
             for process, _ in self._tree()
@@ -155,7 +154,7 @@ class Process:
         return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
     def _tree(self) -> Iterator[tuple[Path, list[str]]]:
-        """Each process of the session: its folder, and its `stat` from the state on."""
+        """Yield the folder of each process of the session, and its `stat` from the state on."""
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 stat = (process / "stat").read_text().rpartition(")")[2].split()

@@ -25,7 +25,7 @@ client = Client(os.environ["SEGMENT_WRITE_KEY"], host=os.environ["SEGMENT_HOST"]
 
 
 async def receive(request: Request) -> JSONResponse:
-    """Hand the webhook to the library's queue."""
+    """Put the webhook into the library's queue."""
     webhook = await request.json()
     kind = webhook.get("type")
     if kind in EVENTS:

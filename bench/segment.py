@@ -1,4 +1,4 @@
-"""The stand-in for Segment: `python -m bench.segment --port N`, and what the bench asks it.
+"""The stand-in for Segment, `python -m bench.segment --port N`, and the bench's view of it.
 
 It shares the cores with what is measured, so it keeps bodies as they come and reads none of them.
 """
@@ -40,26 +40,26 @@ _decode = msgspec.json.Decoder(_Payload).decode
 
 
 class StandIn:
-    """The stand-in as the bench sees it."""
+    """The stand-in, in another process."""
 
     def __init__(self, port: int) -> None:
         self._port = port
 
     @property
     def url(self) -> str:
-        """What `SEGMENT_HOST` is set to."""
+        """The value of `SEGMENT_HOST`."""
         return f"http://127.0.0.1:{self._port}"
 
     def set_well(self, *, well: bool) -> None:
-        """Let it answer 200 from now on, or 503."""
+        """Have it answer 200 from now on, or 503."""
         self._ask("/well" if well else "/outage")
 
     def delivered(
         self, first: int, complete: Callable[[Counter[int]], bool], *, patience: float
     ) -> Counter[int]:
-        """How often each webhook from number `first` on was delivered.
+        """Return how often each webhook from number `first` on was delivered.
 
-        Returns when they are complete, or when nothing has come for `patience` seconds.
+        It returns when they are complete, or when nothing has come for `patience` seconds.
         """
         found: Counter[int] = Counter()
         count, since = -1, 0.0
@@ -74,7 +74,7 @@ class StandIn:
             time.sleep(_POLL_SECONDS)
 
     def _take(self) -> Iterator[int]:
-        """The number of each message accepted since the last time."""
+        """Yield the number of each message accepted since the last call."""
         answer = self._ask("/take")
         while answer:
             end = _LENGTH_BYTES + int.from_bytes(answer[:_LENGTH_BYTES], "big")
@@ -93,7 +93,7 @@ class StandIn:
 
 
 class _State:
-    """What all connections to the stand-in share."""
+    """The state that all connections to the stand-in share."""
 
     def __init__(self) -> None:
         self.well = True
@@ -121,7 +121,7 @@ class _State:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, by the callbacks of asyncio and of httptools."""
+    """A connection, with the callbacks of asyncio and of httptools."""
 
     def __init__(self, state: _State) -> None:
         self._state = state

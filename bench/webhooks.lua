@@ -1,5 +1,5 @@
--- For wrk: each request posts a webhook of its own.
--- Arguments: a file with a template a line, and the first webhook's number.
+-- For wrk: each request posts another webhook.
+-- Arguments: a file with one template on each line, and the number of the first webhook.
 
 local templates = {}
 local number

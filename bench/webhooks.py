@@ -1,6 +1,6 @@
-"""The webhooks that are posted: Vero's usual ones, each with a number of its own.
+"""Webhooks to post: Vero's usual ones, each with a number of its own.
 
-Both loads fill in the same templates: `%s` is the webhook's number.
+Both loads fill in the same templates, in which `%s` stands for the webhook's number.
 """
 
 import json
@@ -8,7 +8,7 @@ import time
 from typing import Any, Final
 
 _AGENT: Final = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15"
-# More mails are sent and delivered than opened, and few are more than that.
+# More mails are sent and delivered than opened; the other types are rare.
 _TYPES: Final = (
     *("sent", "delivered", "opened", "sent", "delivered", "clicked", "sent", "delivered"),
     *("opened", "sent", "delivered", "bounced", "opened", "unsubscribed", "sent", "complained"),
@@ -16,18 +16,18 @@ _TYPES: Final = (
 
 
 def templates() -> list[str]:
-    """One body for each place in the mix, dated now."""
+    """Return one body for each place in the mix, dated now."""
     now = int(time.time())
     return [json.dumps(_webhook(kind, now), separators=(",", ":")) for kind in _TYPES]
 
 
 def body(template: str, number: int) -> bytes:
-    """The webhook with this number."""
+    """Return the webhook with this number."""
     return template.replace("%s", str(number)).encode()
 
 
 def number_of(email_id: str) -> int:
-    """The number of the webhook that a track call was made from."""
+    """Return the number of the webhook that a track call was made from."""
     return int(email_id.partition(".")[0])
 
 

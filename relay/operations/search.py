@@ -16,7 +16,7 @@ from relay.outbox.counters import population
 from relay.outbox.entries import Query, State, StoredEntry, digest
 from relay.outbox.protocol import EntryStore, Outbox
 from relay.sources import Source
-from relay.sources.fields import read_object, text
+from relay.sources.fields import as_text, read_object
 
 PAGE: Final = 500
 """Entries read at a time."""
@@ -239,7 +239,7 @@ def mentions(body: bytes, criteria: Criteria) -> bool:
     except UnreadableError:
         # Half of a document, most often. NULs: it may be UTF-16.
         return _says(body.replace(b"\0", b"").decode(errors="replace"), criteria)
-    leaves = [(name, said) for name, leaf in _leaves(document) if (said := text(leaf))]
+    leaves = [(name, said) for name, leaf in _leaves(document) if (said := as_text(leaf))]
     wanted, email_id, user_id = criteria.address, criteria.email_id, criteria.user_id
     return (
         (not wanted or any(_holds(said, wanted) for _, said in leaves))

@@ -1,9 +1,9 @@
 """Customer.io's reporting webhooks.
 
-What is said of them here comes from Customer.io's own description of its reporting webhooks
+The facts here come from Customer.io's own description of its reporting webhooks
 (docs.customer.io/journeys/webhooks, files/journeys-webhooks.json), from its pages on its Segment
-source, and, for the older format, from receivers that others run. Its schemas do not always keep
-to themselves, so nothing is required but what an event cannot be made without.
+source, and, for the older format, from other people's receivers. Its webhooks do not always follow
+its schemas, so relay requires only what an event cannot be made without.
 """
 
 import hmac
@@ -18,18 +18,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from relay.auth import Secrets
 from relay.errors import UnreadableError
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
-from relay.sources import Verifier, Webhook
 from relay.sources.fields import (
     REPEATABLE,
-    address,
-    instant,
-    occurred,
+    as_address,
+    as_id,
+    as_object,
+    as_text,
+    parse_time,
+    plausible_time,
     read_object,
-    said_time,
-    text,
+    time_text,
     unknown_type,
-    word,
 )
+from relay.sources.protocol import Verifier, Webhook
 
 _COLLECTIONS: Final = {
     "sent": Collection.SENT,
@@ -44,7 +45,8 @@ _OTHER_METRICS: Final = frozenset(
     {"attempted", "converted", "deferred", "drafted", "dropped", "failed", "undeliverable"}
 )
 _METRICS: Final = frozenset({*_COLLECTIONS, *_OTHER_METRICS})
-_OF_A_PERSON: Final = frozenset(
+# About a person's subscription, not about an email.
+_ABOUT_A_PERSON: Final = frozenset(
     {
         "subscribed",
         "cio_subscription_preferences_changed",
@@ -55,19 +57,20 @@ _OTHER_CHANNELS: Final = frozenset(
     {"in_app", "inbox", "push", "slack", "sms", "webhook", "whatsapp"}
 )
 
-# A colon in it would let bytes move between the time and the body without a change of what is
-# signed. 20 digits hold any count of seconds or nanoseconds.
+# With a colon in it, bytes could move between the time and the body while the signed text stays the
+# same. 20 digits hold any number of seconds or nanoseconds.
 _SENT_AT: Final = re.compile(rb"[0-9]{1,20}")
 _SIGNATURE: Final = re.compile(rb"[0-9a-f]{64}")
 
-# Each kind of campaign names itself in a field of its own.
+# Each kind of campaign has its id in a field of its own.
 _CAMPAIGNS: Final = {
     "campaign_id": "campaign",
     "broadcast_id": "broadcast",
     "newsletter_id": "newsletter",
     "transactional_message_id": "transactional",
 }
-# Which property a field becomes; of two, the first that is not blank. `email_id` is the older one.
+# Which property a field becomes. If two fields become the same one, the first that is not blank
+# counts; `email_id` is the older name of `delivery_id`.
 _PROPERTIES: Final = {
     "delivery_id": "email_id",
     "email_id": "email_id",
@@ -80,7 +83,7 @@ _PROPERTIES: Final = {
     "content_id": "content_id",
     "journey_id": "journey_id",
 }
-# Machines open mails in advance and follow their links, to look at what is in them.
+# Mail servers open emails and follow their links before people do, to check what is in them.
 _MACHINE: Final = {
     Collection.OPENED: ("machine_open", ("machine", "proxied", "prefetched", "synthetic")),
     Collection.LINK_CLICKED: ("machine_click", ("machine", "synthetic")),
@@ -112,30 +115,31 @@ curl "$URL/webhooks/customerio" --data-raw "$body" \
 
 
 class CustomerioSettings(BaseModel):
-    """The variables `RELAY_CUSTOMERIO_…`."""
+    """Settings from the variables `RELAY_CUSTOMERIO_…`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     signing_key: Secrets = Field(
         default=(),
-        description="Signing key that Customer.io shows beside the webhook; several,"
-        " comma-separated, while rotating. Without it `/webhooks/customerio` does not exist.",
+        description="Signing key that Customer.io shows beside the webhook; several, separated by"
+        " commas, while rotating. If unset, relay does not serve `/webhooks/customerio`.",
     )
     tolerance: int = Field(
         default=0,
         ge=0,
-        description="Seconds that a webhook's `X-CIO-Timestamp` may be off; 0 for any number, as"
-        " retries, which go on for a week, may carry an old one.",
+        description="Seconds that a webhook's `X-CIO-Timestamp` may differ from relay's clock; `0`"
+        " allows any difference, because Customer.io retries for a week and a retry may carry an"
+        " old time.",
     )
     machine: Annotated[Literal["mark", "drop"], BeforeValidator(str.lower)] = Field(
         default="mark",
-        description="What becomes of opens and clicks that Customer.io says a machine made: `mark`"
-        " them (`machine_open`, `machine_click`) or `drop` them.",
+        description="What relay does with opens and clicks that Customer.io attributes to a"
+        " machine: `mark` them (`machine_open`, `machine_click`) or `drop` them.",
     )
 
 
 class Customerio:
-    """See `relay.sources.Source`."""
+    """The source `customerio`; see `Source`."""
 
     name: ClassVar[str] = "customerio"
     destination: ClassVar[str] = "segment"
@@ -150,11 +154,11 @@ class Customerio:
         self._tolerance = timedelta(seconds=settings.tolerance)
         self._drops_machines = settings.machine == "drop"
         self.configured = bool(settings.signing_key)
-        # Events that come back to Customer.io's own destination would be counted there once more.
+        # Segment's Customer.io destination would return the events, to be counted there twice.
         self.integrations: Mapping[str, bool] = {"Customer.io": False}
 
     def authenticate(self, webhook: Webhook) -> bool:
-        """See `Source.authenticate`. The time is signed with the body."""
+        """See `Source.authenticate`. The signature covers the time and the body."""
         verifier = self.verifier(webhook)
         if verifier is None:
             return False
@@ -177,8 +181,8 @@ class Customerio:
     def _is_recent(self, sent_at: bytes, received_at: datetime) -> bool:
         if not self._tolerance:
             return True
-        moment = instant(sent_at.decode())
-        return moment is not None and abs(received_at - moment) <= self._tolerance
+        time = parse_time(sent_at.decode())
+        return time is not None and abs(received_at - time) <= self._tolerance
 
     def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """See `Source.parse`."""
@@ -186,11 +190,10 @@ class Customerio:
             document = read_object(body)
         except UnreadableError as error:
             return Unusable(DeadReason.UNREADABLE, str(error))
-        data = document.get("data")
-        data = data if isinstance(data, dict) else {}
+        data = as_object(document.get("data"))
         channel, metric = _kind(document, data)
-        if none := _none_of_the_seven(channel, metric, data):
-            return none
+        if excluded := _excluded(channel, metric, data):
+            return excluded
         collection = _COLLECTIONS[metric or ""]
         machine = _machine(collection, data)
         if machine and self._drops_machines:
@@ -198,12 +201,12 @@ class Customerio:
         user_id, email = _recipient(data)
         if not (user_id or email):
             return Unusable(DeadReason.NO_RECIPIENT, "neither a user id nor an address")
-        reported_at = instant(document.get("timestamp"))
+        reported_at = parse_time(document.get("timestamp"))
         return EmailEvent(
             collection=collection,
-            occurred_at=occurred(reported_at, received_at),
+            occurred_at=plausible_time(reported_at, received_at),
             reported_at=reported_at,
-            dedupe_key=_identity(document, data, metric, user_id or email),
+            dedupe_key=_dedupe_key(document, data, metric, user_id or email),
             user_id=user_id,
             email=email,
             user_agent=None,
@@ -211,15 +214,12 @@ class Customerio:
         )
 
 
-SOURCE = Customerio
-
-
 class _Signature:
-    """See `Verifier`. The time is signed with the body."""
+    """A `Verifier` of Customer.io's signature, which covers the time and the body."""
 
     def __init__(self, keys: Sequence[SecretStr], sent_at: bytes, signature: bytes) -> None:
-        begun = b"v0:%b:" % sent_at
-        self._macs = [hmac.new(key.get_secret_value().encode(), begun, "sha256") for key in keys]
+        start = b"v0:%b:" % sent_at
+        self._macs = [hmac.new(key.get_secret_value().encode(), start, "sha256") for key in keys]
         self._signature = signature
 
     def update(self, piece: bytes) -> None:
@@ -229,7 +229,7 @@ class _Signature:
 
     def accepts(self) -> bool:
         """See `Verifier.accepts`."""
-        # Every key is tried, so that the time taken does not tell which one matched.
+        # Every key is tried, so that the time taken does not depend on which one matches.
         matches = [
             hmac.compare_digest(mac.hexdigest().encode(), self._signature) for mac in self._macs
         ]
@@ -237,45 +237,46 @@ class _Signature:
 
 
 def _kind(document: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The channel and the metric; the older format has both in one word."""
-    if legacy := word(document.get("event_type")):
+    """Return the channel and the metric; the older format has both in one word."""
+    if legacy := as_id(document.get("event_type")):
         return _split(legacy)
-    channel, metric = word(document.get("object_type")), word(document.get("metric"))
-    # What is sent to an address, is a delivery, and is called like an email's event is one.
+    channel, metric = as_id(document.get("object_type")), as_id(document.get("metric"))
+    # A webhook without a channel is about an email if it has a metric of emails, a delivery and an
+    # address as recipient.
     if (
         channel is None
         and metric in _METRICS
         and _delivery(data)
-        and address(data.get("recipient"))
+        and as_address(data.get("recipient"))
     ):
         channel = "email"
     return channel, metric
 
 
 def _split(legacy: str) -> tuple[str, str | None]:
-    """The channel and the metric in `email_opened`; each may have underscores of its own."""
+    """Return the channel and the metric in `email_opened`; either may contain underscores."""
     for channel in ("email", "customer", *_OTHER_CHANNELS):
         if legacy.startswith(f"{channel}_"):
             return channel, legacy.removeprefix(f"{channel}_")
-    for metric in (*_METRICS, *_OF_A_PERSON):
+    for metric in (*_METRICS, *_ABOUT_A_PERSON):
         if legacy.endswith(f"_{metric}"):
             return legacy.removesuffix(f"_{metric}"), metric
     return legacy, None
 
 
 def _delivery(data: Mapping[str, Any]) -> str | None:
-    """What identifies the mail; the second name is the older one."""
-    return word(data.get("delivery_id")) or word(data.get("email_id"))
+    """Return the id of the email, which the older format calls `email_id`."""
+    return as_id(data.get("delivery_id")) or as_id(data.get("email_id"))
 
 
-def _none_of_the_seven(
+def _excluded(
     channel: str | None, metric: str | None, data: Mapping[str, Any]
 ) -> Ignored | Unusable | None:
+    """Return why the event belongs to no collection; None if it belongs to one."""
     if channel in _OTHER_CHANNELS:
         return Ignored("other_channel")
-    # Whoever subscribes or unsubscribes in general does so through a channel, too, and then there
-    # is no delivery that it is about.
-    if channel == "customer" or metric in _OF_A_PERSON:
+    # Subscribing or unsubscribing in general has a channel, too, but is not about a delivery.
+    if channel == "customer" or metric in _ABOUT_A_PERSON:
         return Ignored("of_a_person")
     if channel != "email":
         return unknown_type(channel)
@@ -287,53 +288,59 @@ def _none_of_the_seven(
 
 
 def _recipient(data: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The user id and the address. `customer_id` is blank once a person is deleted."""
-    identifiers = data.get("identifiers")
-    identifiers = identifiers if isinstance(identifiers, dict) else {}
-    user_id = word(identifiers.get("id")) or word(data.get("customer_id"))
+    """Return the user id and the address. `customer_id` is blank once a person is deleted."""
+    identifiers = as_object(data.get("identifiers"))
+    user_id = as_id(identifiers.get("id")) or as_id(data.get("customer_id"))
     email = (
-        word(identifiers.get("email"))
+        as_id(identifiers.get("email"))
         or _mailbox(data.get("email_address"))
-        or address(data.get("recipient"))
+        or as_address(data.get("recipient"))
     )
     return user_id, email
 
 
 def _mailbox(value: object) -> str | None:
-    """The address; the older format may have a name before it."""
-    said = word(value)
-    return (address(parseaddr(said)[1]) or said) if said else None
+    """Return the address; the older format may have a name before it."""
+    mailbox = as_id(value)
+    return (as_address(parseaddr(mailbox)[1]) or mailbox) if mailbox else None
 
 
 def _properties(data: Mapping[str, Any]) -> dict[str, str]:
     properties: dict[str, str] = {}
     for field, name in _PROPERTIES.items():
-        if name not in properties and (value := text(data.get(field))):
+        if name not in properties and (value := as_text(data.get(field))):
             properties[name] = value
     for field, kind in _CAMPAIGNS.items():
-        if campaign := word(data.get(field)):
+        if campaign := as_id(data.get(field)):
             return properties | {"campaign_id": campaign, "campaign_type": kind}
     return properties
 
 
 def _machine(collection: Collection, data: Mapping[str, Any]) -> dict[str, str]:
-    """The property that says so, if a machine did it."""
+    """Return the property that marks what a machine did; nothing for what a person did."""
     name, flags = _MACHINE.get(collection, ("", ()))
-    return {name: "true"} if any(text(data.get(flag)) == "true" for flag in flags) else {}
+    return {name: "true"} if any(as_text(data.get(flag)) == "true" for flag in flags) else {}
 
 
-def _identity(
+def _dedupe_key(
     document: Mapping[str, Any],
     data: Mapping[str, Any],
     metric: str | None,
     recipient: str | None,
 ) -> tuple[str | None, ...] | None:
-    """`event_id`, which each try to deliver the event carries; else all that tells events apart."""
-    if event_id := word(document.get("event_id")):
+    """Return what identifies the event; None if nothing does.
+
+    This is `event_id`, which every retry of a webhook repeats, or else all that differs between
+    events.
+    """
+    if event_id := as_id(document.get("event_id")):
         return (event_id,)
-    delivery, said = _delivery(data), said_time(document.get("timestamp"))
-    if delivery is None or (said is None and _COLLECTIONS[metric or ""] in REPEATABLE):
+    delivery, time = _delivery(data), time_text(document.get("timestamp"))
+    if delivery is None or (time is None and _COLLECTIONS[metric or ""] in REPEATABLE):
         return None
-    # The time is in seconds: two links of one mail may be followed within one.
-    link = (word(data.get("link_id")), word(data.get("href")))
-    return (metric, delivery, said, recipient, *(link if any(link) else ()))
+    # The time is in seconds: a person may follow two links of one email within the same second.
+    link = (as_id(data.get("link_id")), as_id(data.get("href")))
+    return (metric, delivery, time, recipient, *(link if any(link) else ()))
+
+
+SOURCE: Final = Customerio

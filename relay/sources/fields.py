@@ -1,4 +1,4 @@
-"""Reads the fields of a webhook's JSON body."""
+"""A webhook's JSON body, read field by field."""
 
 import json
 import re
@@ -19,11 +19,12 @@ _NUMBER: Final = re.compile(r"-?\d{1,15}(\.\d{1,9})?", re.ASCII)
 _FIRST_MILLISECONDS: Final = 10**12  # 13 digits; as seconds this would be the year 33658
 _END_OF_MILLISECONDS: Final = 10**13
 _END_OF_TIME: Final = 253_402_300_800  # the year 10000, where datetime ends
-# An ISO time with its zone behind a blank, or by name, as Ruby writes them; and an email's own.
+# ISO 8601 with a blank before the zone or with the zone's name, as Ruby writes it.
 _ZONED: Final = re.compile(
     r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?) ?(UTC|GMT|Z|[+-]\d\d:?\d\d)",
     re.ASCII | re.IGNORECASE,
 )
+# The format of an email's `Date` header.
 _RFC_2822: Final = re.compile(
     r"(?:[A-Z][a-z]{2}, ?)?(\d{1,2} [A-Z][a-z]{2} \d{4} \d\d:\d\d(?::\d\d)?)"
     r" (UTC?|GMT|Z|[+-]\d{4})(?: \([A-Za-z ]+\))?",
@@ -33,12 +34,13 @@ _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _FURTHEST_AHEAD: Final = timedelta(days=1)
 
 REPEATABLE: Final = frozenset({Collection.OPENED, Collection.LINK_CLICKED})
-"""What may happen to one email many times; without a time, nothing tells one from the next."""
+"""What can happen to one email several times. Only the time tells two such events apart."""
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _decode = msgspec.json.Decoder().decode
 
-# Escapes are read in their order: in `\\ud800` the `u` belongs to none.
+# Group 1 is whole surrogate pairs, group 2 half of one; any other escape is matched to be skipped.
+# Escapes are matched in order, because in `\\ud800` the `u` does not belong to an escape.
 _ESCAPES: Final = re.compile(
     rb"((?:\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})+)"
     rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|(?:\\(?:[^u]|u(?![dD][89a-fA-F])))+"
@@ -46,14 +48,14 @@ _ESCAPES: Final = re.compile(
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in the body.
+    """Return the JSON object in the body.
 
-    A byte order mark is passed over, as RFC 8259 allows, and the last of repeated keys counts. Half
-    of a surrogate pair, as is left where a sender cuts off an emoji, becomes U+FFFD.
+    A byte order mark is skipped, as RFC 8259 allows. Of repeated keys the last counts. Half of a
+    surrogate pair, which remains where a sender cuts off an emoji, becomes U+FFFD.
 
     Raises:
-        UnreadableError: not UTF-8, not JSON (so `NaN` too), not an object, nested too deeply, or a
-            number beyond what a computer holds.
+        UnreadableError: not UTF-8, not JSON (`NaN` is not), not an object, nested too deeply, or
+            with a number that no float holds.
     """
     try:
         document = _decoded(body.removeprefix(_BYTE_ORDER_MARK))
@@ -66,7 +68,7 @@ def read_object(body: bytes) -> dict[str, Any]:
         raise UnreadableError(f"nested deeper than {MAX_NESTING} levels") from None
     if type(document) is not dict:
         raise UnreadableError("not a JSON object")
-    # As many levels need as many brackets; nearly every body is cleared by this count alone.
+    # Each level needs a bracket. Counting brackets, which is cheap, clears nearly every body.
     if body.count(b"{") + body.count(b"[") > MAX_NESTING and _is_too_deep(document):
         raise UnreadableError(f"nested deeper than {MAX_NESTING} levels")
     return document
@@ -96,10 +98,15 @@ def _is_too_deep(document: dict[str, Any]) -> bool:
     return True
 
 
-def text(value: object) -> str | None:
-    """The value as a trimmed string, the same whether it came as a number or as a string.
+def as_object(value: object) -> dict[str, Any]:
+    """Return the value if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
-    A list becomes its members joined by ", ". None for what is blank and for objects.
+
+def as_text(value: object) -> str | None:
+    """Return the value as a trimmed string, the same for a number and for the number as a string.
+
+    A list becomes its members joined by ", ". None for blank strings, null and objects.
     """
     if type(value) is str:
         return value.strip() or None
@@ -110,36 +117,39 @@ def text(value: object) -> str | None:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else str(value)
     if isinstance(value, list):
-        return ", ".join(filter(None, map(text, value))) or None
+        return ", ".join(filter(None, map(as_text, value))) or None
     return None
 
 
-def unknown_type(kind: str | None) -> Unusable:
-    """A dead letter of a type that its source does not know."""
-    if kind is None:
-        return Unusable(DeadReason.UNKNOWN_TYPE, "no type")
-    # Only what looks like a type is repeated: the value may be anything, an address too.
-    named = f": {kind}" if _TYPE_NAME.fullmatch(kind) else ""
-    return Unusable(DeadReason.UNKNOWN_TYPE, f"a type relay does not know{named}")
+def as_id(value: object) -> str | None:
+    """Return what can be an id or a name: a string or a number as `as_text`; None for the rest."""
+    return as_text(value) if type(value) in {str, int, float} else None
 
 
-def word(value: object) -> str | None:
-    """What identifies: a string or a number, never the text of anything else."""
-    return text(value) if type(value) in {str, int, float} else None
-
-
-def address(value: object) -> str | None:
-    """The value if it is an address."""
-    candidate = word(value)
+def as_address(value: object) -> str | None:
+    """Return the value if it is an email address, else None."""
+    candidate = as_id(value)
     return candidate if candidate and is_address(candidate) else None
 
 
-def instant(value: object) -> datetime | None:
-    """The instant that a time field names; None when it names none."""
+def unknown_type(kind: str | None) -> Unusable:
+    """Return the dead letter for a type of event that the source's module does not know."""
+    if kind is None:
+        return Unusable(DeadReason.UNKNOWN_TYPE, "no type")
+    # The value may be anything, an address too. Only what looks like a type is repeated.
+    name = f": {kind}" if _TYPE_NAME.fullmatch(kind) else ""
+    return Unusable(DeadReason.UNKNOWN_TYPE, f"a type relay does not know{name}")
+
+
+def parse_time(value: object) -> datetime | None:
+    """Return a time field as aware UTC; None if it names no time.
+
+    Numbers are seconds since 1970, or milliseconds if they have 13 digits.
+    """
     if isinstance(value, str):
         value = value.strip()
         if not _NUMBER.fullmatch(value):
-            return _written_instant(value)
+            return _parse_written(value)
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -148,17 +158,20 @@ def instant(value: object) -> datetime | None:
     return datetime.fromtimestamp(value, UTC) if 0 <= value < _END_OF_TIME else None
 
 
-def _written_instant(value: str) -> datetime | None:
-    """The instant in ISO 8601 or RFC 2822, UTC where no zone is named; not `11/28/2026`."""
+def _parse_written(text: str) -> datetime | None:
+    """Return a time in ISO 8601 or RFC 2822, as UTC if no zone is named.
+
+    None for other formats: `11/12/2026` means two different days.
+    """
     try:
-        if email := _RFC_2822.fullmatch(value):
-            moment = parsedate_to_datetime(" ".join(email.groups()))
+        if email := _RFC_2822.fullmatch(text):
+            time = parsedate_to_datetime(" ".join(email.groups()))
         else:
-            zoned = _ZONED.fullmatch(value)
-            moment = datetime.fromisoformat(_iso(*zoned.groups()) if zoned else value)
-        moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
-        return moment if moment.timestamp() >= 0 else None
-    except (ValueError, OverflowError):  # the second for the first and last days of the calendar
+            zoned = _ZONED.fullmatch(text)
+            time = datetime.fromisoformat(_iso(*zoned.groups()) if zoned else text)
+        time = time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC)
+        return time if time.timestamp() >= 0 else None
+    except (ValueError, OverflowError):  # OverflowError: the calendar's first and last days
         return None
 
 
@@ -166,18 +179,22 @@ def _iso(time: str, zone: str) -> str:
     return time + ("+00:00" if zone[0].isalpha() else zone)
 
 
-def said_time(value: object) -> str | None:
-    """What a time field says, an instant or not; None where it says nothing.
+def time_text(value: object) -> str | None:
+    """Return a time field's value as text, whether it names a time or not; None if it is blank.
 
-    Webhooks that say different things are about different events, understood or not.
+    A dedupe key holds it: events whose fields differ are different events, even where relay cannot
+    read the fields.
     """
     if isinstance(value, dict | list):
         return json.dumps(value, sort_keys=True) if value else None
-    return text(value)
+    return as_text(value)
 
 
-def occurred(reported_at: datetime | None, received_at: datetime) -> datetime:
-    """When it happened: when the source says, unless that cannot be."""
+def plausible_time(reported_at: datetime | None, received_at: datetime) -> datetime:
+    """Return when the event happened: the reported time, or the time of receipt.
+
+    A reported time counts from the year 2000 until a day after the receipt.
+    """
     if reported_at and _EARLIEST <= reported_at <= received_at + _FURTHEST_AHEAD:
         return reported_at
     return received_at

@@ -1,9 +1,9 @@
 """Vero's webhooks.
 
-Vero documents neither a schema nor a signature. What is said of its payloads here comes from its
+Vero documents neither a schema nor a signature. The facts about its payloads here come from its
 help pages (help.getvero.com: setting up webhooks), from Snowplow's published Vero schemas, and
-from receivers that others run. Nothing is promised to be present, and the same field has been
-seen as a number and as a string, padded with blanks, and under other names in `unsubscribed`.
+from other people's receivers. No field is guaranteed. The same field has been seen as a number and
+as a string, padded with blanks, and under other names in `unsubscribed`.
 """
 
 from collections.abc import Mapping
@@ -15,18 +15,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from relay.auth import SecretCheck, Secrets, basic_credentials, bearer_token
 from relay.errors import UnreadableError
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
-from relay.sources import Verified, Verifier, Webhook
 from relay.sources.fields import (
     REPEATABLE,
-    address,
-    instant,
-    occurred,
+    as_address,
+    as_id,
+    as_object,
+    as_text,
+    parse_time,
+    plausible_time,
     read_object,
-    said_time,
-    text,
+    time_text,
     unknown_type,
-    word,
 )
+from relay.sources.protocol import Verified, Verifier, Webhook
 
 _COLLECTIONS: Final = {
     "sent": Collection.SENT,
@@ -42,8 +43,8 @@ _OTHER_TYPES: Final = frozenset(
     {"converted", "failed", "resubscribed", "user_created", "user_updated"}
 )
 
-# Which property a field becomes. Where two become the same one, the first that is not blank counts;
-# the second names are those of `unsubscribed`.
+# Which property a field becomes. If two fields become the same one, the first that is not blank
+# counts; the second names are those in `unsubscribed`.
 _TOP_LEVEL: Final = {
     "message_id": "email_id",
     "bounce_type": "bounce_type",
@@ -68,31 +69,32 @@ _CAMPAIGN: Final = {
     "tags": "tags",
 }
 
-_UNREAD: Final = "unread "  # before what is no instant, so that it is never taken for one
+_UNREAD: Final = "unread "  # begins a time that could not be read, so that it equals no read one
 
 # The recipient of the sample that Vero's Test button sends.
 _SAMPLE_USER: Final = ("123", "steve@getvero.com")
 
 
 class VeroSettings(BaseModel):
-    """The variables `RELAY_VERO_…`."""
+    """Settings from the variables `RELAY_VERO_…`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     secret: Secrets = Field(
         default=(),
         description="Secret at the end of the webhook URL, 16 characters or more; several,"
-        " comma-separated, while rotating. Without it `/webhooks/vero` does not exist.",
+        " separated by commas, while rotating. If unset, relay does not serve `/webhooks/vero`.",
     )
     tests: Annotated[Literal["ignore", "forward"], BeforeValidator(str.lower)] = Field(
         default="ignore",
-        description="What becomes of the sample that Vero's Test button sends (user 123,"
+        description="What relay does with the sample that Vero's Test button sends (user 123,"
         " steve@getvero.com): `ignore` it or `forward` it.",
     )
     loop: Annotated[Literal["block", "allow"], BeforeValidator(str.lower)] = Field(
         default="block",
         description="`block` keeps the events from Segment's own Vero destination, which"
-        " unsubscribes people at any event named like “unsubscribe”; `allow` lets them through.",
+        " unsubscribes people at any event with “unsubscribe” in its name; `allow` lets them"
+        " through.",
     )
 
 
@@ -113,7 +115,7 @@ _EXAMPLE: Final = """{
 
 
 class Vero:
-    """See `relay.sources.Source`."""
+    """The source `vero`; see `Source`."""
 
     name: ClassVar[str] = "vero"
     destination: ClassVar[str] = "segment"
@@ -130,7 +132,10 @@ class Vero:
         self.integrations: Mapping[str, bool] = {} if settings.loop == "allow" else {"Vero": False}
 
     def authenticate(self, webhook: Webhook) -> bool:
-        """See `Source.authenticate`. Vero itself can only carry a secret in the URL."""
+        """See `Source.authenticate`.
+
+        Vero itself can only send a secret in the URL; a proxy before relay may send a header.
+        """
         if webhook.path_secret is not None:
             return self._secrets.accepts(webhook.path_secret.encode())
         return self._secrets.accepts(_credential(webhook.header(b"authorization")))
@@ -146,41 +151,38 @@ class Vero:
         except UnreadableError as error:
             return Unusable(DeadReason.UNREADABLE, str(error))
         # `user_updated` has been seen with its type under `action`.
-        kind = word(document.get("type")) or word(document.get("action"))
+        kind = as_id(document.get("type")) or as_id(document.get("action"))
         collection = _COLLECTIONS.get(kind or "")
         if kind is None or collection is None:
             return Ignored(kind) if kind in _OTHER_TYPES else unknown_type(kind)
-        user = _object(document.get("user"))
-        campaign = _object(document.get("campaign"))
+        user = as_object(document.get("user"))
+        campaign = as_object(document.get("campaign"))
         # Vero sends pushes and text messages under the same types; older webhooks name no channel.
-        channel = text(campaign.get("channel"))
+        channel = as_text(campaign.get("channel"))
         if channel and channel.lower() != "email":
             return Ignored("other_channel")
-        user_id = word(user.get("id"))
-        email = word(user.get("email")) or address(campaign.get("sent_to"))
+        user_id = as_id(user.get("id"))
+        email = as_id(user.get("email")) or as_address(campaign.get("sent_to"))
         if self._ignores_samples and (user_id, email) == _SAMPLE_USER:
             return Ignored("test_sample", "RELAY_VERO_TESTS")
         if not (user_id or email):
             return Unusable(DeadReason.NO_RECIPIENT, "neither a user id nor an address")
         properties = _properties(document, campaign)
-        user_agent = text(document.get("user_agent"))
+        user_agent = as_text(document.get("user_agent"))
         time = document.get(f"{kind}_at")
-        reported_at = instant(time)
+        reported_at = parse_time(time)
         return EmailEvent(
             collection=collection,
-            occurred_at=occurred(reported_at, received_at),
+            occurred_at=plausible_time(reported_at, received_at),
             reported_at=reported_at,
-            dedupe_key=_identity(
-                kind, _when(time, reported_at), user_id or email, user_agent, properties
+            dedupe_key=_dedupe_key(
+                kind, _time_key(time, reported_at), user_id or email, user_agent, properties
             ),
             user_id=user_id,
             email=email,
             user_agent=user_agent,
             properties=properties,
         )
-
-
-SOURCE = Vero
 
 
 def _credential(authorization: bytes) -> bytes:
@@ -190,43 +192,42 @@ def _credential(authorization: bytes) -> bytes:
     return bearer_token(authorization) or b""
 
 
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _properties(document: dict[str, Any], campaign: dict[str, Any]) -> dict[str, str]:
     properties: dict[str, str] = {}
     for source, names in ((document, _TOP_LEVEL), (campaign, _CAMPAIGN)):
         for key, name in names.items():
-            if key in source and name not in properties and (value := text(source[key])):
+            if key in source and name not in properties and (value := as_text(source[key])):
                 properties[name] = value
     return properties
 
 
-def _when(time: object, reported_at: datetime | None) -> str | None:
-    """What tells the time of one event from another's; None where the webhook says no time."""
+def _time_key(time: object, reported_at: datetime | None) -> str | None:
+    """Return the time for a dedupe key, in milliseconds if it could be read; None without one."""
     if reported_at is not None:
         return str(round(reported_at.timestamp() * 1000))
-    said = said_time(time)
-    return said and _UNREAD + said
+    unread = time_text(time)
+    return unread and _UNREAD + unread
 
 
-def _identity(
+def _dedupe_key(
     kind: str,
-    when: str | None,
+    time: str | None,
     recipient: str | None,
     user_agent: str | None,
     properties: Mapping[str, str],
 ) -> tuple[str | None, ...] | None:
-    """What tells one webhook from another: Vero sends no id of the event itself.
+    """Return what identifies the event, because Vero sends no id of it; None if nothing does.
 
-    `message_id` names the mail, which its opens and clicks share. The instant is the one the
-    webhook says, plausible or not: unlike the time of receipt, it is the same each time.
+    `message_id` identifies the email, which all its opens and clicks share. The time is the
+    reported one, plausible or not: unlike the time of receipt, it is the same in every retry.
     """
     email_id = properties.get("email_id")
-    if when is None and _COLLECTIONS[kind] in REPEATABLE:
+    if time is None and _COLLECTIONS[kind] in REPEATABLE:
         return None
-    if email_id is None and (when is None or when.startswith(_UNREAD)):
+    if email_id is None and (time is None or time.startswith(_UNREAD)):
         return None
-    mail = email_id or properties.get("campaign_id") or properties.get("campaign_name")
-    return (kind, mail, when, recipient, user_agent)
+    email = email_id or properties.get("campaign_id") or properties.get("campaign_name")
+    return (kind, email, time, recipient, user_agent)
+
+
+SOURCE: Final = Vero

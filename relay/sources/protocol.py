@@ -1,0 +1,105 @@
+"""What every source is held to: it authenticates webhooks and parses their bodies."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+from pydantic import BaseModel
+
+from relay.events import ParseResult
+
+
+class Webhook(msgspec.Struct, frozen=True):
+    """One HTTP request, not trusted until it is authenticated.
+
+    Attributes:
+        path_secret: the rest of the path behind the source's name, percent-decoded; None if
+            nothing follows the name.
+        headers: names in lower case, and values as received.
+        body: as received; empty for a source that does not sign it, because it is not read yet.
+        received_at: when the request arrived.
+    """
+
+    path_secret: str | None
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+    received_at: datetime
+
+    def header(self, name: bytes) -> bytes:
+        """Return the value of the first header with this name; empty if there is none."""
+        return next((value for each, value in self.headers if each == name), b"")
+
+
+class Verifier(Protocol):
+    """A check of one webhook's credentials while its body is read."""
+
+    def update(self, piece: bytes) -> None:
+        """Take the next piece of the body."""
+        ...
+
+    def accepts(self) -> bool:
+        """Return whether the credentials are right, once every piece has been taken."""
+        ...
+
+
+class Verified:
+    """A `Verifier` for credentials that are right whatever the body is."""
+
+    def update(self, piece: bytes) -> None:
+        """See `Verifier.update`."""
+
+    def accepts(self) -> bool:
+        """See `Verifier.accepts`."""
+        return True
+
+
+class Source(Protocol):
+    """Turns one source's webhooks into email events. Pure: no I/O.
+
+    `tests/contracts/source.py` checks each source.
+    """
+
+    name: ClassVar[str]
+    """What it is called in `/webhooks/<name>`, settings, metrics, logs and the outbox."""
+    destination: ClassVar[str]
+    """Name of the destination that its events go to."""
+    settings_model: ClassVar[type[BaseModel]]
+    """Its settings; the field `secret` is read from `RELAY_<NAME>_SECRET`, and so on."""
+    signs_body: ClassVar[bool]
+    """Whether its credentials cover the body. If so, the body is read before they are checked; if
+    not, they are in the path or a header and are checked first."""
+    blocks_on_error: ClassVar[bool]
+    """Whether the source holds back later webhooks while one is answered with an error. If so,
+    whatever is stored is answered 200, dead letters too."""
+    curl: ClassVar[str]
+    """A shell command that posts `$body` to `$URL`; its credentials are relay's variables."""
+    example: ClassVar[str]
+    """A realistic body for people to try."""
+
+    def __init__(self, settings: Any) -> None: ...  # noqa: ANN401 (an instance of settings_model)
+
+    @property
+    def configured(self) -> bool:
+        """Whether it has a secret; without one its URL is not served."""
+        ...
+
+    @property
+    def integrations(self) -> Mapping[str, bool]:
+        """Segment's own destinations that its events must or must not reach."""
+        ...
+
+    def authenticate(self, webhook: Webhook) -> bool:
+        """Return whether the webhook carries one of the configured secrets, in constant time."""
+        ...
+
+    def verifier(self, webhook: Webhook) -> Verifier | None:
+        """Return a check of the webhook whose body is not read yet.
+
+        None if the credentials are missing, malformed or already known to be wrong.
+        """
+        ...
+
+    def parse(self, body: bytes, received_at: datetime) -> ParseResult:
+        """Return what the body says. The same arguments always give the same result."""
+        ...
