@@ -226,9 +226,9 @@ MUTANTS = [
     ),
     Mutant(
         "an answer has for ever to end",
-        "destinations/http.py",
-        "        if not limit.ended.wait(limit.left()):",
-        "        if not limit.ended.wait():",
+        "destinations/http/deadline.py",
+        "        if not deadline.ended.wait(deadline.left()):",
+        "        if not deadline.ended.wait():",
         "tests/destinations/test_http.py --timeout 30 -k trailer",
     ),
     Mutant(

@@ -32,8 +32,8 @@ from pydantic import (
 
 from relay import __version__
 from relay.addresses import digest
-from relay.destinations import Limits, Message
 from relay.destinations.http import HttpClient, Response, is_loopback
+from relay.destinations.protocol import Limits, Message
 from relay.destinations.redaction import without_address
 from relay.destinations.responses import (
     MAX_QUOTED,

@@ -227,7 +227,7 @@ def test_a_name_is_asked_for_again_where_the_first_question_is_never_answered(
         return real(*args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    monkeypatch.setattr("relay.destinations.http._LOOK_UP_SECONDS", 2 * SECONDS)
+    monkeypatch.setattr("relay.destinations.http.hosts._LOOK_UP_SECONDS", 2 * SECONDS)
     transport = HttpClient(server.url, SECONDS)
     try:
         assert within(60, lambda: _answers(transport, server.url))

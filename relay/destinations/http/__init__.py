@@ -1,0 +1,10 @@
+"""HTTP requests to one host, each with one deadline, by the proxy that the environment names.
+
+Only this package imports urllib3, whose own time limits start again with every byte: a peer that
+sends a byte now and then would keep a thread for ever.
+"""
+
+from relay.destinations.http.client import HttpClient, Response
+from relay.destinations.http.hosts import is_loopback
+
+__all__ = ["HttpClient", "Response", "is_loopback"]

@@ -1,0 +1,87 @@
+"""One deadline for a whole request: it shuts the request's connection down when it passes."""
+
+import os
+import socket
+import threading
+import time
+import weakref
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Final
+
+_FEWEST_SECONDS: Final = 0.001  # a socket takes a time limit of 0 for something else
+
+
+class Deadline:
+    """The time by which one request has its whole answer.
+
+    Attributes:
+        passed: whether it has passed; the connection is then of no more use.
+        ended: set once the request is over.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._at = time.monotonic() + seconds
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+        self.passed = False
+        self.ended = threading.Event()
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return max(_FEWEST_SECONDS, self._at - time.monotonic())
+
+    def bind(self, descriptor: int) -> None:
+        """Shut this connection down when the deadline passes, or now if it has passed.
+
+        A duplicate of the descriptor is kept: the socket object is replaced when TLS begins, and
+        the number of a closed descriptor may soon be another connection's.
+        """
+        with self._lock:
+            if self._socket is None:
+                self._socket = socket.socket(fileno=os.dup(descriptor))
+        if self.passed:
+            self.expire()
+
+    def expire(self) -> None:
+        """Shut the connection down, so that every thread that reads or writes it goes on."""
+        self.passed = True
+        with self._lock, suppress(OSError):
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        """Let go of the connection, because the request is over."""
+        self.ended.set()
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+
+
+class Watchdog:
+    """A thread that enforces the deadlines of one client's requests.
+
+    Every request has the same time, so the first to begin is the first whose deadline passes. The
+    thread starts with the first request and ends with the watchdog.
+    """
+
+    def __init__(self) -> None:
+        self._deadlines: SimpleQueue[Deadline | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._started = False
+        weakref.finalize(self, self._deadlines.put, None)
+
+    def watch(self, deadline: Deadline) -> None:
+        """Enforce the deadline of a request that begins now."""
+        with self._lock:
+            if not self._started:
+                args = (self._deadlines,)
+                threading.Thread(target=_enforce, name="watchdog", args=args, daemon=True).start()
+                self._started = True
+        self._deadlines.put(deadline)
+
+
+def _enforce(deadlines: "SimpleQueue[Deadline | None]") -> None:
+    while (deadline := deadlines.get()) is not None:
+        if not deadline.ended.wait(deadline.left()):
+            deadline.expire()

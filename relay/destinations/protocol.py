@@ -1,0 +1,115 @@
+"""What every destination is held to: it renders events and sends them within its limits."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Protocol
+
+from msgspec import Struct
+from pydantic import BaseModel
+
+from relay.events import EmailEvent, Unusable
+
+
+class Limits(Struct, frozen=True):
+    """What a destination takes.
+
+    Attributes:
+        requests_per_second: from all of relay's processes together.
+        in_flight: requests of one process at a time.
+        batch_messages: messages in a request.
+        batch_bytes: bytes of a request's messages, with a comma between them.
+        timeout_seconds: for a request, from the look-up of the host to the end of the answer.
+    """
+
+    requests_per_second: int
+    in_flight: int
+    batch_messages: int
+    batch_bytes: int
+    timeout_seconds: float
+
+
+class Message(Struct, frozen=True):
+    """What a destination gets for one event, as a document and as the bytes of its JSON."""
+
+    document: Mapping[str, Any]
+    encoded: bytes
+
+
+class Destination(Protocol):
+    """Renders events and sends them.
+
+    `tests/contracts/destination.py` checks each destination.
+    """
+
+    name: ClassVar[str]
+    """What it is called in settings, metrics, logs and the outbox."""
+    title: ClassVar[str]
+    """What people call it."""
+    settings_model: ClassVar[type[BaseModel]]
+    """Its settings; a field without an alias is read from `RELAY_<NAME>_<FIELD>`."""
+    limits: ClassVar[Limits]
+    """What relay keeps to when it sends."""
+    curl: ClassVar[str]
+    """A shell command that sends `$body`, one message; its credentials are relay's variables."""
+
+    def __init__(self, settings: Any) -> None: ...  # noqa: ANN401 (an instance of settings_model)
+
+    @property
+    def url(self) -> str:
+        """Base URL of its API, without any secret."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """Return what its settings allow although it is unwise, one sentence each."""
+        ...
+
+    def message_id(
+        self,
+        source: str,
+        dedupe_key: Iterable[str | None] | None,
+        reported_at: datetime | None = None,
+    ) -> str:
+        """Return the id by which the destination recognises copies of an event.
+
+        It has 100 characters at most. On any machine and at any time it is equal for equal
+        arguments and an equal account of the destination, and differs otherwise. Without a dedupe
+        key it is random.
+        """
+        ...
+
+    def render(
+        self, event: EmailEvent, *, source: str, message_id: str, integrations: Mapping[str, bool]
+    ) -> Message | Unusable:
+        """Return the message for an event, or why the destination would drop it.
+
+        The same arguments always give the same result.
+
+        Args:
+            event: of the source.
+            source: name of the source.
+            message_id: see `message_id`.
+            integrations: see `relay.sources.Source.integrations`.
+        """
+        ...
+
+    def send(self, batch: Sequence[bytes], *, attempt: int) -> None:
+        """Send encoded messages in one request. Once this returns, the destination has them.
+
+        Args:
+            batch: messages within the limits.
+            attempt: number of this attempt, counted from 1.
+
+        Raises:
+            UnavailableError: not now. The destination may have taken the batch all the same.
+            RefusedError: the destination refuses the key, the host or the request.
+            RejectedError: the destination rejects a message in the batch.
+        """
+        ...
+
+    def connect(self) -> None:
+        """Send a request that has no effect, the same way as `send`.
+
+        Raises:
+            UnavailableError: the destination cannot be reached, or its certificate is not trusted.
+        """
+        ...
