@@ -1,4 +1,4 @@
-"""What `deploy/` and the files beside it promise, as far as it shows without an engine."""
+"""The files in `deploy/` and beside it keep their promises, as far as it shows without engines."""
 
 import json
 import re
@@ -28,30 +28,30 @@ def text(name: str) -> str:
 
 
 def instructions(keyword: str) -> list[str]:
-    """The arguments of each such instruction in the last stage of the Dockerfile."""
+    """Return the arguments of each such instruction in the last stage of the Dockerfile."""
     joined = text("Dockerfile").replace("\\\n", " ")
     stage = re.split(r"^FROM ", joined, flags=re.MULTILINE)[-1]
     return re.findall(rf"^{keyword} (.+)$", stage, re.MULTILINE)
 
 
 def processes() -> dict[str, str]:
-    """Each process type of the Procfile and its command, read as Heroku reads it."""
+    """Return each process type of the Procfile and its command, read as Heroku reads it."""
     return dict(re.findall(r"^([A-Za-z0-9_-]+):\s*(.+)$", text("Procfile"), re.MULTILINE))
 
 
 def services() -> dict[str, Any]:
-    """Each service of compose.yaml."""
+    """Return each service of compose.yaml."""
     found: dict[str, Any] = yaml.safe_load(text("deploy/compose.yaml"))["services"]
     return found
 
 
 def relays() -> dict[str, Any]:
-    """Those of them that run relay's image."""
+    """Return the services that run relay's image."""
     return {name: found for name, found in services().items() if found["image"] == "relay"}
 
 
 def manifests() -> dict[str, Any]:
-    """Each object for Kubernetes by its kind."""
+    """Return each object for Kubernetes by its kind."""
     found = list(yaml.safe_load_all(text("deploy/kubernetes.yaml")))
     return {manifest["kind"]: manifest for manifest in found}
 
@@ -66,7 +66,7 @@ def containers() -> list[Any]:
 
 
 def unit() -> dict[str, list[str]]:
-    """Each directive of the systemd unit and its values."""
+    """Return each directive of the systemd unit and its values."""
     values: dict[str, list[str]] = {}
     for name, value in re.findall(r"^(\w+)=(.*)$", text("deploy/relay.service"), re.MULTILINE):
         values.setdefault(name, []).append(value)
@@ -74,7 +74,7 @@ def unit() -> dict[str, list[str]]:
 
 
 def commands() -> dict[str, list[str]]:
-    """Every `relay` command line in these files, less `relay` itself, by where it stands."""
+    """Return every `relay` command line in these files, without `relay` itself, by its place."""
     (default,) = instructions("CMD")
     (started,) = unit()["ExecStart"]
     executable, *by_systemd = shlex.split(started)
@@ -271,7 +271,7 @@ def test_the_port_is_the_same_everywhere() -> None:
 
 
 def test_every_probe_asks_whether_the_process_lives() -> None:
-    """Not /readyz: on hold it says no of all at once, and webhooks can be stored all the same."""
+    """Not /readyz: on hold it would take all away at once, although webhooks can be stored."""
     (main_container,) = pod()["containers"]
     probes = [
         main_container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")
@@ -284,7 +284,7 @@ def test_every_probe_asks_whether_the_process_lives() -> None:
     assert "location = /healthz" in text("deploy/nginx.conf")
 
 
-def test_whoever_stops_relay_gives_it_more_than_its_20_seconds() -> None:
+def test_relay_gets_more_than_its_20_seconds_to_stop() -> None:
     pause = pod()["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
 
     assert pod()["terminationGracePeriodSeconds"] - pause > 20
@@ -334,7 +334,7 @@ def test_compose_confines_every_service() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_compose_says_what_is_missing() -> None:
+def test_compose_names_a_variable_that_is_missing() -> None:
     for service in relays().values():
         for name in REQUIRED | {"PGPASSWORD"}:
             assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", service["environment"][name])

@@ -21,16 +21,16 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def commands() -> Mapping[str, list[str]]:
-    """Each process type's command."""
+    """Return each process type's command."""
     lines = (ROOT / "Procfile").read_text("utf-8").splitlines()
     parts = (line.partition(":") for line in lines)
     return {process: shlex.split(command) for process, _, command in parts}
 
 
 def config(database: str, segment: SegmentServer, dyno: str, port: int) -> dict[str, str]:
-    """What a dyno finds in its environment.
+    """Return the environment of a dyno.
 
-    The server of the tests speaks no TLS, on which relay insists where the URL does not say.
+    The server of the tests has no TLS, which relay requires on a dyno unless the URL forbids it.
     """
     return {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -45,7 +45,7 @@ def config(database: str, segment: SegmentServer, dyno: str, port: int) -> dict[
 
 @contextmanager
 def dyno(command: list[str], environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command until the end, and see that it ends as Heroku wants."""
+    """Run a command for as long as the block runs; check that it ends as Heroku wants."""
     with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.DEVNULL) as process:  # noqa: S603 (the Procfile's)
         try:
             yield process
@@ -57,7 +57,7 @@ def dyno(command: list[str], environ: Mapping[str, str]) -> Iterator[subprocess.
 
 
 def reply(port: int, method: str, path: str, body: bytes | None = None) -> Reply | None:
-    """What is answered, if anybody listens."""
+    """Return the answer; None if nothing listens."""
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     with closing(connection), suppress(OSError, HTTPException):
         return ask(connection, method, path, body)

@@ -1,4 +1,4 @@
-"""Debian's proxies as real processes on loopback, with what they log."""
+"""Debian's proxies as real processes on loopback, and their logs."""
 
 import os
 import re
@@ -24,7 +24,7 @@ _PATH: Final = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where Debian puts serv
 
 
 def program(name: str) -> str:
-    """Where the program is; without it the test is skipped."""
+    """Return the path of the program; skip the test without it."""
     found = shutil.which(name, path=_PATH)
     if found is None:
         pytest.skip(f"no {name}: apt-get install {name}")
@@ -33,11 +33,11 @@ def program(name: str) -> str:
 
 @dataclass
 class Proxy:
-    """One that listens.
+    """A proxy that listens.
 
     Attributes:
-        port: where it does.
-        directory: where all that it writes is, its output too.
+        port: where it listens.
+        directory: everything that it writes is in it, its output too.
     """
 
     port: int
@@ -45,7 +45,7 @@ class Proxy:
     process: "subprocess.Popen[bytes]" = field(repr=False)
 
     def written(self) -> str:
-        """Everything it has written down."""
+        """Return everything that it has written."""
         return "\n".join(
             path.read_text(errors="replace")
             for path in self.directory.rglob("*")
@@ -54,7 +54,7 @@ class Proxy:
 
 
 Configuration = Callable[[int, Sequence[int], Path], str]
-"""Its text, for a proxy at the port before relays at others, that writes into the directory."""
+"""Returns the text for a proxy at a port, before relays at others, that writes into a directory."""
 
 _CONFIGURATIONS: Final = {"nginx.conf", "haproxy.cfg", "Caddyfile"}
 _NGINX: Final = """
@@ -76,19 +76,19 @@ http {{
 
 
 def _nginx(site: str, directory: Path) -> str:
-    # Its workers would be somebody else's, who may not write here.
+    # Otherwise its workers would run as a user who may not write here.
     user = "user root;" if os.geteuid() == 0 else ""
     return _NGINX.format(directory=directory, site=site, user=user)
 
 
 def nginx_by_default(port: int, relays: Sequence[int], directory: Path) -> str:
-    """A bare `proxy_pass`."""
+    """Return a configuration with a bare `proxy_pass`."""
     relay = f"location / {{ proxy_pass http://127.0.0.1:{relays[0]}; }}"
     return _nginx(f"server {{ listen 127.0.0.1:{port}; {relay} }}", directory)
 
 
 def nginx_as_suggested(port: int, relays: Sequence[int], directory: Path) -> str:
-    """`deploy/nginx-site.conf`, without TLS."""
+    """Return `deploy/nginx-site.conf` without TLS."""
     site = (DEPLOY / "nginx-site.conf").read_text()
     site = re.sub(r"ssl_certificate.*;", "", _once(site, "443 ssl", f"127.0.0.1:{port}"))
     site = site.replace("/var/log/nginx", str(directory))
@@ -98,7 +98,7 @@ def nginx_as_suggested(port: int, relays: Sequence[int], directory: Path) -> str
 
 
 def haproxy_by_default(port: int, relays: Sequence[int], directory: Path) -> str:
-    """What Debian's configuration sets before anything is added."""
+    """Return what Debian's configuration sets before anything is added."""
     del directory
     return dedent(f"""
         global
@@ -120,7 +120,7 @@ def haproxy_by_default(port: int, relays: Sequence[int], directory: Path) -> str
 
 
 def haproxy_as_suggested(port: int, relays: Sequence[int], directory: Path) -> str:
-    """`deploy/haproxy.cfg`, without TLS."""
+    """Return `deploy/haproxy.cfg` without TLS."""
     del directory
     text = (DEPLOY / "haproxy.cfg").read_text()
     text = _once(text, "/dev/log", "stdout format raw")
@@ -129,14 +129,14 @@ def haproxy_as_suggested(port: int, relays: Sequence[int], directory: Path) -> s
 
 
 def caddy_by_default(port: int, relays: Sequence[int], directory: Path) -> str:
-    """A bare `reverse_proxy`."""
+    """Return a configuration with a bare `reverse_proxy`."""
     del directory
     relay = f"reverse_proxy 127.0.0.1:{relays[0]}"
     return f"{{\n\tadmin off\n}}\nhttp://:{port} {{\n\tbind 127.0.0.1\n\t{relay}\n}}\n"
 
 
 def caddy_as_suggested(port: int, relays: Sequence[int], directory: Path) -> str:
-    """`deploy/Caddyfile`, without TLS."""
+    """Return `deploy/Caddyfile` without TLS."""
     del directory
     text = (DEPLOY / "Caddyfile").read_text()
     text = _once(text, "\n{\n", "\n{\n\tadmin off\n")
@@ -170,7 +170,7 @@ _COMMANDS: Final = {
 def before(
     name: str, configuration: Configuration, relays: Sequence[int], directory: Path
 ) -> Iterator[Proxy]:
-    """The proxy before relays at these ports."""
+    """Run the proxy before relays at these ports."""
     port = closed_port()
     file, options = _COMMANDS[name]
     directory.mkdir()
@@ -182,7 +182,7 @@ def before(
 
 @contextmanager
 def running(command: Sequence[str], port: int, directory: Path) -> Iterator[Proxy]:
-    """A server that listens at the port, and whatever it starts."""
+    """Run a server that listens at the port; end it with everything that it started."""
     environ = {"PATH": _PATH, "HOME": str(directory), "XDG_DATA_HOME": str(directory / "data")}
     with (
         (directory / "output").open("wb") as output,
@@ -206,7 +206,7 @@ def running(command: Sequence[str], port: int, directory: Path) -> Iterator[Prox
 
 
 def _await(proxy: Proxy) -> None:
-    """Wait until it listens, without a connection, which some of these would carry on."""
+    """Wait until it listens, without a connection: some of these would pass it on."""
     listening = f"0100007F:{proxy.port:04X} 00000000:0000 0A"
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and proxy.process.poll() is None:

@@ -35,12 +35,12 @@ WRONG = {"Authorization": "Basic " + base64.b64encode(b"me:the-password-of-other
 CLOSED = ("/console", "/console/", "/console/?reveal=1", "/console/events", "/console/x")
 HOSTS = (None, "localhost", "127.0.0.1:8000", "[::1]", "relay.example.com")
 SIGN_IN = "/console/sign-in"
-SAID = "Waiting for your first webhook"
+HEADING = "Waiting for your first webhook"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came through."""
+    """The answer that came through the proxy."""
 
     status: int
     headers: Mapping[str, str]
@@ -63,7 +63,7 @@ def ask(
 
 
 def raw(port: int, request: bytes) -> bytes:
-    """All that comes back for these bytes."""
+    """Send these bytes; return all that comes back."""
     with closing(socket.create_connection(("127.0.0.1", port), timeout=60)) as connection:
         with suppress(ConnectionError):
             connection.sendall(request)
@@ -73,7 +73,7 @@ def raw(port: int, request: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def relays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RelayProcess]]:
-    """One that links open, and one that a password opens."""
+    """Yield a relay whose console links open, and one whose console a password opens."""
     directory = tmp_path_factory.mktemp("relays")
     with SegmentServer() as segment, ExitStack() as processes:
         by_link = RelayProcess(directory / "link.db", segment.url)
@@ -85,14 +85,14 @@ def relays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RelayProce
 
 @pytest.fixture(params=["default", "suggested"])
 def way(request: pytest.FixtureRequest) -> str:
-    """How the proxy is configured."""
+    """Return how the proxy is configured."""
     way: str = request.param
     return way
 
 
 @pytest.fixture(params=[*DEFAULTS])
 def name(request: pytest.FixtureRequest) -> str:
-    """Which of them."""
+    """Return the name of the proxy."""
     name: str = request.param
     return name
 
@@ -111,13 +111,13 @@ def place(name: str, way: str, tmp_path: Path) -> Iterator[Place]:
 
 
 def assert_is_closed(port: int) -> None:
-    """Nothing of the console is shown to whoever has no credentials."""
+    """Assert that nothing of the console is shown without credentials."""
     for host in HOSTS:
         for path in CLOSED:
             answer = ask(port, path, headers={"Host": host} if host else None)
 
             assert answer.status == 401, (host, path)
-            assert SAID not in answer.text
+            assert HEADING not in answer.text
             assert SECRET not in answer.text
     for version in (b"1.0", b"1.1"):
         request = b"GET /console/ HTTP/%b\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -125,12 +125,12 @@ def assert_is_closed(port: int) -> None:
         assert b" 401 " in raw(port, request % version).partition(b"\r\n")[0]
 
 
-def test_the_console_is_closed_behind_it(place: Place, relays: list[RelayProcess]) -> None:
+def test_the_console_is_closed_behind_a_proxy(place: Place, relays: list[RelayProcess]) -> None:
     for relay in relays:
         assert_is_closed(place(relay).port)
 
 
-def test_a_link_or_the_password_opens_the_console_behind_it(
+def test_a_link_or_the_password_opens_the_console_behind_a_proxy(
     place: Place, relays: list[RelayProcess]
 ) -> None:
     by_link, by_password = relays
@@ -142,14 +142,14 @@ def test_a_link_or_the_password_opens_the_console_behind_it(
     with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
         connection.request("GET", "/console/live/overview", headers=cookie)
         shown = connection.getresponse().readline()
-    # As browsers say it where a page is that of a secure origin.
+    # As browsers send it from a page of a secure origin.
     own = {**cookie, "Sec-Fetch-Site": "same-origin", "Origin": f"http://127.0.0.1:{port}"}
     revealed = ask(port, "/console/webhook-urls", method="POST", headers=own)
 
     assert within(20, lambda: by_link.links()[-1] != link)
     assert (posted.status, page.status, revealed.status) == (303, 200, 200)
-    assert SAID in page.text
-    assert SAID in shown.decode()
+    assert HEADING in page.text
+    assert HEADING in shown.decode()
     assert SECRET in revealed.text
 
     port = place(by_password).port
@@ -159,7 +159,7 @@ def test_a_link_or_the_password_opens_the_console_behind_it(
     assert ask(port, "/console/export", headers=WRONG).status == 401
 
 
-def test_with_the_suggested_one_a_page_acts_without_what_only_browsers_say(
+def test_behind_a_suggested_proxy_a_page_acts_without_sec_fetch_site(
     name: str, relays: list[RelayProcess], tmp_path: Path
 ) -> None:
     _, relay = relays
@@ -169,8 +169,8 @@ def test_with_the_suggested_one_a_page_acts_without_what_only_browsers_say(
         assert ask(proxy.port, "/console/playground", method="POST", headers=own).status == 200
 
 
-def everything_that_may_be_logged(proxy: Proxy, relay: RelayProcess) -> None:
-    """Webhooks taken and refused, requests that are none, and a relay that is away."""
+def cause_every_kind_of_line(proxy: Proxy, relay: RelayProcess) -> None:
+    """Send webhooks that are stored and refused, broken requests, and one after relay has ended."""
     port = proxy.port
     assert ask(port, PATH, method="POST", body=webhook("ana")).status == 200
     for path, body in (
@@ -206,35 +206,35 @@ def own_relay(tmp_path: Path) -> Iterator[RelayProcess]:
         yield relay
 
 
-def test_the_secret_is_in_no_log_of_the_suggested_ones(
+def test_the_secret_is_in_no_log_of_a_suggested_proxy(
     name: str, own_relay: RelayProcess, tmp_path: Path
 ) -> None:
     with before(name, SUGGESTED[name], [own_relay.port], tmp_path / name) as proxy:
-        everything_that_may_be_logged(proxy, own_relay)
-        told = proxy.written()
+        cause_every_kind_of_line(proxy, own_relay)
+        written = proxy.written()
 
-    assert SECRET not in told
-    assert "POST" in told or name == "caddy"  # which has no access log
-    assert "503" in told or "502" in told
+    assert SECRET not in written
+    assert "POST" in written or name == "caddy"  # which has no access log
+    assert "503" in written or "502" in written
 
 
 def test_the_secret_is_in_a_log_by_default(
     name: str, own_relay: RelayProcess, tmp_path: Path
 ) -> None:
-    """As README says; were it otherwise, the suggested ones would need less."""
+    """As README says. If it were not, the suggested configurations would need less."""
     with before(name, DEFAULTS[name], [own_relay.port], tmp_path / name) as proxy:
-        everything_that_may_be_logged(proxy, own_relay)
+        cause_every_kind_of_line(proxy, own_relay)
 
         assert within(20, lambda: SECRET in proxy.written())
 
 
 SENDERS = 4
 Answers = Counter[tuple[str, object]]
-"""How often a method was answered by a status, or not at all."""
+"""How often a method was answered with a status, or not at all."""
 
 
 def send_until(stop: threading.Event, port: int, answers: Answers, sender: int) -> None:
-    """Post webhooks and get pages, half of the senders over a connection for each."""
+    """Post webhooks and get pages; every other sender opens a connection for each."""
     number = 0
     connection = HTTPConnection("127.0.0.1", port, timeout=60)
     while not stop.is_set():
@@ -257,7 +257,7 @@ def send_until(stop: threading.Event, port: int, answers: Answers, sender: int) 
 
 
 def under_load(port: int, steps: Iterable[Callable[[], None]]) -> Answers:
-    """What senders were answered before, between, during and after these."""
+    """Return the answers that senders got before, during and after these steps."""
     stop = threading.Event()
     each = [Answers() for _ in range(SENDERS)]
     senders = [
@@ -293,7 +293,7 @@ SEEN: Mapping[str, set[tuple[str, object]]] = {"haproxy": set(), "caddy": {("POS
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["haproxy", "caddy"])
 @pytest.mark.slow
-def test_a_restart_is_not_seen_behind_the_suggested_ones(
+def test_a_restart_is_not_seen_behind_a_suggested_proxy(
     name: str, tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
     store = SqliteStore(tmp_path / "relay.db")
@@ -340,10 +340,10 @@ def test_a_restart_of_one_of_two_is_not_seen_behind_the_suggested_nginx(
 
 
 @pytest.mark.parametrize("name", ["socat", "stunnel"])
-def test_what_forwards_bytes_opens_nothing(
+def test_the_console_is_closed_behind_a_forwarder_of_bytes(
     name: str, relays: list[RelayProcess], tmp_path: Path
 ) -> None:
-    """It comes from this machine, with whatever Host its client likes."""
+    """Its requests come from this machine, with any Host that its client likes."""
     directory = tmp_path / name
     directory.mkdir()
     for relay in relays:
