@@ -1,4 +1,4 @@
-"""What stands in an address's place where it must not be sent."""
+"""Events without the recipient's address: its SHA-256 takes its place."""
 
 import re
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from relay.addresses import digest, in_mailbox, mask
 from relay.events import EmailEvent
 
 _LONGEST: Final = 320
-"""Characters of an address at the most (RFC 5321); of what is longer, no pattern is made."""
+"""Most characters of an address (RFC 5321); for longer texts no pattern is made."""
 
 
 def without_address(event: EmailEvent) -> EmailEvent:
-    """The event with a hash wherever its texts hold the recipient's address.
+    """Return the event with the recipient's address replaced by its SHA-256 in every text.
 
-    `email` stays, as what the anonymous id is made of. A bounce message, which quotes what a mail
-    server says of any address, is left with none.
+    `email` stays, because the anonymous id is made from it. In a bounce message, which may quote
+    anybody's address, every address is masked.
     """
     user_id, user_agent, properties = event.user_id, event.user_agent, event.properties
     for address in (*_spellings(event.email), *_spellings(user_id)):
@@ -35,14 +35,17 @@ def without_address(event: EmailEvent) -> EmailEvent:
 
 
 def _spellings(text: str | None) -> Iterator[str]:
-    """The text if it holds an address, then the addresses in it: it may be `Ann <ann@...>`."""
+    """Yield the text if it holds an address, then each address in it: `Ann <ann@...>` is one."""
     if text and "@" in text:
         yield text
         yield from in_mailbox(text)
 
 
 def _without(text: str, address: str) -> str:
-    """The text with the address's hash in its place, also where it is percent-encoded, or twice."""
+    """Return the text with the address replaced by its SHA-256.
+
+    The address is found in any case, and percent-encoded once or twice.
+    """
     if not _holds(text, address):
         return text
     if len(address) > _LONGEST:
@@ -52,8 +55,8 @@ def _without(text: str, address: str) -> str:
         for letter in address
     )
     pattern = "".join(f"(?:{letter})" for letter in letters)
-    said = re.sub(pattern, digest(address), text, flags=re.IGNORECASE)
-    return digest(address) if _holds(said, address) else said
+    replaced = re.sub(pattern, digest(address), text, flags=re.IGNORECASE)
+    return digest(address) if _holds(replaced, address) else replaced
 
 
 def _holds(text: str, address: str) -> bool:

@@ -1,4 +1,4 @@
-"""Reads what a response says: whether it denies its own status, and how long it asks to wait."""
+"""What a response says beyond its status: a page, a denial, a time to wait, words to quote."""
 
 import re
 from contextlib import suppress
@@ -14,7 +14,7 @@ from relay.destinations.http import Response
 
 MAX_RETRY_AFTER: Final = timedelta(hours=1)
 MAX_QUOTED: Final = 300
-"""Characters of a response that are repeated."""
+"""Most characters of a response that an error or a dead letter repeats."""
 
 _SECONDS: Final = re.compile(r"\d{1,18}", re.ASCII)
 _FAILURES: Final = frozenset(
@@ -42,14 +42,14 @@ def status_line(response: Response) -> str:
 
 
 def is_page(response: Response, text: str) -> bool:
-    """Return whether the response is a page for people: a captive portal's or a gateway's."""
+    """Return whether the response is HTML for people, as captive portals and gateways send."""
     if text.lstrip("\ufeff \t\r\n").startswith("<"):
         return True
     return bool(text) and response.headers.get("Content-Type", "").lower().startswith("text/html")
 
 
 def denies(text: str) -> bool:
-    """Return whether the body of a 2xx reports a failure: in JSON, cut off or not, or in words."""
+    """Return whether the body of a 2xx reports a failure, in JSON, whole or truncated, or words."""
     return any(
         any(map(_is_failure, document if isinstance(document, list) else [document]))
         for document in _documents(text.lstrip("\ufeff"))
@@ -57,7 +57,7 @@ def denies(text: str) -> bool:
 
 
 def _documents(text: str) -> list[Any]:
-    """Return a JSON document, one for each line, one that is cut off, or the text itself."""
+    """Return the JSON document, the one of each line, a truncated one, or else the text itself."""
     with suppress(ValueError):
         return [from_json(text)]
     with suppress(ValueError):
@@ -95,7 +95,7 @@ def _is_no(value: Any) -> bool:  # noqa: ANN401 (any JSON)
 
 
 def quoted(text: str, sent: bytes) -> str:
-    """Return the text as a log may hold it: every word that is not plain, or was sent, masked."""
+    """Return the text for a log, with each word masked that is not plain or was in the request."""
     known = {word.decode() for word in _WORD.findall(sent.lower())} - _JSON
 
     def masked(found: re.Match[str]) -> str:
@@ -106,9 +106,9 @@ def quoted(text: str, sent: bytes) -> str:
 
 
 def retry_after(header: str | None, *, now: datetime | None = None) -> timedelta | None:
-    """Return the wait that a `Retry-After` header asks for (seconds or a date), at most an hour.
+    """Return how long a `Retry-After` header (seconds or a date) asks to wait, an hour at most.
 
-    None if it is missing, unreadable, or not in the future.
+    None if the header is missing or unreadable, or the time is not in the future.
     """
     value = (header or "").strip()
     if _SECONDS.fullmatch(value):

@@ -1,11 +1,11 @@
-"""Segment: an email event as a track call, its batches, and what Segment's answers mean.
+"""The destination `segment`: track calls, batches of them, and the meaning of Segment's answers.
 
 Messages and requests are those of Segment's own library, analytics-python; tests hold them to it.
-The library itself does not run here: its queue lives in memory and drops what it cannot send, its
-transport follows redirects, and both cost several times what the same bytes cost below.
+The library itself does not run here: its queue is in memory and drops what it cannot send, its
+transport follows redirects, and both cost several times as much as the code below.
 
-Facts about the API are from Segment's documentation of the HTTP Tracking API, of partner streams
-and of duplicate data.
+The facts about the API are from Segment's documentation of the HTTP Tracking API, of partner
+streams and of duplicate data.
 """
 
 import gzip
@@ -54,35 +54,35 @@ from relay.errors import (
 from relay.events import DeadReason, EmailEvent, Unusable
 
 MAX_MESSAGE_BYTES: Final = 32_000
-"""Bytes of one message: 32 KB, read in the stricter of its two ways."""
+"""Most bytes of one message: the documented 32 KB, read as the smaller of its two meanings."""
 
 LIBRARY: Final = {"name": "analytics-python", "version": "2.4.0"}
-"""The library whose messages and requests these are."""
+"""Segment's library, which messages and requests name."""
 
-# segment-docs, guides/regional-segment.md; a region's events sent to the other's host are dropped.
+# segment-docs, guides/regional-segment.md. A host drops events of the other region's workspaces.
 _HOSTS: Final = {"us": "https://api.segment.io", "eu": "https://events.eu1.segmentapis.com"}
 _HOST_NAME: Final = re.compile(r"[\w.:-]+")  # colons in an IPv6 address
 
 _REJECTIONS: Final = frozenset({400, 413, 422})
-# 460 is Segment's own: a passing failure (analytics-java, AnalyticsClient).
-_PASSING: Final = frozenset({408, 410, 429, 460})
-_FINAL: Final = frozenset({501, 505, 511})
-# What a proxy or a gateway says if it does not reach the host, or lets nobody through.
-_ON_THE_WAY: Final = frozenset({407, 502, 503, 504})
-_GZIP_LEVEL: Final = 1  # a third of level 9's cost for a tenth more bytes
+# 460 is Segment's own status for a temporary failure (analytics-java, AnalyticsClient).
+_TEMPORARY: Final = frozenset({408, 410, 429, 460})
+_PERMANENT: Final = frozenset({501, 505, 511})
+# A proxy or a gateway answers so if it does not reach Segment, or does not let relay through.
+_NOT_REACHED: Final = frozenset({407, 502, 503, 504})
+_GZIP_LEVEL: Final = 1  # costs a third of level 9 and gives a tenth more bytes
 
 _LowerCase = BeforeValidator(str.lower)
 _encode = msgspec.json.encode
 
 
 class SegmentSettings(BaseModel):
-    """The variables of the Segment source that events go to."""
+    """Settings of the Segment source that relay sends to."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     write_key: SecretStr = Field(
         alias="SEGMENT_WRITE_KEY",
-        description="Write key of the Segment source the events go to.",
+        description="Write key of the Segment source that relay sends events to.",
     )
     region: Annotated[Literal["us", "eu"], _LowerCase] = Field(
         default="us",
@@ -92,23 +92,24 @@ class SegmentSettings(BaseModel):
     host: str | None = Field(
         default=None,
         alias="SEGMENT_HOST",
-        description="Base URL, without `/v1`, of any API that speaks Segment's `/v1/batch`;"
-        " overrides the region.",
+        json_schema_extra={"format": "uri"},
+        description="Base URL, without `/v1`, of any API that understands Segment's `/v1/batch`."
+        " If set, it overrides the region.",
     )
     anonymous_id: Annotated[Literal["email", "sha256"], _LowerCase] = Field(
         default="email",
         alias="RELAY_ANONYMOUS_ID",
-        description="What identifies a recipient without a user id: the address as it came"
-        " (`email`; another spelling is another one, as with Segment's own Vero source) or the hex"
-        " SHA-256 of the address in lower case (`sha256`; one for all spellings). With either the"
-        " address goes to Segment in `context.traits.email`: see `RELAY_TRAITS_EMAIL`.",
+        description="What identifies a recipient without a user id: `email` is the address as"
+        " received (each spelling is another person, as with Segment's own Vero source); `sha256`"
+        " is the hex SHA-256 of the address in lower case (all spellings are one person). With"
+        " either, `context.traits.email` holds the address: see `RELAY_TRAITS_EMAIL`.",
     )
     traits_email: Annotated[Literal["send", "omit"], _LowerCase] = Field(
         default="send",
         alias="RELAY_TRAITS_EMAIL",
-        description="Whether the recipient's address goes to Segment as `context.traits.email`:"
-        " `send` it, or `omit` it everywhere, which needs `RELAY_ANONYMOUS_ID=sha256`: where it is"
-        " the user id, or stands in a property, its SHA-256 takes its place.",
+        description="Whether relay sends the recipient's address to Segment: `send` puts it into"
+        " `context.traits.email`; `omit` needs `RELAY_ANONYMOUS_ID=sha256` and leaves it out"
+        " everywhere: in the user id and in properties its SHA-256 replaces it.",
     )
 
     @field_validator("host")
@@ -119,7 +120,7 @@ class SegmentSettings(BaseModel):
         try:
             url = urlsplit(value)
             impossible = url.port == 0 or not _HOST_NAME.fullmatch(url.hostname or "")
-        except ValueError:  # its own text repeats the value, and with it a password
+        except ValueError:  # its text repeats the value, which may hold a password
             impossible = True
         if impossible or url.scheme not in {"http", "https"} or set(value) & set("?#"):
             raise ValueError("a base URL is needed, like https://events.example.com")
@@ -132,7 +133,7 @@ class SegmentSettings(BaseModel):
     @field_validator("traits_email")
     @classmethod
     def _omitted_everywhere(cls, value: str, info: ValidationInfo) -> str:
-        if value == "omit" and info.data.get("anonymous_id") != "sha256":
+        if value == "omit" and info.data.get("anonymous_id", "sha256") != "sha256":
             raise ValueError(
                 "omit needs RELAY_ANONYMOUS_ID=sha256; otherwise the address is the anonymous id"
             )
@@ -140,7 +141,7 @@ class SegmentSettings(BaseModel):
 
 
 class Segment:
-    """See `relay.destinations.Destination`: one Segment source, known by its write key."""
+    """The destination `segment`, one Segment source; see `Destination`."""
 
     name: ClassVar[str] = "segment"
     title: ClassVar[str] = "Segment"
@@ -148,8 +149,8 @@ class Segment:
     limits: ClassVar[Limits] = Limits(
         requests_per_second=50,  # for partners' streams (segment-docs, partners/streams.md)
         in_flight=4,
-        batch_messages=100,  # Segment takes 2,500; more than that it drops behind a 200
-        batch_bytes=475_000,  # the documented 500 KB leaves room for the envelope
+        batch_messages=100,  # Segment drops messages beyond 2,500 and still answers 200
+        batch_bytes=475_000,  # of the documented 500 KB, the envelope takes the rest
         timeout_seconds=15,
     )
     curl: ClassVar[str] = (
@@ -174,8 +175,8 @@ class Segment:
         }
         self._omit_address = settings.traits_email == "omit"
         self._hash_anonymous_id = settings.anonymous_id == "sha256"
-        # Segment drops a repeated messageId whichever source it reaches, so ids of two sources
-        # must differ for one webhook: the write key's fingerprint goes into each.
+        # Segment drops a repeated messageId even if it comes from another of its sources. So one
+        # webhook must have different ids for two write keys: a fingerprint of the key is in each.
         self._fingerprint = sha256(b"relay write key " + self._write_key.encode()).digest()
 
     @property
@@ -199,8 +200,8 @@ class Segment:
     ) -> str:
         """See `Destination.message_id`.
 
-        It begins with the time, so that the ids of a day stand together in a sorted index, and
-        storing one touches pages that are in memory.
+        The id begins with the time, so that ids of one day are neighbours in a sorted index and
+        storing one touches pages that are already in memory.
         """
         if dedupe_key is None:
             return f"{source}-{uuid4().hex}"
@@ -250,10 +251,10 @@ class Segment:
     def send(self, batch: Sequence[bytes], *, attempt: int = 1) -> None:
         """See `Destination.send`.
 
-        A 2xx with a page of HTML, which is not Segment's answer, or with JSON that denies it, is a
-        refusal.
+        A 2xx is a refusal if it comes with a page of HTML, which Segment never sends, or with a
+        body that reports a failure.
         """
-        # Set at each attempt: Segment corrects each event's time by how far `sentAt` is off.
+        # Set at each attempt: Segment corrects events' times by the error of `sentAt`.
         envelope = {"sentAt": datetime.now(UTC).isoformat(), "writeKey": self._write_key}
         body = b'{"batch":[%b],%b' % (b",".join(batch), _encode(envelope)[1:])
         retries = {"X-Retry-Count": str(attempt - 1)} if attempt > 1 else {}
@@ -277,7 +278,7 @@ class Segment:
             raise RefusedError(f"{status_line(response)}, but it says {quoted(text, body)}")
 
     def _masked(self, text: str) -> str:
-        """Return the text without the write key, which answers repeat that refuse it."""
+        """Return the text without the write key, which refusals may repeat."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
@@ -288,7 +289,7 @@ class Segment:
             response = self._http.request("GET", self._url)
         except HttpError as error:
             raise UnavailableError(str(error)) from None
-        if response.status in _ON_THE_WAY:
+        if response.status in _NOT_REACHED:
             raise UnavailableError(status_line(response))
 
 
@@ -297,12 +298,14 @@ def _error(response: Response, text: str) -> DestinationError:
     status, answer = response.status, status_line(response)
     if status in _REJECTIONS:
         return RejectedError(answer, text=text[:MAX_QUOTED])
-    if status in _PASSING or (status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in _FINAL):
+    if status in _TEMPORARY or (
+        status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PERMANENT
+    ):
         return UnavailableError(
             answer, retry_after=retry_after(response.headers.get("Retry-After"))
         )
-    # Refusals known to be ours (401, 403, 404, 501, 505, 511), redirects, and whatever Segment
-    # does not document: waiting behind a hold loses nothing.
+    # Refusals of relay itself (401, 403, 404, 501, 505, 511), redirects, and every status that
+    # Segment does not document: waiting behind a hold loses nothing.
     return RefusedError(answer)
 
 

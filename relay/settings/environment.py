@@ -1,6 +1,8 @@
-"""A settings model filled from the environment, with every fault of it."""
+"""Settings models, filled from environment variables, with every fault of them."""
 
-from collections.abc import Iterator, Mapping
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -10,11 +12,26 @@ from relay.settings.slips import quoted, secret_slip, url_slip
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_URLS: Final = frozenset({"SEGMENT_HOST", "RELAY_OUTBOX_URL", "DATABASE_URL"})
+Models = Mapping[str, type[BaseModel]]
+"""Settings models of sources or destinations, by their names."""
+
+PREFIX: Final = "RELAY_"
+"""Begins the variables of relay's own settings, and those of a source or destination."""
+
+URL: Final = {"format": "uri"}
+"""The `json_schema_extra` of a field that holds a URL."""
+
+# Kubernetes sets variables like these in each container if a service is called relay.
+_SERVICE_LINK: Final = re.compile(r"RELAY_(SERVICE_|PORT_\d+_(TCP|UDP|SCTP)).*|RELAY_PORT=\w+://.*")
+
+
+def prefix_of(name: str) -> str:
+    """Return what begins the variables of a source or destination."""
+    return f"{PREFIX}{name.upper()}_"
 
 
 def fields_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, FieldInfo]]:
-    """Each field's variable, the key that pydantic reads it by, and the field."""
+    """Yield each field's variable, the key that pydantic reads it by, and the field."""
     for name, field in model.model_fields.items():
         yield field.alias or prefix + name.upper(), field.alias or name, field
 
@@ -22,29 +39,57 @@ def fields_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, F
 def read_model(
     model: type[Model], prefix: str, given: Mapping[str, str]
 ) -> tuple[Model | None, list[str]]:
-    """The model filled from its variables, or what is wrong with each of them."""
+    """Return the model filled from its variables, or None and a fault for each wrong variable."""
     fields = [*fields_of(model, prefix)]
     values = {key: given[name].strip() for name, key, _ in fields if name in given}
-    slips = {key: _slip(name, field, values[key]) for name, key, field in fields if key in values}
+    slips = {key: _slip(field, values[key]) for _, key, field in fields if key in values}
     faults = {key: slip for key, slip in slips.items() if slip}
     settings = None
     try:
         settings = model.model_validate(values)
     except ValidationError as error:
-        # Only the kind of fault is told: the value may be a secret. A slip is its cause.
+        # A fault never repeats the value, which may be a secret. A slip says more than pydantic.
         for fault in error.errors(include_input=False, include_url=False):
             faults.setdefault(str(fault["loc"][0]), _sentence(fault["type"], fault["msg"]))
-    told = [f"{name}: {faults[key]}" for name, key, _ in fields if key in faults]
-    return (None if told else settings), told
+    sentences = [f"{name}: {faults[key]}" for name, key, _ in fields if key in faults]
+    return (None if sentences else settings), sentences
 
 
-def _slip(name: str, field: FieldInfo, value: str) -> str | None:
-    """What is wrong with the value, whatever the field makes of it."""
+def read_models(models: Models, given: Mapping[str, str]) -> tuple[dict[str, BaseModel], list[str]]:
+    """Return the models filled from their variables, by name, and every fault of them."""
+    settings: dict[str, BaseModel] = {}
+    faults: list[str] = []
+    for name, model in models.items():
+        own, own_faults = read_model(model, prefix_of(name), given)
+        faults += own_faults
+        if own is not None:
+            settings[name] = own
+    return settings, faults
+
+
+def unknown_variables(
+    given: Mapping[str, str], known: Sequence[str], prefixes: tuple[str, ...]
+) -> list[str]:
+    """Return a fault for each variable that has one of the prefixes but sets nothing."""
+    faults = []
+    for name in sorted(given.keys() - set(known)):
+        # A setting's own name in lower case is a slip; any other lower case is another program's.
+        is_ours = name.startswith(prefixes) or (
+            name.upper() in known and name.upper().startswith(prefixes)
+        )
+        if is_ours and not _SERVICE_LINK.fullmatch(f"{name}={given[name]}"):
+            close = difflib.get_close_matches(name.upper(), known, n=1)
+            faults.append(f"{name}: no such setting" + (f"; {close[0]}?" if close else ""))
+    return faults
+
+
+def _slip(field: FieldInfo, value: str) -> str | None:
+    """Return what went wrong when the value was pasted, even if the field accepts it."""
     if get_origin(field.annotation) is tuple:
         return secret_slip(map(str.strip, value.split(",")))
     if SecretStr in {field.annotation, *get_args(field.annotation)}:
         return secret_slip([value])
-    return url_slip(value) if name in _URLS else quoted(value)
+    return url_slip(value) if field.json_schema_extra == URL else quoted(value)
 
 
 def _sentence(kind: str, message: str) -> str:

@@ -1,32 +1,35 @@
-"""What goes wrong with a value on its way into the environment, told without repeating it."""
+"""Slips: what goes wrong with a value that is pasted into the environment.
+
+A slip's sentence never repeats the value.
+"""
 
 import re
 from collections.abc import Iterable
 from typing import Final
 
-# As people type them, as editors make them, and as other languages have them.
+# Those on keyboards, those that editors put in their place, and those of other languages.
 _QUOTES: Final = "\"'`\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a\uff02"
 
 QUOTED: Final = (
-    "quotes stand around it, which `docker --env-file` and some panels keep: leave them out"
+    "the value has quotes around it, which `docker --env-file` and some panels keep: leave them out"
 )
 BROKEN: Final = (
-    "a blank or an invisible character stands in it: most likely more was pasted than the value,"
-    " or `docker --env-file` has kept a comment behind it"
+    "the value contains a blank or an invisible character: probably more was pasted than the value,"
+    " or `docker --env-file` kept the comment behind it"
 )
 UNEXPANDED: Final = (
-    "a variable or a command stands there in place of its value: no shell has looked at it, as none"
-    " does with `docker --env-file`"
+    "the value is the name of a variable or a command that no shell has replaced, because"
+    " `docker --env-file` and the like run no shell"
 )
-NAMED: Final = "the name of a variable stands in front of the value once more: leave it out"
-PLACEHOLDER: Final = "a placeholder stands there: put your own in its place"
+NAMED: Final = "the value begins with the name of a variable: leave it out"
+PLACEHOLDER: Final = "the value is a placeholder: replace it with your own"
 
 _NAMED: Final = re.compile(r"(SEGMENT|RELAY|DATABASE)_[A-Z_]+=.*")
 _UNEXPANDED: Final = re.compile(r"\$\(.*\)?|\$\{.*\}?|\$[A-Z_]+|%[A-Z_]+%|\{\{.*\}\}")
 _UNEXPANDED_IN_URL: Final = re.compile(r"\$[({]")
 _PLACEHOLDER: Final = re.compile(
     r"(.)\1{2,}|<.*>|\[.*\]"
-    r"|.*(\u2026|\.{3})|\*{3}.*|redacted|masked|hidden"  # cut off, or covered, where it was shown
+    r"|.*(\u2026|\.{3})|\*{3}.*|redacted|masked|hidden"  # copied from where only a part was shown
     r"|(change|replace)[\W_]*(me|this|it|with)([\W_\d].*)?"
     r"|(your|insert|enter|paste|put)[\W_].*(key|secret|token|password|value|here)([\W_].*)?"
     r"|(segment[\W_])?write[\W_]?key|secret|password|token|placeholder|example|todo|tbd|fixme|dummy"
@@ -37,15 +40,15 @@ _PLACEHOLDER_IN_URL: Final = re.compile(r"[<>\u2026]|\.\.\.|//user:password@host
 
 
 def quoted(value: str) -> str | None:
-    """What to tell of a value that is quoted, at either end: it may be one of a list."""
+    """Return the fault of a value with a quote at either end, as one of a list may have."""
     return QUOTED if value[:1] in _QUOTES or value[-1:] in _QUOTES else None
 
 
 def secret_slip(secrets: Iterable[str]) -> str | None:
-    """What to tell of secrets that cannot be meant, without blanks around them."""
+    """Return the fault of the first secret that cannot be meant. They have no blanks around."""
     for secret in filter(None, secrets):
-        if said := quoted(secret):
-            return said
+        if fault := quoted(secret):
+            return fault
         if _NAMED.fullmatch(secret):
             return NAMED
         if _UNEXPANDED.fullmatch(secret):
@@ -58,9 +61,9 @@ def secret_slip(secrets: Iterable[str]) -> str | None:
 
 
 def url_slip(url: str) -> str | None:
-    """What to tell of a URL that cannot be meant."""
-    if said := quoted(url):
-        return said
+    """Return the fault of a URL that cannot be meant."""
+    if fault := quoted(url):
+        return fault
     if _NAMED.fullmatch(url):
         return NAMED
     if url.startswith("sqlite:"):  # a path may hold anything

@@ -5,12 +5,13 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
 from relay.cli import main
 from relay.destinations.segment import Segment, SegmentSettings
 from relay.errors import SettingsError
 from relay.settings import Settings, variables
-from relay.settings.slips import NAMED, PLACEHOLDER, QUOTED, UNEXPANDED
+from relay.settings.slips import BROKEN, NAMED, PLACEHOLDER, QUOTED, UNEXPANDED
 from relay.sources.vero import VeroSettings
 from tests.harness.processes import RelayProcess, run
 from tests.harness.routes import settings_models
@@ -22,12 +23,12 @@ SECRET = "first-secret-0123456789"
 
 
 def read(**environ: str) -> Settings:
-    """The settings from these variables and a write key."""
+    """Return the settings from these variables and a write key."""
     return Settings.from_env(KEY | environ, *MODELS)
 
 
 def faults(**environ: str) -> tuple[str, ...]:
-    """What is wrong with these variables, beside a write key."""
+    """Return the faults of these variables and a write key."""
     with pytest.raises(SettingsError) as error:
         read(**environ)
     return error.value.faults
@@ -49,7 +50,7 @@ def segment_url(settings: Settings) -> str:
     return Segment(segment(settings)).url
 
 
-def test_a_write_key_is_all_that_is_needed() -> None:
+def test_only_the_write_key_is_required() -> None:
     read_settings = read()
 
     assert segment(read_settings).write_key.get_secret_value() == "a-write-key"
@@ -108,7 +109,7 @@ def test_every_variable_is_read() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
-def test_a_blank_variable_counts_as_not_set(name: str, blank: str) -> None:
+def test_a_blank_variable_counts_as_unset(name: str, blank: str) -> None:
     if name in KEY:
         assert faults(**{name: blank}) == (f"{name}: required, and not set",)
     else:
@@ -149,15 +150,15 @@ def test_a_fault_names_its_variable(name: str, value: str) -> None:
     assert "\n" not in fault
 
 
-def test_a_fault_says_what_would_be_right() -> None:
+def test_a_fault_says_what_is_valid() -> None:
     assert faults(SEGMENT_REGION="ap", RELAY_VERO_SECRET="short") == (
         "SEGMENT_REGION: should be 'us' or 'eu'",
         "RELAY_VERO_SECRET: each secret needs at least 16 characters",
     )
 
 
-def test_every_fault_is_told_at_once() -> None:
-    told = faults(
+def test_all_faults_are_reported_at_once() -> None:
+    found = faults(
         SEGMENT_WRITE_KEY="",
         SEGMENT_REGION="ap",
         SEGMENT_HOST="events",
@@ -167,7 +168,7 @@ def test_every_fault_is_told_at_once() -> None:
         RELAY_VERO_SECERT=SECRET,
     )
 
-    assert [fault.partition(":")[0] for fault in told] == [
+    assert [fault.partition(":")[0] for fault in found] == [
         "SEGMENT_WRITE_KEY",
         "SEGMENT_REGION",
         "SEGMENT_HOST",
@@ -190,15 +191,31 @@ def test_every_fault_is_told_at_once() -> None:
         ("RELAY_VERO_TEST", "RELAY_VERO_TESTS"),
     ],
 )
-def test_a_mistyped_name_is_a_fault_that_says_what_was_meant(mistyped: str, meant: str) -> None:
+def test_a_mistyped_name_is_a_fault_that_suggests_the_right_one(mistyped: str, meant: str) -> None:
     (fault,) = faults(**{mistyped: "something"})
 
     assert fault.startswith(f"{mistyped}: ")
     assert meant in fault
 
 
+def test_the_variables_of_a_new_destination_are_relays_own() -> None:
+    class Model(BaseModel):
+        key: str = Field(default="", alias="TOY_KEY")
+        colour: str = ""
+
+    sources, destinations = MODELS
+    models = sources, destinations | {"toy": Model}
+    with pytest.raises(SettingsError) as error:
+        Settings.from_env(KEY | {"TOY_KYE": "1", "RELAY_TOY_COLOR": "red"}, *models)
+
+    assert error.value.faults == (
+        "RELAY_TOY_COLOR: no such setting; RELAY_TOY_COLOUR?",
+        "TOY_KYE: no such setting; TOY_KEY?",
+    )
+
+
 @pytest.mark.parametrize("name", ["PATH", "VERO_SECRET", "RELAYS_COLOUR", "relay_colour", "HOST"])
-def test_variables_of_others_are_left_alone(name: str) -> None:
+def test_variables_of_other_programs_are_left_alone(name: str) -> None:
     assert read(**{name: "something"}).shown() == read().shown()
 
 
@@ -257,11 +274,8 @@ URLS = ["SEGMENT_HOST", "RELAY_OUTBOX_URL", "DATABASE_URL"]
 @pytest.mark.parametrize("quotes", ['""', "''", "``", "“”", '"', "'"])
 def test_a_quoted_value_is_refused_with_its_likely_cause(name: str, quotes: str) -> None:
     value = quotes[0] + f"postgresql://{SECRET}" + quotes[1:]
-    (fault,) = faults(**{name: value})
 
-    assert fault.startswith(f"{name}: quotes stand around it")
-    assert "docker --env-file" in fault
-    assert SECRET not in fault
+    assert faults(**{name: value}) == (f"{name}: {QUOTED}",)
 
 
 @pytest.mark.parametrize("name", ["RELAY_VERO_SECRET", "RELAY_CUSTOMERIO_SIGNING_KEY"])
@@ -285,10 +299,9 @@ _BROKEN += [
 def test_a_secret_or_a_url_with_a_blank_or_an_invisible_character_is_refused(
     name: str, value: str
 ) -> None:
-    (fault,) = faults(**{name: f"https://{value}" if name in URLS else value})
+    text = f"https://{value}" if name in URLS else value
 
-    assert fault.startswith(f"{name}: a blank or an invisible character stands in it")
-    assert SECRET not in fault
+    assert faults(**{name: text}) == (f"{name}: {BROKEN}",)
 
 
 _PLACEHOLDERS = [
@@ -340,7 +353,7 @@ def test_a_placeholder_is_refused(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SECRETS, "SEGMENT_HOST", "DATABASE_URL"])
-def test_a_value_with_a_name_in_front_is_refused(name: str) -> None:
+def test_a_value_that_begins_with_a_variables_name_is_refused(name: str) -> None:
     assert faults(**{name: f"{name}=https://0123456789abcdef"}) == (f"{name}: {NAMED}",)
 
 
@@ -350,7 +363,7 @@ def test_quotes_of_any_language_are_refused(name: str, quotes: str) -> None:
     assert faults(**{name: f"{quotes[0]}{SECRET}{quotes[1]}"}) == (f"{name}: {QUOTED}",)
 
 
-def test_a_short_password_is_told_in_a_sentence() -> None:
+def test_the_fault_of_a_short_password_is_a_sentence() -> None:
     (fault,) = faults(RELAY_CONSOLE_PASSWORD="a-few")
 
     assert fault == "RELAY_CONSOLE_PASSWORD: a password needs at least 12 characters"
@@ -358,7 +371,7 @@ def test_a_short_password_is_told_in_a_sentence() -> None:
 
 @pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("value", _UNEXPANDED)
-def test_what_no_shell_has_replaced_is_refused(name: str, value: str) -> None:
+def test_a_variable_that_no_shell_has_replaced_is_refused(name: str, value: str) -> None:
     assert faults(**{name: value}) == (f"{name}: {UNEXPANDED}",)
 
 
@@ -391,7 +404,7 @@ def test_a_url_with_a_placeholder_is_refused(name: str, value: str, fault: str) 
         ),
     ],
 )
-def test_what_only_resembles_a_slip_is_taken(secret: str) -> None:
+def test_a_secret_that_only_resembles_a_slip_is_accepted(secret: str) -> None:
     assert segment(read(SEGMENT_WRITE_KEY=secret)).write_key.get_secret_value() == secret
 
 
@@ -399,7 +412,7 @@ def test_a_file_may_have_any_name_without_quotes_around_it() -> None:
     assert read(RELAY_OUTBOX_URL="sqlite:////srv/my <...> data/relay.db").on_sqlite
 
 
-def test_another_programs_database_is_not_looked_at() -> None:
+def test_another_programs_database_is_ignored() -> None:
     own = "sqlite:///relay.db"
 
     assert read(RELAY_OUTBOX_URL=own, DATABASE_URL='"postgresql://<host>"').outbox == own
@@ -410,6 +423,9 @@ def test_an_address_is_omitted_only_where_it_is_not_the_anonymous_id() -> None:
 
     assert fault.startswith("RELAY_TRAITS_EMAIL: ")
     assert "RELAY_ANONYMOUS_ID=sha256" in fault
+    assert faults(RELAY_TRAITS_EMAIL="omit", RELAY_ANONYMOUS_ID="sha-256") == (
+        "RELAY_ANONYMOUS_ID: should be 'email' or 'sha256'",
+    )
     omitted = read(RELAY_TRAITS_EMAIL="Omit", RELAY_ANONYMOUS_ID="sha256")
     assert segment(omitted).traits_email == "omit"
 
@@ -428,14 +444,14 @@ def test_an_address_is_omitted_only_where_it_is_not_the_anonymous_id() -> None:
         ("http://[::1]:9000", False),
     ],
 )
-def test_a_write_key_in_the_clear_is_warned_of(host: str, *, unwise: bool) -> None:
+def test_plain_http_to_another_machine_gives_a_warning(host: str, *, unwise: bool) -> None:
     warnings = Segment(segment(read(SEGMENT_HOST=host))).warnings()
 
     assert len(warnings) == unwise
     assert all(warning.startswith("SEGMENT_HOST: ") for warning in warnings)
 
 
-def test_what_is_unwise_is_told_by_the_check_and_at_the_start(tmp_path: Path) -> None:
+def test_check_prints_and_serve_logs_the_warnings(tmp_path: Path) -> None:
     environ = {
         "SEGMENT_WRITE_KEY": "wk",
         "SEGMENT_HOST": "http://relay.invalid",
@@ -451,7 +467,7 @@ def test_what_is_unwise_is_told_by_the_check_and_at_the_start(tmp_path: Path) ->
     assert lines[0]["warning"].startswith("SEGMENT_HOST: ")
 
 
-def test_an_outbox_of_no_known_kind_is_a_fault() -> None:
+def test_an_outbox_of_an_unknown_kind_is_a_fault() -> None:
     (fault,) = faults(RELAY_OUTBOX_URL="mysql://outbox")
 
     assert fault == "RELAY_OUTBOX_URL: should begin with sqlite:/// or postgresql://"
@@ -472,7 +488,7 @@ def test_variables_that_kubernetes_sets_for_a_service_called_relay_are_left_alon
 DATABASE = "postgres://owner:hunter2@db.example.com:5432/events"
 
 
-def test_the_outbox_is_the_one_named_or_else_the_database_of_the_platform() -> None:
+def test_the_outbox_is_the_named_one_or_else_the_platforms_database() -> None:
     named = "postgresql://localhost/relay"
 
     assert read(DATABASE_URL=DATABASE).outbox == DATABASE
@@ -488,7 +504,7 @@ def test_on_heroku_the_database_is_reached_over_tls() -> None:
 
 
 @pytest.mark.parametrize("environ", [{}, {"RELAY_OUTBOX_URL": "sqlite:////app/relay.db"}])
-def test_on_heroku_a_file_is_refused_unless_that_is_allowed(environ: dict[str, str]) -> None:
+def test_on_heroku_a_file_is_refused_unless_it_is_allowed(environ: dict[str, str]) -> None:
     (fault,) = faults(DYNO="web.1", **environ)
 
     assert "heroku addons:create heroku-postgresql" in fault
@@ -549,13 +565,13 @@ def test_a_url_whose_password_is_clear_is_not_refused(url: str) -> None:
     assert "hunter2" in str(settings.secrets())
 
 
-def test_secrets_rotate_by_being_several() -> None:
+def test_a_variable_may_hold_several_secrets() -> None:
     secrets = vero(read(RELAY_VERO_SECRET=f"{SECRET} , {SECRET}-new")).secret
 
     assert [secret.get_secret_value() for secret in secrets] == [SECRET, f"{SECRET}-new"]
 
 
-def test_what_is_shown_holds_no_secret() -> None:
+def test_the_settings_for_the_log_hold_no_secret() -> None:
     read_settings = read(RELAY_VERO_SECRET=f"{SECRET},{SECRET}0")
     shown = repr((read_settings, read_settings.shown(), vero(read_settings)))
 
@@ -570,11 +586,11 @@ _AROUND = st.sampled_from(["", " ", ",", "https://", "sqlite:///", "@example.com
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*NAMES, "RELAY_VERO_SECERT"]), st.tuples(_AROUND, _AROUND)))
 def test_no_fault_repeats_a_value(around: dict[str, tuple[str, str]]) -> None:
-    """A secret is pasted into the wrong variable now and then."""
+    """People paste secrets into the wrong variable now and then."""
     environ = {name: f"{before}{_MARKER}{after}" for name, (before, after) in around.items()}
-    told = faults(**environ | {"PORT": _MARKER})
+    found = faults(**environ | {"PORT": _MARKER})
 
-    assert _MARKER not in "\n".join(told)
+    assert _MARKER not in "\n".join(found)
 
 
 @pytest.mark.parametrize("command", ["check", "serve"])
