@@ -78,7 +78,10 @@ def test_a_web_dyno_alone_receives_and_forwards(
         released = subprocess.run(commands["release"], cwd=ROOT, env=environ, check=False)  # noqa: S603 (the Procfile's)
         with dyno(commands["web"], environ):
             assert within(30, lambda: ready(port))
-            answers = [reply(port, "POST", PATH, opened(number)) for number in range(20)]
+            answers = [
+                reply(port, "POST", PATH, opened(number, user={"id": number}))
+                for number in range(20)
+            ]
             arrived = within(30, lambda: len(segment.accepted) == 20)
     postgres.drop_database(database)
 
