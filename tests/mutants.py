@@ -49,15 +49,15 @@ MUTANTS = [
     Mutant(
         "relay is healthy whatever its commits do",
         "receiver/committer.py",
-        "if self._pulse.look() >= STUCK_SECONDS:",
+        "if self._heartbeats.check() >= STUCK_SECONDS:",
         "if False:",
         "tests/faults/test_hanging.py -k never_ends",
     ),
     Mutant(
         "an answer before the commit",
         "receiver/committer.py",
-        "        self._gathered.append(_Waiting(arrival, told))",
-        "        told(True)\n        self._gathered.append(_Waiting(arrival, _nobody))",
+        "        self._arriving.append(_Pending(arrival, on_stored))",
+        "        on_stored(True)\n        self._arriving.append(_Pending(arrival, _do_nothing))",
         "tests/receiver/test_committer.py",
     ),
     Mutant(
@@ -289,7 +289,7 @@ MUTANTS = [
     ),
     Mutant(
         "a full disk is not minded",
-        "receiver/limits.py",
+        "receiver/backpressure.py",
         "if free is not None and free < self._min_free_disk * _MEBIBYTE:",
         "if False:",
         "tests/receiver/test_limits.py",
@@ -375,8 +375,8 @@ MUTANTS = [
     Mutant(
         "open connections are closed when the end begins",
         "receiver/connections.py",
-        "guest.close_after_answer()",
-        "guest.turn_out()",
+        "connection.close_after_answer()",
+        "connection.evict()",
         "tests/faults/test_leaving.py -k 'begins or moment'",
     ),
 ]

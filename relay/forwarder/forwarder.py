@@ -30,7 +30,7 @@ from relay.forwarder.permits import Permits
 from relay.metrics.definitions import BATCHES, DELIVERY_SECONDS, MESSAGES, start_at_zero
 from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Clock, Entry, utc_now
 from relay.outbox.protocol import Outbox
-from relay.process.pulse import Pulse
+from relay.process.heartbeats import Heartbeats
 from relay.routes import Routes
 from relay.throttle import Permit, full_jitter
 
@@ -99,8 +99,8 @@ class Forwarder:
         broken: set once the outbox does nothing more in this process.
         problem: why the latest attempt of a worker failed, unless by the destination's answer;
             None if it did not fail.
-        pulse: of its workers. A worker that is silent for `STUCK_SECONDS` hangs; so do all if each
-            attempt fails by a fault in relay itself.
+        heartbeats: of its workers. A worker that is silent for `STUCK_SECONDS` hangs; so do all if
+            each attempt fails by a fault in relay itself.
     """
 
     def __init__(  # noqa: PLR0913 (time and chance are given)
@@ -133,7 +133,7 @@ class Forwarder:
         start_at_zero(self._name)
         self.broken = threading.Event()
         self.problem: str | None = None
-        self.pulse = Pulse()
+        self.heartbeats = Heartbeats()
         self._more_is_due = True
         self._suspects_looked_for_at = float("-inf")
         self._claiming = threading.Lock()
@@ -184,14 +184,14 @@ class Forwarder:
 
     def _work(self) -> None:
         worker = threading.get_ident()
-        self.pulse.step(_ALL)
+        self.heartbeats.beat(_ALL)
         while not self._stopping.is_set():
             try:
-                self.pulse.rest(worker)
+                self.heartbeats.pause(worker)
                 # One worker at a time claims and renders; the others send. Rendering is Python's
                 # own work: two threads at it would only get in each other's way.
                 with self._claiming:
-                    self.pulse.step(worker)
+                    self.heartbeats.beat(worker)
                     if not self._more_is_due:
                         self._await_entries()
                     self._try_suspects()
@@ -213,8 +213,8 @@ class Forwarder:
     def _get_on(self, problem: str | None = None) -> None:
         """Show that this worker does not hang, and that not all fail by a fault in relay itself."""
         self.problem = problem
-        self.pulse.step(threading.get_ident())
-        self.pulse.step(_ALL)
+        self.heartbeats.beat(threading.get_ident())
+        self.heartbeats.beat(_ALL)
 
     def _take_due(self) -> list[Entry]:
         most = self._limits.batch_messages
@@ -340,7 +340,7 @@ class Forwarder:
                 batch = claim.batches.popleft()
                 entries = [entry for entry, _ in batch]
                 permit, claim.permit = claim.permit, None
-                self.pulse.step(threading.get_ident())
+                self.heartbeats.beat(threading.get_ident())
                 try:
                     self._send(batch, permit)
                 except RejectedError as error:

@@ -36,7 +36,7 @@ class Forwarders:
 
     def look(self) -> int:
         """Return for how many looks in a row some worker has been silent; look once a second."""
-        return max(forwarder.pulse.look() for forwarder in self._forwarders)
+        return max(forwarder.heartbeats.check() for forwarder in self._forwarders)
 
     def start(self) -> None:
         """Begin to forward."""

@@ -1,4 +1,4 @@
-"""The log: one line for each event, written by a thread of its own."""
+"""The log: one line for each event, written in the background."""
 
 from relay.logs.configuration import configure, drain
 

@@ -1,7 +1,7 @@
-"""Logging: structlog, set up once, and nothing private in any line.
+"""Configuration of structlog and of the standard library's logging.
 
 Events are dotted (`webhook.accepted`, `forward.sent`); what varies is in keys. No line carries an
-address, a body or a secret: call sites pass none, and the masks here are the second fence.
+address, a body or a secret: callers pass none, and masking here is the second safeguard.
 """
 
 import atexit
@@ -19,41 +19,41 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from relay.addresses import MASK, mask_line
 from relay.logs.writer import BackgroundWriter
 
-_SHORTEST: Final = 4
-# Of a shorter secret, letters that stand in a word say nothing; in a URL or an assignment they do.
+_MIN_LENGTH: Final = 4
+# A shorter secret is masked only in a URL or an assignment: its letters may be part of a word.
 _ASSIGNED: Final = r"""(?<=[:=])(?<!://){}(?=[@&,;\s"')]|$)"""
 
 
 def mask(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text with every address and each of the secrets replaced."""
-    for secret in sorted(secrets, key=len, reverse=True):  # one may begin another
-        if len(secret) >= _SHORTEST:
+    """Return the text with every address and each of the secrets replaced."""
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be the beginning of another
+        if len(secret) >= _MIN_LENGTH:
             text = text.replace(secret, MASK)
         elif secret in text:
             text = re.sub(_ASSIGNED.format(re.escape(secret)), MASK, text)
     return mask_line(text)
 
 
-def _masked(value: object, secrets: Iterable[str]) -> object:
+def _mask_value(value: object, secrets: Iterable[str]) -> object:
     if value is None or isinstance(value, int | float):
         return value
     if isinstance(value, dict):
-        return {mask(str(key), secrets): _masked(item, secrets) for key, item in value.items()}
+        return {mask(str(key), secrets): _mask_value(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_masked(item, secrets) for item in value]
+        return [_mask_value(item, secrets) for item in value]
     return mask(value.decode(errors="replace") if isinstance(value, bytes) else str(value), secrets)
 
 
-def unwaited(
+def in_background(
     stream: TextIO | None,
     *,
     dropped: Callable[[int], object] = lambda _: None,
     resumed: Callable[[int], object] = lambda _: None,
 ) -> TextIO:
-    """The stream, written to in the background and drained at the end of the process.
+    """Return a stream that writes to this one in the background, drained when the process ends.
 
-    One in memory is returned as it is, and one that was closed from the beginning goes nowhere. The
-    arguments are `BackgroundWriter`'s.
+    A stream in memory is returned as it is. None, which Python has for a closed descriptor, becomes
+    a stream that discards its text. The arguments are `BackgroundWriter`'s.
     """
     if stream is None:
         return Path(os.devnull).open("w")
@@ -67,7 +67,7 @@ def unwaited(
 
 
 def drain() -> None:
-    """Have the lines written that wait for it, as far as their reader takes them in time."""
+    """Wait until the lines logged so far are written, or their reader has stalled for too long."""
     if isinstance(sys.stderr, BackgroundWriter):
         sys.stderr.drain()
 
@@ -81,19 +81,19 @@ def configure(
 ) -> None:
     """Send structlog's and the standard library's records to standard error, masked.
 
-    From here on nobody waits for whoever reads it, whatever is written to it.
+    From then on, nothing that writes to standard error waits for its reader.
 
     Args:
         level: the least severe level that is written.
-        style: one JSON object a line, or lines for people.
+        style: `json`, one object a line, or `console`, for people.
         secrets: texts that must never be written.
-        dropped: called with how many lines were dropped, because their reader takes no more.
+        dropped: called with the number of lines dropped because their reader has stalled.
     """
-    sys.stderr = unwaited(sys.stderr, dropped=dropped, resumed=_tell_dropped)
+    sys.stderr = in_background(sys.stderr, dropped=dropped, resumed=_log_dropped)
     hidden = tuple(secrets)
 
     def masked(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        return {mask(key, hidden): _masked(value, hidden) for key, value in event.items()}
+        return {mask(key, hidden): _mask_value(value, hidden) for key, value in event.items()}
 
     renderer: Processor = (
         structlog.processors.JSONRenderer()
@@ -118,13 +118,11 @@ def configure(
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    # At debug the SDK writes whole bodies and the write key; its errors are told by relay itself.
-    logging.getLogger("segment").setLevel(logging.CRITICAL + 1)
-    # The pool logs each attempt to connect; what fails for it is told by relay itself.
+    # The pool logs each attempt to connect; relay logs what fails because of it.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-    # urllib3 logs URLs and headers' names at debug, and a warning for each retry.
+    # urllib3 logs URLs and header names at debug, and a warning for each retry.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
-def _tell_dropped(lines: int) -> None:
+def _log_dropped(lines: int) -> None:
     structlog.get_logger().error("log.dropped", lines=lines)

@@ -1,4 +1,4 @@
-"""What may happen many times a second, and is told of once in a while."""
+"""Sampling of log lines: an event that happens many times a second is logged once a minute."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -9,31 +9,38 @@ from msgspec import Struct
 EVERY_SECONDS: Final = 60
 
 
-class _Told(Struct):
-    at: float
-    passed_over: int = 0
+class _Sample(Struct):
+    logged_at: float
+    suppressed: int = 0
 
 
-class Seldom:
-    """Tells whether it is time to tell of something again.
+class LogSampler:
+    """A limit on how often events of a kind are logged.
 
     Args:
-        clock: in seconds.
+        every_seconds: between two log lines of a kind.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, every_seconds: float = EVERY_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._every_seconds = every_seconds
         self._clock = clock
-        self._told: dict[Hashable, _Told] = {}
+        self._samples: dict[Hashable, _Sample] = {}
 
-    def due(self, subject: Hashable) -> int | None:
-        """How many times the subject was passed over since it was told last; None passes it over.
+    def sample(self, kind: Hashable) -> int | None:
+        """Return how many events of the kind were not logged since the last that was.
+
+        None if this event is not to be logged either.
 
         Args:
-            subject: one of a limited number, each of which is remembered.
+            kind: one of a limited number, each of which is remembered.
         """
-        told = self._told.get(subject)
-        if told and self._clock() - told.at < EVERY_SECONDS:
-            told.passed_over += 1
+        now = self._clock()
+        latest = self._samples.get(kind)
+        if latest and now - latest.logged_at < self._every_seconds:
+            latest.suppressed += 1
             return None
-        self._told[subject] = _Told(self._clock())
-        return told.passed_over if told else 0
+        self._samples[kind] = _Sample(now)
+        return latest.suppressed if latest else 0

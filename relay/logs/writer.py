@@ -1,4 +1,4 @@
-"""A text stream that nobody who writes to it waits for, because its reader may stall."""
+"""A text stream written in the background, so that a reader that stalls holds up no writer."""
 
 import io
 import os
@@ -8,25 +8,25 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
-MOST_BYTES: Final = 4 * 2**20
-"""What may wait to be written: thousands of lines."""
+MAX_WAITING_BYTES: Final = 4 * 2**20
+"""Thousands of lines."""
 DRAIN_SECONDS: Final = 2.0
 
 
 class BackgroundWriter(io.TextIOBase):
-    """Writes to a descriptor, in order, in a thread of its own.
+    """A writer to a descriptor, in order, in a thread of its own.
 
-    What no longer fits is dropped, and so is what cannot be written: the disk under it may be full.
+    Text that no longer fits is dropped, as is text that cannot be written (the disk may be full).
 
-    Each text is one write of the system's, so that up to `PIPE_BUF` bytes of it stay together on a
-    pipe that other processes write to.
+    Each text is one system call, so that up to `PIPE_BUF` bytes of it stay together on a pipe that
+    other processes write to.
 
     Args:
         output: the descriptor.
-        dropped: called with how many lines were dropped, whenever some are.
-        resumed: called once more can be written, with how many lines were dropped before; in the
+        dropped: called with the number of lines dropped, each time that some are.
+        resumed: called when text fits again, with the number of lines dropped until then; in the
             writing thread.
-        most_bytes: that may wait to be written.
+        max_waiting_bytes: how much text may wait to be written.
     """
 
     encoding = "utf-8"
@@ -37,24 +37,24 @@ class BackgroundWriter(io.TextIOBase):
         *,
         dropped: Callable[[int], object] = lambda _: None,
         resumed: Callable[[int], object] = lambda _: None,
-        most_bytes: int = MOST_BYTES,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
         self._output = output
         self._dropped = dropped
         self._resumed = resumed
-        self._most_bytes = most_bytes
+        self._max_waiting_bytes = max_waiting_bytes
         self._waiting: SimpleQueue[bytes | threading.Event] = SimpleQueue()
-        # A handler of a signal may write while its thread is writing.
+        # A signal handler may write while the thread that it interrupts is writing.
         self._lock = threading.RLock()
         self._waiting_bytes = 0
         self._dropped_lines = 0
         threading.Thread(target=self._write_all, name="log", daemon=True).start()
 
     def write(self, text: str) -> int:
-        """Have it written soon, or drop it; returns at once."""
+        """Queue the text to be written, or drop it; never block."""
         piece = text.encode(errors="backslashreplace")
         with self._lock:
-            fits = self._waiting_bytes + len(piece) <= self._most_bytes
+            fits = self._waiting_bytes + len(piece) <= self._max_waiting_bytes
             if fits:
                 self._waiting_bytes += len(piece)
                 self._waiting.put(piece)
@@ -63,18 +63,18 @@ class BackgroundWriter(io.TextIOBase):
         return len(text)
 
     def writable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def isatty(self) -> bool:
-        """Whether a person reads it."""
+        """Return whether the descriptor is a terminal."""
         return os.isatty(self._output)
 
     def drain(self, seconds: float = DRAIN_SECONDS) -> None:
-        """Wait until what was written so far is out, or its reader has had so much time."""
-        out = threading.Event()
-        self._waiting.put(out)
-        out.wait(seconds)
+        """Wait until the text so far is written, or for so many seconds."""
+        written = threading.Event()
+        self._waiting.put(written)
+        written.wait(seconds)
 
     def _write_all(self) -> None:
         while True:
@@ -91,9 +91,9 @@ class BackgroundWriter(io.TextIOBase):
                 written = True
             with self._lock:
                 self._waiting_bytes -= len(piece)
-                # While little fits, each line about it would take the place of another one.
-                tell = written and self._waiting_bytes <= self._most_bytes // 2
-                lines = self._dropped_lines if tell else 0
+                # While little fits, a line about dropped lines would take the place of another.
+                has_room = written and self._waiting_bytes <= self._max_waiting_bytes // 2
+                lines = self._dropped_lines if has_room else 0
                 self._dropped_lines -= lines
             if lines:
                 self._resumed(lines)
@@ -102,7 +102,7 @@ class BackgroundWriter(io.TextIOBase):
         while piece:
             try:
                 piece = piece[os.write(self._output, piece) :]
-            except BlockingIOError:  # somebody who shares the pipe has set it so
+            except BlockingIOError:  # another process that shares the pipe has set it so
                 poller = select.poll()
                 poller.register(self._output, select.POLLOUT)
                 poller.poll()

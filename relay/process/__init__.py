@@ -1,1 +1,1 @@
-"""What concerns this process: its files, threads and supervisor."""
+"""This process: its files, threads, heartbeats, and systemd."""

@@ -1,4 +1,4 @@
-"""Which files this process has open, and how many files and connections it may."""
+"""The process's file descriptors: how many it may open, and how many of them for connections."""
 
 import os
 import resource
@@ -6,38 +6,38 @@ from contextlib import suppress
 from typing import Final
 
 MAX_FILES: Final = 2**16
-"""More are of no use; where there is no limit, the system may refuse to be asked for none."""
-KEPT_BACK: Final = 100
-"""Files that are no connections: of the outbox, its pool, the forwarder's pipes, what is read."""
+"""More are of no use, and where nothing limits them, the system may refuse to set no limit."""
+RESERVED_FILES: Final = 100
+"""Files that are not connections: the outbox, its pool, the forwarder's pipes, what is read."""
 MAX_CONNECTIONS: Final = 4_000
-LEAST_CONNECTIONS: Final = 20
+MIN_CONNECTIONS: Final = 20
 
 _STANDARD_ERROR: Final = 2
 
 
 def open_standard_files() -> None:
-    """Let descriptors 0 to 2 be open, if only on nothing.
+    """Open each of the descriptors 0 to 2 that is closed, on /dev/null.
 
-    Where one is closed, the listener, a connection or the event loop would get its number, of which
-    C libraries and processes that are started take it that it is a standard file.
+    Otherwise the listener, a connection or the event loop gets its number, and C libraries and
+    child processes use it as standard input, output or error.
     """
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
-        os.set_inheritable(opened, True)  # noqa: FBT003 (as Python's own)
-    os.close(opened)
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 (Python's own signature)
+    os.close(descriptor)
 
 
 def raise_file_limit() -> None:
-    """Let this process, and those that it starts, open as many files as it may let itself."""
+    """Raise the limit of open files, for this process and its children, as far as is allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        with suppress(ValueError, OSError):  # then it stays as it is
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    limit = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        with suppress(ValueError, OSError):  # the limit stays as it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
-def most_connections() -> int:
-    """How many there may be at once, so that files are left for all else."""
+def max_connections() -> int:
+    """Return how many connections may be open at once, so that files are left for all else."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
-    return max(min(soft - KEPT_BACK, MAX_CONNECTIONS), LEAST_CONNECTIONS)
+    return max(min(soft - RESERVED_FILES, MAX_CONNECTIONS), MIN_CONNECTIONS)

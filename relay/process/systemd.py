@@ -1,4 +1,4 @@
-"""What systemd is told by a service of `Type=notify` (sd_notify(3)); elsewhere nothing is."""
+"""Notifications to systemd by a service of `Type=notify` (sd_notify(3))."""
 
 import os
 import socket
@@ -10,11 +10,11 @@ STOPPING = "STOPPING=1"
 
 
 def notify(state: str) -> None:
-    """Tell systemd, if it has started this process and wants to know; waits for nothing."""
+    """Send the state to systemd, if systemd has asked for it; never block, never fail."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.settimeout(0)  # a stalled systemd stalls nobody
+        sender.settimeout(0)  # a stalled systemd must not stall relay
         sender.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
         sender.send(state.encode())

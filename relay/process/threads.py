@@ -1,4 +1,4 @@
-"""No thread ends without a sign: without it, the process may live on and do nothing."""
+"""A thread that fails ends the process, which would otherwise live on and do nothing."""
 
 import threading
 from collections.abc import Callable
@@ -9,12 +9,12 @@ _log = structlog.get_logger()
 
 
 def end_with_any_thread(end: Callable[[], object]) -> None:
-    """Have `end` called when any thread of this process ends by an error, which is logged."""
+    """Log the error of any thread that fails from now on, and call `end`."""
 
-    def died(what: threading.ExceptHookArgs) -> None:
-        thread = what.thread.name if what.thread else None
-        error = (what.exc_type, what.exc_value, what.exc_traceback)
+    def thread_failed(failure: threading.ExceptHookArgs) -> None:
+        thread = failure.thread.name if failure.thread else None
+        error = (failure.exc_type, failure.exc_value, failure.exc_traceback)
         _log.critical("thread.died", thread=thread, exc_info=error)
         end()
 
-    threading.excepthook = died
+    threading.excepthook = thread_failed

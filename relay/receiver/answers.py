@@ -1,4 +1,4 @@
-"""What a webhook is answered."""
+"""Answers to webhooks."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -15,14 +15,14 @@ RETRY_AFTER_SECONDS: Final = 5
 
 
 class Answer(Struct, frozen=True):
-    """A status of HTTP, a JSON body, and headers beside its own."""
+    """An HTTP status, a JSON body, and headers in addition to the body's own."""
 
     status: int
     content: Mapping[str, str]
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def encoded(self) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        """The status, all headers, and the body."""
+        """Return the status, all headers, and the body."""
         body = json.encode(self.content)
         headers = [
             (b"content-type", b"application/json"),
@@ -35,12 +35,12 @@ class Answer(Struct, frozen=True):
 def answer_to(
     source: Source, arrival: Arrival | Ignored, result: StoreResult | None = None
 ) -> Answer:
-    """Return what the sender of a webhook is answered.
+    """Return the answer to a webhook.
 
     Args:
         source: of the webhook.
-        arrival: what it was to be stored as, or that it is ignored.
-        result: of storing the arrival; None if it is ignored.
+        arrival: what the webhook was accepted as.
+        result: of storing the arrival; None if the webhook is ignored.
     """
     if isinstance(arrival, Ignored):
         return Answer(200, {"status": "ignored", "reason": arrival.reason})

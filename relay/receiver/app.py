@@ -1,4 +1,4 @@
-"""The HTTP application: webhooks in plain ASGI, all other pages in Starlette."""
+"""The HTTP application: webhooks in plain ASGI, every other page in Starlette."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from relay.receiver.committer import Committer
 from relay.receiver.endpoint import Webhooks
 from relay.receiver.health import Liveness, Readiness
 
-_FIRST_LOOK_SECONDS: Final = 1.0
+_FIRST_CHECK_SECONDS: Final = 1.0
 
 _log: Final = structlog.get_logger()
 
@@ -37,18 +37,18 @@ def create_app(  # noqa: PLR0913 (what it is built of)
     started: Callable[[], object] = lambda: None,
     healthy: Callable[[], object] = lambda: None,
 ) -> ASGIApp:
-    """Return the HTTP application: webhooks, health pages and others.
+    """Return the HTTP application: webhooks, health pages and further pages.
 
     Args:
         webhooks: the endpoint of all sources.
         committer: started and closed with the application.
-        outbox: asked whether it takes writes.
-        capacity: beyond it nothing is taken.
-        destinations: on hold, they keep relay from being ready.
-        problems: what else keeps relay from being ready, a sentence each.
-        pages: what else is served.
+        outbox: checked for readiness.
+        capacity: beyond it nothing is accepted.
+        destinations: while one is on hold, relay is not ready.
+        problems: returns what else keeps relay from being ready, a sentence each.
+        pages: further pages.
         started: called at the start, once signals are handled.
-        healthy: called once a second while this process can do its job.
+        healthy: called once a second while this process works.
     """
     backpressure = Backpressure(committer, capacity)
     liveness = Liveness(committer, healthy)
@@ -58,15 +58,17 @@ def create_app(  # noqa: PLR0913 (what it is built of)
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         started()
         committer.start()
-        # An outbox that takes longer than this to open, or to answer, is told of meanwhile.
-        await asyncio.wait([asyncio.create_task(backpressure.look())], timeout=_FIRST_LOOK_SECONDS)
-        watches = [
-            asyncio.create_task(_kept_up(watch))
+        # An outbox that takes longer to open or to answer is checked again by `backpressure.watch`.
+        await asyncio.wait(
+            [asyncio.create_task(backpressure.check())], timeout=_FIRST_CHECK_SECONDS
+        )
+        tasks = [
+            asyncio.create_task(_keep_running(watch))
             for watch in (webhooks.cancel_slow_reads, backpressure.watch, liveness.watch)
         ]
         yield
-        for watch in watches:
-            watch.cancel()
+        for task in tasks:
+            task.cancel()
         await committer.close()
 
     app = Starlette(
@@ -79,36 +81,36 @@ def create_app(  # noqa: PLR0913 (what it is built of)
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    nowhere = app.router.default
+    not_found = app.router.default
 
-    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
-        # What is posted where nothing is: a webhook's URL, most likely, with a slip in its path.
-        await (webhooks if scope.get("method") == "POST" else nowhere)(scope, receive, send)
+    async def unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
+        # A POST to an unknown path is most likely a webhook whose URL was mistyped.
+        await (webhooks if scope.get("method") == "POST" else not_found)(scope, receive, send)
 
-    app.router.default = elsewhere
+    app.router.default = unknown_path
 
-    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
-        # Starlette's layers around a route take a tenth of a webhook's time and give it nothing.
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        # Starlette's routing and middleware would take a tenth of a webhook's time for nothing.
         if scope["type"] == "http" and scope["path"].lstrip("/ ").startswith("webhooks/"):
             await webhooks(scope, receive, send)
         else:
             await app(scope, receive, send)
 
-    return routed
+    return route
 
 
-async def _kept_up(watch: Callable[[], Awaitable[None]]) -> None:
-    """Begin the watch again whenever it fails, until it is cancelled."""
+async def _keep_running(watch: Callable[[], Awaitable[None]]) -> None:
+    """Run the watch, again whenever it fails, until this is cancelled."""
     while True:
         try:
             await watch()
-        except Exception:  # noqa: BLE001 (out of threads or memory: it may pass)
+        except Exception:  # noqa: BLE001 (too few threads or too little memory may pass)
             _log.exception("receiver.watch_failed")
             await asyncio.sleep(1)
 
 
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)  # noqa: S101 (Starlette registers it for no other)
+    assert isinstance(error, HTTPException)  # noqa: S101 (it is registered for no other error)
     content = {"status": "refused", "error": error.detail}
     return JSONResponse(content, status_code=error.status_code, headers=error.headers)
 

@@ -1,7 +1,6 @@
-"""Backpressure: relay takes nothing more while it is full, so that what it has can still go out."""
+"""Backpressure: relay accepts nothing more while it is full, so that it can forward what it has."""
 
 import asyncio
-from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -11,7 +10,7 @@ from relay.errors import OutboxBrokenError, OutboxError, OutboxNotOpenError
 from relay.outbox.protocol import Outbox
 from relay.receiver.committer import Committer
 
-CHECKED_EVERY: Final = timedelta(seconds=1)
+CHECK_SECONDS: Final = 1
 
 _MEBIBYTE: Final = 2**20
 
@@ -19,12 +18,12 @@ _log: Final = structlog.get_logger()
 
 
 class Capacity:
-    """How much an outbox may hold.
+    """The limits of what an outbox may hold.
 
     Args:
         outbox: the one that is limited.
         max_backlog: pending entries; None for any number.
-        min_free_disk: MiB that stay free on the outbox's disk, where that can be known.
+        min_free_disk: MiB that stay free on the outbox's disk, where its free space is known.
     """
 
     def __init__(self, outbox: Outbox, *, max_backlog: int | None, min_free_disk: int) -> None:
@@ -36,14 +35,14 @@ class Capacity:
         """Return which limit is exceeded, as a sentence; None if none is.
 
         Raises:
-            OutboxBrokenError: the outbox does nothing more in this process.
+            OutboxBrokenError: the outbox will do nothing more in this process.
         """
         try:
             if self._max_backlog is not None and self._outbox.pending_exceed(self._max_backlog):
                 return f"more than {self._max_backlog} entries wait (RELAY_MAX_BACKLOG)"
             free = self._outbox.free_bytes()
         except OutboxNotOpenError:
-            return None  # storing tells why
+            return None  # storing fails with the reason
         except OutboxBrokenError:
             raise
         except OutboxError as error:
@@ -55,20 +54,20 @@ class Capacity:
 
 
 class Backpressure:
-    """Has the committer refuse webhooks while a limit is exceeded."""
+    """Makes the committer refuse webhooks while a limit is exceeded."""
 
     def __init__(self, committer: Committer, capacity: Capacity) -> None:
         self._committer = committer
         self._capacity = capacity
         self._exceeded: str | None = None
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Check how full the outbox is, and whether it still works."""
         try:
             exceeded = await run_in_threadpool(self._capacity.exceeded)
         except OutboxBrokenError as error:
             exceeded = str(error)
-            self._committer.give_up(error)
+            self._committer.report_broken(error)
         self._committer.refuse(exceeded)
         if exceeded and not self._exceeded:
             _log.error("receiver.closed", reason=exceeded)
@@ -79,9 +78,9 @@ class Backpressure:
     async def watch(self) -> None:
         """Check once a second, until it is cancelled."""
         while True:
-            await asyncio.sleep(CHECKED_EVERY.total_seconds())
-            await self.look()
+            await asyncio.sleep(CHECK_SECONDS)
+            await self.check()
 
     def problems(self) -> list[str]:
-        """Return the limit that is exceeded, and why the latest webhooks were not stored."""
+        """Return which limit is exceeded, and why the latest webhooks were not stored."""
         return [reason for reason in (self._exceeded, self._committer.problem()) if reason]

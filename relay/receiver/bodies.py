@@ -1,4 +1,4 @@
-"""Bodies as they come: read within limits of size, time and memory, unpacked, and verified."""
+"""Request bodies: read within limits of size, time and memory, decompressed and verified."""
 
 import asyncio
 import re
@@ -11,29 +11,31 @@ from starlette.types import Receive
 
 from relay.receiver.answers import RETRY_AFTER_SECONDS, Answer
 from relay.receiver.budget import Budget
-from relay.receiver.protocol import Headers
+from relay.receiver.buffered import Headers
 from relay.sources import Source, Verifier
 from relay.truncation import KEPT_BYTES
 
 MAX_BODY_BYTES: Final = 2**20
-MAX_CUT_BYTES: Final = 8 * 2**20
-"""Of a sender that an error would hold back: what is beyond `MAX_BODY_BYTES` is read, not kept."""
+MAX_TRUNCATED_BYTES: Final = 8 * 2**20
+"""Of a source that an error blocks: what is beyond `MAX_BODY_BYTES` is read, not kept."""
 BODY_SECONDS: Final = 10
 MAX_UNVERIFIED_BYTES: Final = 16 * 2**20
-"""In hand at once, of bodies whose signature is known only at their end."""
+"""In memory at once, of bodies whose signature can be checked only at their end."""
 
 _GZIP: Final = b"\x1f\x8b"
 _IDENTITY: Final = frozenset({b"", b"identity"})
 _GZIPPED: Final = frozenset({b"gzip", b"x-gzip"})
-_TOKENS: Final = re.compile(rb"[\s,]*,[\s,]*")
+_SEPARATORS: Final = re.compile(rb"[\s,]*,[\s,]*")
 
 
 class RequestRefusedError(Exception):
-    """The request is refused without a look at its content.
+    """The request is refused without regard to its content.
 
     Attributes:
-        drain: the sender may still be sending; let it finish for a while, so that it sees this.
-        why: what the log is told, one of a few sentences.
+        answer: to the request.
+        drain: whether the sender may still be sending; it then gets time to finish, so that it
+            reads the answer.
+        why: the reason for the log, one of a few sentences.
     """
 
     def __init__(
@@ -52,93 +54,94 @@ class SenderGoneError(Exception):
 
 
 class Body(Protocol):
-    """What came.
+    """A body that has been read.
 
     Attributes:
-        content: unpacked; only its beginning where it is cut.
-        size: of all that came, unpacked.
-        is_cut: it was too large to be kept whole.
+        content: decompressed; only the beginning if it is truncated.
+        size: of the whole, decompressed.
+        is_truncated: whether it was too large to be kept whole.
     """
 
     content: bytearray
     size: int
-    is_cut: bool
+    is_truncated: bool
 
     def digest(self) -> str:
-        """Of all that came, as it came, in hex."""
+        """Return the SHA-256 of the whole body as it was sent, in hex."""
         ...
 
 
-class _Pieces:
-    """See `Body`: it grows.
+class _GrowingBody:
+    """A `Body` while it is read.
 
     Args:
-        is_packed: it is said to be gzip. What does not begin like it is taken as it is: proxies
-            that unpack bodies may leave the header.
-        may_be_cut: beyond `MAX_BODY_BYTES` its beginning is kept.
+        is_gzipped: whether the headers say so. A body that is no gzip all the same is taken as it
+            is: a proxy that decompresses bodies may leave the header.
+        may_be_truncated: whether only the beginning of one beyond `MAX_BODY_BYTES` is kept;
+            otherwise such a body is refused.
     """
 
-    def __init__(self, *, is_packed: bool, may_be_cut: bool) -> None:
+    def __init__(self, *, is_gzipped: bool, may_be_truncated: bool) -> None:
         self.content = bytearray()
         self.size = 0
-        self.is_cut = False
-        self._may_be_cut = may_be_cut
-        self._is_packed = is_packed
-        self._came = bytearray()  # of what is packed: as it came, in case that it is not gzip
-        self._unpacker: zlib._Decompress | None = None
+        self.is_truncated = False
+        self._may_be_truncated = may_be_truncated
+        self._is_gzipped = is_gzipped
+        self._compressed = bytearray()  # kept in case that it turns out not to be gzip
+        self._decompressor: zlib._Decompress | None = None
         self._digest = sha256()
         self._raw_size = 0
 
     @property
-    def held(self) -> int:
-        """Bytes in hand."""
-        return len(self.content) + len(self._came)
+    def held_bytes(self) -> int:
+        """How many bytes it keeps in memory."""
+        return len(self.content) + len(self._compressed)
 
-    def expect(self, size: int) -> None:
-        """Refuse it before it comes, where its size is said to be too large.
+    def check_size(self, size: int) -> None:
+        """Check a size that the body has, or will have.
 
         Raises:
-            RequestRefusedError: it is.
+            RequestRefusedError: it is too large.
         """
         if size > self._limit:
             raise self._too_large()
 
     def add(self, piece: bytes) -> None:
-        """Take the next piece, as it comes.
+        """Add the next piece, as it was sent.
 
         Raises:
-            RequestRefusedError: it is too large.
+            RequestRefusedError: the body is too large.
         """
         self._digest.update(piece)
         self._raw_size += len(piece)
-        self.expect(self._raw_size)
-        if not self._is_packed:
+        self.check_size(self._raw_size)
+        if not self._is_gzipped:
             self._keep(piece)
             return
-        self._came += piece
-        if len(self._came) > MAX_BODY_BYTES:
+        self._compressed += piece
+        if len(self._compressed) > MAX_BODY_BYTES:
             raise self._too_large()
-        if self._unpacker is None:
-            if len(self._came) < len(_GZIP):
+        if self._decompressor is None:
+            if len(self._compressed) < len(_GZIP):
                 return
-            if not self._came.startswith(_GZIP):
-                self._take_as_it_is()
+            if not self._compressed.startswith(_GZIP):
+                self._keep_uncompressed()
                 return
-            self._unpacker, piece = _unpacker(), bytes(self._came)
+            self._decompressor, piece = _decompressor(), bytes(self._compressed)
         try:
-            self._unpack(piece)
+            self._decompress(piece)
         except zlib.error:
-            self._take_as_it_is()
+            self._keep_uncompressed()
 
     def end(self) -> None:
-        """Settle what it is, now that all has come."""
-        if self._is_packed and not (self._unpacker and self._unpacker.eof):
-            self._take_as_it_is()  # cut off by its sender
+        """Finish, now that all of it has come."""
+        if self._is_gzipped and not (self._decompressor and self._decompressor.eof):
+            self._keep_uncompressed()  # gzip that ends too soon
 
-    def forget(self) -> None:
-        """Give back its memory."""
+    def clear(self) -> None:
+        """Free its memory."""
         self.content.clear()
-        self._came.clear()
+        self._compressed.clear()
 
     def digest(self) -> str:
         """See `Body.digest`."""
@@ -146,100 +149,103 @@ class _Pieces:
 
     @property
     def _limit(self) -> int:
-        return MAX_CUT_BYTES if self._may_be_cut else MAX_BODY_BYTES
+        return MAX_TRUNCATED_BYTES if self._may_be_truncated else MAX_BODY_BYTES
 
     def _too_large(self) -> RequestRefusedError:
-        return RequestRefusedError(413, f"a body has {self._limit} bytes at the most")
+        return RequestRefusedError(413, f"the body is larger than {self._limit} bytes")
 
-    def _unpack(self, piece: bytes) -> None:
+    def _decompress(self, piece: bytes) -> None:
         is_full = False
-        # Where it fills its room, more may be ready than the rest of the piece tells.
-        while self._unpacker and (piece or (is_full and not self._unpacker.eof)):
-            if self._unpacker.eof:
-                self._unpacker = _unpacker()  # gzip may have several members
-            unpacked = self._unpacker.decompress(piece, KEPT_BYTES)
-            self._keep(unpacked)
-            is_full = len(unpacked) == KEPT_BYTES
-            piece = self._unpacker.unconsumed_tail or self._unpacker.unused_data
+        # After a full output, more may be ready although nothing of the piece is left.
+        while self._decompressor and (piece or (is_full and not self._decompressor.eof)):
+            if self._decompressor.eof:
+                self._decompressor = _decompressor()  # gzip may have several members
+            decompressed = self._decompressor.decompress(piece, KEPT_BYTES)
+            self._keep(decompressed)
+            is_full = len(decompressed) == KEPT_BYTES
+            piece = self._decompressor.unconsumed_tail or self._decompressor.unused_data
 
     def _keep(self, piece: bytes) -> None:
         self.size += len(piece)
-        self.expect(self.size)
-        if not self.is_cut:
+        self.check_size(self.size)
+        if not self.is_truncated:
             self.content += piece
         if self.size > MAX_BODY_BYTES:
-            self.is_cut = True
+            self.is_truncated = True
             del self.content[KEPT_BYTES:]
 
-    def _take_as_it_is(self) -> None:
-        came, self._came, self._is_packed = self._came, bytearray(), False
-        self.content, self.size, self.is_cut = bytearray(), 0, False
-        self._keep(bytes(came))
+    def _keep_uncompressed(self) -> None:
+        sent, self._compressed, self._is_gzipped = self._compressed, bytearray(), False
+        self.content, self.size, self.is_truncated = bytearray(), 0, False
+        self._keep(bytes(sent))
 
 
-def _unpacker() -> "zlib._Decompress":
+def _decompressor() -> "zlib._Decompress":
     return zlib.decompressobj(wbits=31)
 
 
-class _Reading(Struct, eq=False):
-    """A body that is being read.
+class _Read(Struct, eq=False):
+    """The reading of a body, by a task of its own request.
 
     Attributes:
-        refusal: why it no longer is.
+        started_at: by the event loop's clock.
+        refusal: why it was ended, if it was.
     """
 
     task: "asyncio.Task[object]"
-    since: float
+    started_at: float
     refusal: RequestRefusedError | None = None
 
-    def give_up(self, refusal: RequestRefusedError) -> None:
-        """End it with the refusal."""
+    def cancel(self, refusal: RequestRefusedError) -> None:
+        """End the reading with the refusal."""
         if self.refusal is None:
             self.refusal = refusal
             self.task.cancel()
 
-    def turn_out(self) -> None:
+    def evict(self) -> None:
         """See `Holder`."""
         retry_after = (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)
-        self.give_up(RequestRefusedError(503, "too many bodies are being read", retry_after))
+        self.cancel(RequestRefusedError(503, "too many bodies are being read", retry_after))
 
 
 class Bodies:
     """Reads the bodies of requests."""
 
     def __init__(self) -> None:
-        self._readings: set[_Reading] = set()
+        self._reads: set[_Read] = set()
         self._unverified = Budget(MAX_UNVERIFIED_BYTES)
 
     async def cancel_slow_reads(self) -> None:
-        """End the reading of every body that takes too long; runs until it is cancelled.
+        """Once a second, end the reading of every body that takes too long; run until cancelled.
 
-        It looks at all of them once a second: a timer for each would cost more than its reading.
+        A timer for each body would cost more than reading it.
         """
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(1)
-            for reading in [*self._readings]:
-                if loop.time() - reading.since > BODY_SECONDS:
+            for read in [*self._reads]:
+                if loop.time() - read.started_at > BODY_SECONDS:
                     slow = f"the body took more than {BODY_SECONDS} s"
-                    reading.give_up(RequestRefusedError(408, slow, drain=False))
+                    read.cancel(RequestRefusedError(408, slow, drain=False))
 
     async def read(
         self, source: Source, headers: Headers, receive: Receive, verifier: Verifier
     ) -> Body:
-        """The body, whose pieces the verifier has been given.
+        """Read a request's body, and feed it to the verifier.
 
         Raises:
-            RequestRefusedError: it is too large, known before it is read, or too slow; it is packed
-                in a way that relay does not know; or there are too many.
+            RequestRefusedError: the body is too large, too slow, or compressed in a way that relay
+                does not know; or too many are being read.
             SenderGoneError: it will never be complete.
         """
-        body = _Pieces(is_packed=_is_packed(headers, source), may_be_cut=source.blocks_on_error)
-        body.expect(_length(headers))
+        body = _GrowingBody(
+            is_gzipped=_is_gzipped(headers, source), may_be_truncated=source.blocks_on_error
+        )
+        body.check_size(_content_length(headers))
         task = cast("asyncio.Task[object]", asyncio.current_task())
-        reading = _Reading(task, asyncio.get_running_loop().time())
-        self._readings.add(reading)
-        is_whole = False
+        read = _Read(task, asyncio.get_running_loop().time())
+        self._reads.add(read)
+        is_complete = False
         try:
             while True:
                 message = await receive()
@@ -250,47 +256,49 @@ class Bodies:
                 body.add(piece)
                 if not message.get("more_body", False):
                     body.end()
-                    is_whole = True
+                    is_complete = True
                     return body
                 if source.signs_body:
-                    self._unverified.hold(reading, body.held)
+                    self._unverified.hold(read, body.held_bytes)
         except asyncio.CancelledError:
-            if reading.refusal is None:
-                raise  # by someone else
+            if read.refusal is None:
+                raise  # cancelled for another reason
             task.uncancel()
-            raise reading.refusal from None
+            raise read.refusal from None
         finally:
-            self._readings.discard(reading)
-            self._unverified.give_back(reading)
-            if not is_whole:
-                body.forget()  # the error would hold on to it while the sender is told
+            self._reads.discard(read)
+            self._unverified.release(read)
+            if not is_complete:
+                body.clear()  # the traceback keeps it alive while the refusal is sent
 
 
 def is_encoded(headers: Headers) -> bool:
-    """Whether the body is said to be packed in any way."""
-    for name, _ in headers:  # noqa: SIM110 (for every webhook; a generator takes thrice as long)
+    """Return whether the headers name any content coding."""
+    for name, _ in headers:  # noqa: SIM110 (`any` takes three times as long, for every webhook)
         if name == b"content-encoding":
             return True
     return False
 
 
-def _is_packed(headers: Headers, source: Source) -> bool:
-    """Whether the body is said to be gzip.
+def _is_gzipped(headers: Headers, source: Source) -> bool:
+    """Return whether the headers say that the body is gzip.
 
     Raises:
-        RequestRefusedError: it is said to be something else; but not to a sender that an error
-            blocks, whose body is then kept as a dead letter.
+        RequestRefusedError: they name another coding. Not for a source that an error blocks: its
+            body becomes a dead letter.
     """
-    said = b",".join(value for name, value in headers if name == b"content-encoding")
-    codings = [c for c in _TOKENS.split(said.strip().lower()) if c not in _IDENTITY]
+    value = b",".join(value for name, value in headers if name == b"content-encoding")
+    codings = [c for c in _SEPARATORS.split(value.strip().lower()) if c not in _IDENTITY]
     if not codings:
         return False
     if len(codings) == 1 and codings[0] in _GZIPPED:
         return True
     if source.blocks_on_error:
         return False
-    raise RequestRefusedError(415, "only gzip is unpacked", (b"accept-encoding", b"gzip"))
+    raise RequestRefusedError(
+        415, "the only content encoding supported is gzip", (b"accept-encoding", b"gzip")
+    )
 
 
-def _length(headers: Headers) -> int:
+def _content_length(headers: Headers) -> int:
     return next((int(value) for name, value in headers if name == b"content-length"), 0)

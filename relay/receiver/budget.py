@@ -1,39 +1,39 @@
-"""How many bytes of strangers are in hand at once."""
+"""A limit on the bytes that unauthenticated senders may keep in memory."""
 
 from typing import Protocol
 
 
 class Holder(Protocol):
-    """Who holds bytes of somebody that has not shown who it is."""
+    """Something that keeps bytes of an unauthenticated sender."""
 
-    def turn_out(self) -> None:
-        """Give them up at once."""
+    def evict(self) -> None:
+        """Give up the bytes at once."""
         ...
 
 
 class Budget:
-    """Bytes in hand; the one that has held its share the longest gives it up first.
+    """Bytes in memory; when there are too many, who has held some the longest is evicted.
 
-    A good sender is done within moments: it is the slow ones that make room.
+    A good sender is done within moments, so it is the slow ones that make room.
 
     Args:
-        most_bytes: in hand at once.
+        max_bytes: in memory at once.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._held: dict[Holder, int] = {}
         self._total = 0
 
     def hold(self, holder: Holder, size: int) -> None:
-        """It has so many bytes in hand by now; others, or it itself, may be turned out."""
+        """Note how many bytes the holder has by now; it, or others, may be evicted."""
         self._total += size - self._held.get(holder, 0)
         self._held[holder] = size
-        while self._total > self._most:
+        while self._total > self._max_bytes:
             oldest = next(iter(self._held))
-            self.give_back(oldest)
-            oldest.turn_out()
+            self.release(oldest)
+            oldest.evict()
 
-    def give_back(self, holder: Holder) -> None:
-        """It has nothing in hand any more."""
+    def release(self, holder: Holder) -> None:
+        """Note that the holder has no bytes any more."""
         self._total -= self._held.pop(holder, 0)

@@ -1,25 +1,25 @@
-"""Who is connected, and who goes first when there are too many."""
+"""A server's connections: how many there may be, and which are closed to make room."""
 
 from typing import Final, Protocol
 
 import structlog
 
-from relay.logs.sampling import Seldom
+from relay.logs.sampling import LogSampler
 from relay.metrics.definitions import CONNECTIONS_SHED
 from relay.receiver.budget import Budget
 
 MAX_HEADS_BYTES: Final = 2**23
-"""Of heads that are not complete, in hand at once."""
-MAX_SENDING_AHEAD: Final = 50
-"""Connections with several requests behind the one that is being answered."""
+"""Of incomplete request heads, in memory at once."""
+MAX_PIPELINING: Final = 50
+"""Connections that may each have several requests wait for the answer to an earlier one."""
 
 _log = structlog.get_logger()
 
 
-class Guest(Protocol):
-    """A connection."""
+class Connection(Protocol):
+    """A connection, as its server sees it."""
 
-    def turn_out(self) -> None:
+    def evict(self) -> None:
         """Close it at once, whatever it waits for."""
         ...
 
@@ -27,97 +27,97 @@ class Guest(Protocol):
         """Let the answer that is due be its last."""
         ...
 
-    def close_if_quiet(self) -> None:
+    def close_if_idle(self) -> None:
         """Close it if no request is under way and nothing has come for a while."""
         ...
 
 
-class Crowd:
+class Connections:
     """The connections of a server.
 
     Args:
-        most: how many there may be at once.
+        max_count: how many there may be at once.
 
     Attributes:
-        leaving: whether the server ends, and each answer is its connection's last.
+        ending: whether the server ends, so that each answer is its connection's last.
     """
 
-    def __init__(self, most: int) -> None:
-        self.leaving = False
-        self._most = most
+    def __init__(self, max_count: int) -> None:
+        self.ending = False
+        self._max_count = max_count
+        self._all: set[Connection] = set()
         self._heads = Budget(MAX_HEADS_BYTES)
-        self._ahead: set[Guest] = set()
-        self._seldom = Seldom()
-        self._all: set[Guest] = set()
+        self._pipelining: set[Connection] = set()
+        self._sampler = LogSampler()
         # Both in the order in which they began to wait.
-        self._headless: dict[Guest, None] = {}
-        self._resting: dict[Guest, None] = {}
+        self._without_request: dict[Connection, None] = {}
+        self._answered: dict[Connection, None] = {}
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def came(self, guest: Guest) -> None:
-        """Count it, as one that has not sent a request yet; another one, or it itself, may go."""
-        if len(self._all) >= self._most and not self.shed():
-            self._told_of("every connection is in use")
-            guest.turn_out()
-        self._all.add(guest)
-        self._headless[guest] = None
+    def add(self, connection: Connection) -> None:
+        """Add a new connection; it, or another one, is closed if there are too many."""
+        if len(self._all) >= self._max_count and not self.shed():
+            self._log_shed("every connection is in use")
+            connection.evict()
+        self._all.add(connection)
+        self._without_request[connection] = None
 
-    def begins(self, guest: Guest, size: int) -> None:
-        """It has sent so many bytes of a head that is not complete."""
-        self._heads.hold(guest, size)
+    def hold_head(self, connection: Connection, size: int) -> None:
+        """Note how many bytes of an incomplete request head the connection has sent."""
+        self._heads.hold(connection, size)
 
-    def may_send_ahead(self, guest: Guest) -> bool:
-        """Whether it may have several requests wait behind the one that is being answered."""
-        if len(self._ahead) < MAX_SENDING_AHEAD:
-            self._ahead.add(guest)
-        return guest in self._ahead
+    def may_pipeline(self, connection: Connection) -> bool:
+        """Return whether the connection may have several requests wait behind another."""
+        if len(self._pipelining) < MAX_PIPELINING:
+            self._pipelining.add(connection)
+        return connection in self._pipelining
 
-    def asked(self, guest: Guest) -> None:
-        """It has sent a request's head, so it stays until it is answered."""
-        self._headless.pop(guest, None)
-        self._resting.pop(guest, None)
-        self._heads.give_back(guest)
+    def start_request(self, connection: Connection) -> None:
+        """Note that a request head is complete: the connection is not shed until it is answered."""
+        self._without_request.pop(connection, None)
+        self._answered.pop(connection, None)
+        self._heads.release(connection)
 
-    def rests(self, guest: Guest) -> None:
-        """It has been answered, or does not read its answer."""
-        self._resting[guest] = None
-        self._ahead.discard(guest)
+    def end_request(self, connection: Connection) -> None:
+        """Note that the connection has been answered, or does not read its answer."""
+        self._answered[connection] = None
+        self._pipelining.discard(connection)
 
-    def went(self, guest: Guest) -> None:
-        """Forget it."""
-        self._all.discard(guest)
-        self._ahead.discard(guest)
-        self.asked(guest)
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection that is closed."""
+        self._all.discard(connection)
+        self._pipelining.discard(connection)
+        self.start_request(connection)
 
-    def leave(self) -> None:
+    def end(self) -> None:
         """Let each answer be its connection's last, from now on."""
-        self.leaving = True
-        for guest in [*self._all]:
-            guest.close_after_answer()
+        self.ending = True
+        for connection in [*self._all]:
+            connection.close_after_answer()
 
-    def close_the_quiet(self) -> None:
-        """Close those of whom nothing has come for a while."""
-        for guest in [*self._all]:
-            guest.close_if_quiet()
+    def close_idle(self) -> None:
+        """Close every connection that is idle and has sent nothing for a while."""
+        for connection in [*self._all]:
+            connection.close_if_idle()
 
     def shed(self) -> bool:
-        """Turn out who has waited the longest; those that never sent a head go first.
+        """Close the connection that has waited the longest; first, any that sent no request yet.
 
         Returns:
-            Whether there was one.
+            Whether there was one to close.
         """
-        for waiting in (self._headless, self._resting):
-            for guest in waiting:
-                self.went(guest)
-                self._told_of("there are too many connections")
-                guest.turn_out()
+        for waiting in (self._without_request, self._answered):
+            for connection in waiting:
+                self.remove(connection)
+                self._log_shed("there are too many connections")
+                connection.evict()
                 return True
         return False
 
-    def _told_of(self, why: str) -> None:
+    def _log_shed(self, why: str) -> None:
         CONNECTIONS_SHED.inc()
-        more = self._seldom.due(why)
+        more = self._sampler.sample(why)
         if more is not None:
             _log.warning("http.connection_shed", why=why, connections=len(self._all), more=more)

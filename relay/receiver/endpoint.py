@@ -1,4 +1,4 @@
-"""The webhook endpoint, in plain ASGI, with a short way for webhooks that have come whole."""
+"""The webhook endpoint, in plain ASGI, with a fast path for webhooks that have come whole."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from relay.errors import OutboxError
 from relay.events import Ignored
-from relay.logs.sampling import Seldom
+from relay.logs.sampling import LogSampler
 from relay.metrics.definitions import WEBHOOKS
 from relay.outbox.entries import Arrival, Clock, utc_now
 from relay.receiver.answers import Answer, answer_to
@@ -24,14 +24,14 @@ from relay.receiver.bodies import (
     SenderGoneError,
     is_encoded,
 )
+from relay.receiver.buffered import Headers, Reply
 from relay.receiver.committer import Committer, StoreResult
-from relay.receiver.protocol import Headers, Reply
 from relay.routes import Route, Routes
 from relay.sources import Source, Verifier, Webhook
 
 _PASTED: Final = "/ \t\r\n"
 _WRONG_SIGNATURE: Final = (
-    "the signature does not fit the body: another key, or the body was changed on its way"
+    "the signature does not match the body: it was made with another key, or the body was changed"
 )
 
 _log: Final = structlog.get_logger()
@@ -46,7 +46,7 @@ class Webhooks:
         self._committer = committer
         self._clock = clock
         self._bodies = Bodies()
-        self._seldom = Seldom()
+        self._sampler = LogSampler()
         self.cancel_slow_reads = self._bodies.cancel_slow_reads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,10 +70,9 @@ class Webhooks:
             _count(source, "refused", "sender_gone")
 
     def handle_buffered(self, path: str, headers: Headers, body: bytes, reply: Reply) -> bool:
-        """Take a webhook that has come whole, by POST, without the tasks and messages of ASGI.
+        """Handle a webhook that has come whole, by POST; call `reply`, now or later.
 
-        Return False if it must be refused, which is left to the ASGI endpoint; otherwise `reply` is
-        called, now or later.
+        Return False if it must be refused, which is left to the ASGI endpoint.
         """
         if len(body) > MAX_BODY_BYTES or is_encoded(headers):
             return False
@@ -90,13 +89,13 @@ class Webhooks:
         return True
 
     def _route(self, path: str) -> Route:
-        # A pasted URL may have slashes or blanks too many.
+        # A pasted URL may have additional slashes or blanks.
         first, name, *_ = [*filter(None, (part.strip() for part in path.split("/"))), "", ""]
         if first != "webhooks":
-            raise RequestRefusedError(404, "webhooks are posted to /webhooks/ and a source's name")
+            raise RequestRefusedError(404, "not found; webhooks go to /webhooks/<source>")
         route = self._routes.get(name)
         if route is None:
-            raise RequestRefusedError(404, "no such source, or no secret is configured for it")
+            raise RequestRefusedError(404, "unknown source, or no secret is configured for it")
         return route
 
     def _check_method(self, method: str) -> None:
@@ -112,10 +111,10 @@ class Webhooks:
 
     def _arrival(self, route: Route, body: Body) -> Arrival | Ignored:
         now = self._clock()
-        if not body.is_cut:
+        if not body.is_truncated:
             return route.accept(bytes(body.content), now)
         name = route.source.name
-        more = self._seldom.due((name, "cut"))
+        more = self._sampler.sample((name, "cut"))
         if more is not None:
             _log.warning("webhook.truncated", source=name, size=body.size, more=more)
         return route.accept_truncated(body.content, now, size=body.size, digest=body.digest())
@@ -123,7 +122,7 @@ class Webhooks:
     def _store(
         self, source: Source, arrival: Arrival | Ignored, reply: Callable[[Answer], None]
     ) -> None:
-        """Store it, and only then reply."""
+        """Store the arrival, and only then reply."""
         if isinstance(arrival, Ignored):
             reply(_counted_answer(source, arrival))
             return
@@ -134,11 +133,11 @@ class Webhooks:
         self._committer.store(arrival, on_stored)
 
     def _report(self, source: Source | None, refusal: RequestRefusedError) -> None:
-        """Count the refusal; log some of them."""
+        """Count the refusal, and log it if none like it was logged lately."""
         status = refusal.answer.status
         _count(source, "refused", str(status))
         name = source.name if source else "unknown"
-        more = self._seldom.due((name, status, refusal.why))
+        more = self._sampler.sample((name, status, refusal.why))
         if more is not None:
             _log.info("webhook.refused", source=name, status=status, why=refusal.why, more=more)
 
@@ -160,23 +159,23 @@ def _unauthorized(source: Source, why: str, *, is_read: bool = False) -> Request
 
 
 def _refusal_cause(source: Source, webhook: Webhook) -> str:
-    """Return why the credentials are wrong: for the log, with nothing of what was tried."""
+    """Return why the credentials are wrong, for the log, without any part of them."""
     if source.signs_body:
-        return "there is no signature of the right form in the headers"
+        return "the headers hold no well-formed signature"
     if webhook.path_secret is None:
-        by_header = any(name == b"authorization" for name, _ in webhook.headers)
-        door = "in the Authorization header" if by_header else "anywhere"
-        return f"there is no right secret {door}"
+        if any(name == b"authorization" for name, _ in webhook.headers):
+            return "the Authorization header holds no valid secret"
+        return "neither the path nor an Authorization header holds a secret"
     pasted = Webhook(webhook.path_secret.strip(_PASTED), (), b"", webhook.received_at)
     if source.authenticate(pasted):
-        return "the secret in the path has a slash or blank too many around it"
+        return "the secret in the path has an additional slash or blank before or after it"
     return "the secret in the path is wrong"
 
 
 def _counted_answer(
     source: Source, arrival: Arrival | Ignored, result: StoreResult | None = None
 ) -> Answer:
-    """Return the answer, counted and logged."""
+    """Return the answer, after counting and logging it."""
     answer = answer_to(source, arrival, result)
     outcome = answer.content["status"]
     if isinstance(result, OutboxError):
@@ -191,14 +190,14 @@ def _counted_answer(
 
 
 def _resolve(future: "asyncio.Future[Answer]", answer: Answer) -> None:
-    if not future.done():  # its request may have gone
+    if not future.done():  # its request may have been cancelled
         future.set_result(answer)
 
 
 async def _send(send: Send, answer: Answer, *, drain: Receive | None = None) -> None:
     """Send the answer; with `drain`, let the sender finish before the connection is closed.
 
-    A connection closed on a sender that still sends is reset, and the answer may be lost.
+    A connection closed while its sender still sends is reset, and the answer may be lost.
     """
     status, headers, body = answer.encoded()
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,13 +1,11 @@
-"""The health pages: `/healthz` says whether this process works, `/readyz` whether relay does."""
+"""The health pages: `/healthz` is about this process, `/readyz` about all that relay needs."""
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import structlog
 from msgspec import Struct
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -15,10 +13,10 @@ from relay.destinations import Destination
 from relay.errors import OutboxError
 from relay.outbox.protocol import Outbox
 from relay.receiver.committer import WAIT_SECONDS, Committer
+from relay.receiver.single_flight import SingleFlight
 
-_CHECK_SECONDS: Final = 1.0
 _NO_ANSWER: Final = "the outbox does not answer"
-_HELD: Final = (
+_LOG_IS_HELD: Final = (
     "a reader of the SQLite file keeps its log, of {} MiB by now, from being emptied: it grows"
     " until the reader is done"
 )
@@ -27,7 +25,7 @@ _log: Final = structlog.get_logger()
 
 
 class Liveness:
-    """Whether this process can do its job: its event loop turns, and its webhooks are committed."""
+    """Whether this process works: its event loop runs, and webhooks are committed."""
 
     def __init__(self, committer: Committer, healthy: Callable[[], object]) -> None:
         self._committer = committer
@@ -35,9 +33,9 @@ class Liveness:
         self._problem: str | None = None
 
     async def watch(self) -> None:
-        """Look once a second, until it is cancelled."""
+        """Check once a second, until it is cancelled."""
         while True:
-            problem = self._committer.look()
+            problem = self._committer.check()
             if problem and not self._problem:
                 _log.critical("receiver.unhealthy", reason=problem)
             self._problem = problem
@@ -54,14 +52,14 @@ class Liveness:
 
 
 class _Health(Struct, frozen=True):
-    """What keeps relay from being ready, and what does not, but should be looked at."""
+    """What keeps relay from being ready, and what an operator should look at all the same."""
 
     problems: Sequence[str]
     warnings: Sequence[str] = ()
 
 
 class Readiness:
-    """Whether webhooks can be stored and events forwarded, checked once a second at the most."""
+    """Whether webhooks can be stored and events forwarded, checked once a second at most."""
 
     def __init__(
         self,
@@ -72,19 +70,15 @@ class Readiness:
         self._outbox = outbox
         self._destinations = destinations
         self._problems = problems
-        self._checked_at = -_CHECK_SECONDS
-        self._checking: asyncio.Task[_Health] | None = None
+        # Anyone may ask, and each check is a write.
+        self._check = SingleFlight(self._check_outbox)
 
     async def answer(self, _request: Request) -> JSONResponse:
         """Answer `/readyz`."""
-        # Anyone may ask, and each check is a write: it is not made for each asker.
-        if self._checking is None or (
-            self._checking.done() and time.monotonic() - self._checked_at >= _CHECK_SECONDS
-        ):
-            self._checked_at = time.monotonic()
-            self._checking = asyncio.create_task(run_in_threadpool(self._check_outbox))
-        await asyncio.wait([self._checking], timeout=WAIT_SECONDS)
-        health = self._checking.result() if self._checking.done() else _Health([_NO_ANSWER])
+        try:
+            health = await self._check.result(WAIT_SECONDS)
+        except TimeoutError:
+            health = _Health([_NO_ANSWER])
         reasons = [*health.problems, *self._problems()]
         warnings = {"warnings": health.warnings} if health.warnings else {}
         if reasons:
@@ -106,5 +100,5 @@ class Readiness:
             return _Health([f"the outbox takes no writes: {error}"])
         return _Health(
             held,
-            [_HELD.format(log.size_bytes // 2**20)] if log and log.is_held else [],
+            [_LOG_IS_HELD.format(log.size_bytes // 2**20)] if log and log.is_held else [],
         )

@@ -1,4 +1,4 @@
-"""uvicorn, set up for relay: a short way for webhooks, and an end that loses nothing."""
+"""uvicorn, set up for relay: a fast path for webhooks, and an end that loses no request."""
 
 import asyncio
 import errno
@@ -17,40 +17,39 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
-from relay.process.files import most_connections
-from relay.receiver.accepting import Acceptor
-from relay.receiver.connections import Crowd
-from relay.receiver.protocol import TakeWhole, protocols
+from relay.process.files import max_connections
+from relay.receiver.acceptor import Acceptor
+from relay.receiver.buffered import HandleBuffered
+from relay.receiver.connections import Connections
+from relay.receiver.http_protocol import protocol_class
 
 _OPEN_SECONDS: Final = 0.5
-"""For how long new connections are accepted once the end has begun: whoever sends them here may
-not know of it yet."""
+"""For how long new connections are accepted once the end has begun: a load balancer may not know
+of it yet."""
 _HANDSHAKE_SECONDS: Final = 0.25
-"""For handshakes that have begun to be completed: as long as a way around the world and back."""
-_LOOK_SECONDS: Final = 0.05
+"""For a handshake that has begun to be completed: a round trip around the world."""
+_CHECK_SECONDS: Final = 0.05
 _NO_ADDRESS: Final = "it is no address of this machine"
 _CLOSE_SECONDS: Final = 2.0
-_MOST_ASIDE: Final = 50
-"""Connections of a server beside another one."""
-_REACHED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (it is not listened at)
+_MAX_CONNECTIONS_ASIDE: Final = 50
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at the address; port 0 is any free one, `::` any address of IPv4, too.
+    """Return a socket that listens on the address; port 0 is any free one, `::` includes IPv4.
 
     Raises:
-        OSError: it cannot be had; EADDRNOTAVAIL where the host is no address of this machine.
+        OSError: it cannot listen; EADDRNOTAVAIL if the host is no address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     is_any = host == "::" and socket.has_dualstack_ipv6()
-    if not host.strip():  # which Python takes for all addresses
+    if not host.strip():  # to Python, all addresses
         raise OSError(errno.EADDRNOTAVAIL, _NO_ADDRESS)
     try:
         return socket.create_server(
             (host, port), family=family, backlog=2048, dualstack_ipv6=is_any
         )
     except OSError as error:
-        # Python's own text for some of these holds the address twice. Below 0 it is the resolver's.
+        # For some codes Python's own text names the address twice. Below 0 it is the resolver's.
         code = error.errno or 0
         if code < 0 or code == errno.EADDRNOTAVAIL:
             raise OSError(errno.EADDRNOTAVAIL, _NO_ADDRESS) from None
@@ -58,16 +57,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def base_url(listener: socket.socket) -> str:
-    """Where the listener is reached from this machine."""
+    """Return the URL at which the listener is reached from this machine."""
     host, port = listener.getsockname()[:2]
-    if ip_address(host).is_unspecified:  # every address, this machine's own among them
+    if ip_address(host).is_unspecified:  # every address of this machine
         host = "::1" if ":" in host else "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve_http(
     app: ASGIApp,
-    handle_buffered: TakeWhole,
+    handle_buffered: HandleBuffered,
     listener: socket.socket,
     *,
     grace_seconds: int,
@@ -77,18 +76,18 @@ def serve_http(
 
     Args:
         app: the application.
-        handle_buffered: its short way for webhooks.
-        listener: where it listens.
+        handle_buffered: its fast path for webhooks.
+        listener: of its connections; closed at the end.
         grace_seconds: how long requests under way have at the end.
         leaving: called when the end begins.
     """
-    _Server(app, handle_buffered, listener, most_connections(), grace_seconds, leaving).run()
+    _Server(app, handle_buffered, listener, max_connections(), grace_seconds, leaving).run()
 
 
 @contextmanager
 def serving_aside(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
-    """Serve a few pages in a thread."""
-    server = _Server(app, lambda *_: False, listener, _MOST_ASIDE)
+    """Serve a few pages in a thread, for as long as the context lasts."""
+    server = _Server(app, lambda *_: False, listener, _MAX_CONNECTIONS_ASIDE)
 
     def serve() -> None:
         server.run()
@@ -100,40 +99,40 @@ def serving_aside(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
     try:
         yield
     finally:
-        # A thread whose loop still turns when Python ends may crash the process.
+        # A thread whose event loop still runs when Python ends may crash the process.
         server.should_exit = True
         thread.join(_CLOSE_SECONDS)
 
 
 class _Server(uvicorn.Server):
-    """Ends on a signal without losing a request that the kernel has taken.
+    """A server that ends on a signal without losing a request that the kernel has accepted.
 
     uvicorn closes its listener and idle connections at once, which resets requests that were sent,
-    and raises the signal once more at its end. Here the end has four parts: for a moment all goes
-    on, but that each answer is its connection's last; then nobody new is let in; then quiet
-    connections are closed; and what is under way has what is left of the time.
+    and raises the signal again at its end. Here the end has four parts. For a moment all goes on,
+    but each answer is its connection's last. Then no new connection is accepted. Then idle
+    connections are closed. What is under way has the rest of the time.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        handle_buffered: TakeWhole,
+        handle_buffered: HandleBuffered,
         listener: socket.socket,
-        most_connections: int,
+        max_connections: int,
         grace_seconds: float = 0,
         leaving: Callable[[], None] = lambda: None,
     ) -> None:
-        self._crowd = Crowd(most_connections)
+        self._connections = Connections(max_connections)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocols(handle_buffered, self._crowd),
+                http=protocol_class(handle_buffered, self._connections),
                 lifespan="on",
                 log_config=None,
                 access_log=False,  # it would print the secret in the path
                 server_header=False,
                 ws="none",
-                proxy_headers=False,  # nobody's address is looked at
+                proxy_headers=False,  # no client's address is used
             )
         )
         self._listener = listener
@@ -148,7 +147,7 @@ class _Server(uvicorn.Server):
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (as uvicorn's)
-        # However often it comes: uvicorn cuts the end short at a second Ctrl-C.
+        # A second Ctrl-C changes nothing; in uvicorn it cuts the end short.
         self.should_exit = True
         self._leaving()
 
@@ -156,7 +155,7 @@ class _Server(uvicorn.Server):
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
-        self._acceptor = Acceptor(self._listener, self._protocol, self._crowd.shed)
+        self._acceptor = Acceptor(self._listener, self._protocol, self._connections.shed)
         self._acceptor.start()
         self.started = True
 
@@ -167,15 +166,15 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (as uvicorn's)
         clock = asyncio.get_running_loop().time
-        ends_at = clock() + self._grace_seconds
-        self._crowd.leave()
+        deadline = clock() + self._grace_seconds
+        self._connections.end()
         await asyncio.sleep(_OPEN_SECONDS)
         self._acceptor.refuse_handshakes()
         await asyncio.sleep(_HANDSHAKE_SECONDS)
         await self._acceptor.close()
-        while (self._crowd or self.server_state.tasks) and clock() < ends_at:
-            self._crowd.close_the_quiet()
-            await asyncio.sleep(_LOOK_SECONDS)
+        while (self._connections or self.server_state.tasks) and clock() < deadline:
+            self._connections.close_idle()
+            await asyncio.sleep(_CHECK_SECONDS)
         for task in self.server_state.tasks:
             task.cancel()
         await self.lifespan.shutdown()

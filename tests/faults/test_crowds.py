@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from relay.receiver.budget import Budget
-from relay.receiver.protocol import MAX_HEADERS
+from relay.receiver.http_protocol import MAX_HEADERS
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import (
     PATH,
@@ -215,7 +215,7 @@ class Stranger:
     def __init__(self) -> None:
         self.is_out = False
 
-    def turn_out(self) -> None:
+    def evict(self) -> None:
         self.is_out = True
 
 
@@ -224,7 +224,7 @@ def test_who_has_held_the_longest_makes_room() -> None:
     budget = Budget(10)
     budget.hold(first, 2)
     budget.hold(second, 6)
-    budget.give_back(first)
+    budget.release(first)
     budget.hold(first, 4)
     full = [stranger.is_out for stranger in strangers]
     budget.hold(third, 5)

@@ -662,7 +662,9 @@ def test_waiting_is_no_hang(
     def sleep(seconds: float) -> None:
         before = int(relay.clock.monotonic())
         relay.clock.sleep(seconds)
-        silent.extend(forwarder.pulse.look() for _ in range(before, int(relay.clock.monotonic())))
+        silent.extend(
+            forwarder.heartbeats.check() for _ in range(before, int(relay.clock.monotonic()))
+        )
         if len(silent) > 7_200:
             enough.set()
             threading.Event().wait(0.001)

@@ -20,7 +20,7 @@ HOSTILE = ['a\nb {"event":"forged"}', "\r\x1b[31m\x1b]0;", "\u2028\u2029\x85", "
 
 @pytest.fixture(autouse=True)
 def _leave_logging_as_it_was() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in (None, "segment", "urllib3")]
+    loggers = [logging.getLogger(name) for name in (None, "psycopg.pool", "urllib3")]
     before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
     yield
     for logger, level, handlers in before:
@@ -169,12 +169,6 @@ def test_what_is_less_severe_than_the_level_is_not_written() -> None:
     assert "forward.sent" in written(say, level="debug")
     assert "forward.sent" in written(say, level="info")
     assert written(say, level="warning") == ""
-
-
-@pytest.mark.parametrize("name", ["segment", "segment.analytics"])
-def test_segments_library_says_nothing(name: str) -> None:
-    """At debug it writes whole bodies and the write key."""
-    assert written(lambda: logging.getLogger(name).critical("making request: %s", "{}")) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,26 @@
-from relay.logs.sampling import EVERY_SECONDS, Seldom
+from relay.logs.sampling import EVERY_SECONDS, LogSampler
 
 
-def test_what_happens_often_is_told_once_in_a_while_with_how_often() -> None:
+def test_of_frequent_events_one_a_minute_is_logged_with_how_many_were_not() -> None:
     now = 0.0
-    seldom = Seldom(lambda: now)
-    at_once = [seldom.due("this") for _ in range(4)]
-    other = seldom.due("that")
+    sampler = LogSampler(clock=lambda: now)
+    at_once = [sampler.sample("this") for _ in range(4)]
+    other = sampler.sample("that")
     now += EVERY_SECONDS
-    later = [seldom.due("this"), seldom.due("this"), seldom.due("that")]
+    later = [sampler.sample("this"), sampler.sample("this"), sampler.sample("that")]
 
     assert at_once == [0, None, None, None]
     assert other == 0
     assert later == [3, None, 0]
+
+
+def test_the_interval_can_be_chosen() -> None:
+    now = 0.0
+    sampler = LogSampler(every_seconds=10, clock=lambda: now)
+    first = sampler.sample("this")
+    now += 9
+    too_soon = sampler.sample("this")
+    now += 1
+    later = sampler.sample("this")
+
+    assert (first, too_soon, later) == (0, None, 1)

@@ -52,7 +52,9 @@ def test_nobody_waits_for_a_reader_that_stalls_and_what_is_dropped_is_counted_an
     def tell(lines: int) -> None:
         writer.write(f"{lines} dropped\n")
 
-    writer = BackgroundWriter(writing, dropped=counted.append, resumed=tell, most_bytes=50_000)
+    writer = BackgroundWriter(
+        writing, dropped=counted.append, resumed=tell, max_waiting_bytes=50_000
+    )
     for number in range(_LINES):
         writer.write(numbered(number))
     text = read_until(reading, lambda text: text.endswith(b"dropped\n"))

@@ -20,7 +20,7 @@ def listener(address: str) -> socket.socket:
     return listening
 
 
-def test_what_is_told_arrives(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_reaches_systemd(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     with closing(listener(address)) as listening:
         notify(READY)
@@ -28,17 +28,17 @@ def test_what_is_told_arrives(address: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert listening.recv(1000) == b"READY=1"
 
 
-def test_one_that_does_not_listen_holds_up_nobody(
+def test_a_systemd_that_does_not_read_does_not_block(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     with closing(listener(address)):
-        for _ in range(10_000):  # more than the system keeps
+        for _ in range(10_000):  # more than the socket buffers
             notify(ALIVE)
 
 
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1234", "/nowhere/notify"])
-def test_without_a_socket_of_systemds_nothing_is_told(
+def test_without_a_socket_of_systemd_nothing_is_sent(
     address: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)

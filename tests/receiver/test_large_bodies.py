@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import pytest
 
 from relay.events import DeadReason, Unusable
-from relay.receiver.bodies import MAX_BODY_BYTES, MAX_CUT_BYTES
+from relay.receiver.bodies import MAX_BODY_BYTES, MAX_TRUNCATED_BYTES
 from relay.routes import Rendered
 from relay.sources.customerio import Customerio, CustomerioSettings
 from relay.truncation import KEPT_BYTES, cut
@@ -115,7 +115,7 @@ def test_what_is_too_large_and_not_signed_is_not_stored(relay: RelayProcess, key
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_beyond_what_is_read_at_all_it_is_refused(relay: RelayProcess, packed: bool) -> None:  # noqa: FBT001 (a parameter)
-    body = event(content="x" * MAX_CUT_BYTES)
+    body = event(content="x" * MAX_TRUNCATED_BYTES)
     if packed:
         reply = ack(relay, gzip.compress(body), **{"Content-Encoding": "gzip"})
     else:

@@ -1,7 +1,6 @@
-"""Accepts connections, and leaves none behind that the kernel has taken."""
+"""Accepts connections, and at the end loses none that the kernel has accepted."""
 
 import asyncio
-import math
 import select
 import socket
 import struct
@@ -13,12 +12,14 @@ from typing import Final, Protocol
 
 import structlog
 
+from relay.logs.sampling import LogSampler
+
 _PAUSE_SECONDS: Final = 0.1
 _CLOSE_SECONDS: Final = 1
-_TELL_SECONDS: Final = 10
+_LOG_EVERY_SECONDS: Final = 10
 
-# From linux/filter.h: the flags of a TCP header are loaded, SYN and ACK are kept of them, and what
-# is a SYN alone is dropped.
+# A classic BPF program (linux/filter.h): load the flags of the TCP header, mask SYN and ACK, and
+# drop the packet if only SYN is set.
 _SO_ATTACH_FILTER: Final = 26
 _NO_SYN: Final = (
     (0x30, 0, 0, 13),
@@ -32,27 +33,27 @@ _log = structlog.get_logger()
 
 
 class HasFileno(Protocol):
-    """What has a descriptor."""
+    """An object with a file descriptor."""
 
     def fileno(self) -> int:
-        """Its number."""
+        """Return the descriptor."""
         ...
 
 
 class Acceptor:
-    """Accepts connections of a listener into the running event loop.
+    """Accepts a listener's connections into the running event loop.
 
-    Closing a listener resets what waits in its queue, and whose handshake is under way. With 24
-    senders, a connection for each request, 20 closings of a plain listener reset 298 of 16,035
-    connections; `shutdown()` before `close()` reset 204 of 16,809, as it empties the queue in the
-    same way; a listener that lets no handshake begin, and is closed once its queue is empty, reset
-    none of 22,131.
+    Closing a listener resets the connections in its queue and those in their handshake. Measured
+    with 24 senders, a connection for each request, and 20 closings: `close()` alone reset 298 of
+    16,035 connections; `shutdown()` before `close()` reset 204 of 16,809, because it empties the
+    queue in the same way; refusing handshakes, and closing once the queue is empty, reset none of
+    22,131.
 
     Args:
         listener: closed by `close`.
         make_protocol: makes the protocol of a connection.
-        shed: closes a connection, if one can be spared; called when the process or the system has
-            no file left for another one.
+        shed: closes a connection and returns whether there was one; called when the process or the
+            system has no file left for another.
     """
 
     def __init__(
@@ -66,13 +67,13 @@ class Acceptor:
         self._shed = shed
         self._connecting: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._told_at = -math.inf
+        self._sampler = LogSampler(every_seconds=_LOG_EVERY_SECONDS)
 
     def start(self) -> None:
-        """Accept from now on."""
+        """Begin to accept."""
         self._loop = asyncio.get_running_loop()
         self._listener.settimeout(0)
-        # asyncio would set it only where the socket names its protocol; connections inherit it.
+        # Connections inherit it; asyncio sets it only on a socket that was made with a protocol.
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._resume()
 
@@ -80,22 +81,22 @@ class Acceptor:
         """Let no further handshake begin; those under way are completed.
 
         A client that connects meanwhile tries again after a second, when the listener is closed or
-        is another process's. Elsewhere than on Linux nothing changes.
+        belongs to another process. Does nothing on systems other than Linux.
         """
         if sys.platform != "linux":
             return
         code = array("B", b"".join(struct.pack("HBBI", *line) for line in _NO_SYN))
         address, _ = code.buffer_info()
         program = struct.pack("HP", len(_NO_SYN), address)
-        with suppress(OSError):  # a sandbox without it: what is lost is a moment, not the end
+        with suppress(OSError):  # a sandbox may forbid it; then a few connections may be reset
             self._listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
     async def close(self) -> None:
-        """Accept what waits, then close the listener."""
+        """Accept what is in the queue, then close the listener."""
         self._loop.remove_reader(self._listener)
         self._closing = True
-        give_up_at = self._loop.time() + _CLOSE_SECONDS
-        while is_readable(self._listener) and self._loop.time() < give_up_at:
+        deadline = self._loop.time() + _CLOSE_SECONDS
+        while is_readable(self._listener) and self._loop.time() < deadline:
             self._accept()
             await asyncio.sleep(0)
         self._listener.close()
@@ -106,10 +107,10 @@ class Acceptor:
             self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        """Accept one connection; those that are there get their turn before the next one."""
+        """Accept one connection, so that those accepted before are served in between."""
         try:
             connection, _address = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):  # it has gone again
+        except (BlockingIOError, ConnectionAbortedError):  # the client has gone again
             return
         except OSError as error:
             self._make_room(error)
@@ -119,9 +120,8 @@ class Acceptor:
         task.add_done_callback(self._connecting.discard)
 
     def _make_room(self, error: OSError) -> None:
-        """Shed a connection, so that there is a file for the next; wait a moment without one."""
-        if self._loop.time() - self._told_at > _TELL_SECONDS:
-            self._told_at = self._loop.time()
+        """Close a connection, so that there is a file for the next; or wait a moment."""
+        if self._sampler.sample("no_room") is not None:
             _log.error("http.no_room", error=error.strerror)
         if not self._shed():
             self._loop.remove_reader(self._listener)
@@ -131,12 +131,12 @@ class Acceptor:
         connection.settimeout(0)
         try:
             await self._loop.connect_accepted_socket(self._make_protocol, connection)
-        except OSError:  # likewise
+        except OSError:  # the client has gone again
             connection.close()
 
 
 def is_readable(readable: HasFileno) -> bool:
-    """Whether there is something to read, or to accept, at this very moment."""
+    """Return whether there is something to read, or to accept, at this moment."""
     poll = select.poll()
     poll.register(readable, select.POLLIN)
     return bool(poll.poll(0))
