@@ -132,7 +132,8 @@ def progress(label: str, length: int | None = None) -> Iterator[Callable[[int], 
 
     It is told of each step's size.
     """
-    started, done, bar = time.monotonic(), 0, None
+    started, done = time.monotonic(), 0
+    bar: Any = None
 
     def tick(count: int) -> None:
         nonlocal done, bar
