@@ -15,7 +15,7 @@ import pytest
 
 from relay.logs.writer import BackgroundWriter
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import PATH, SECRET, WRITE_KEY, ask, closed_port, within
+from tests.harness.processes import PATH, SECRET, WRITE_KEY, Reply, ask, closed_port, within
 from tests.harness.webhooks import opened
 
 _LINES = 500
@@ -181,6 +181,14 @@ def stalled_relay(
             process.kill()
 
 
+def ask_once(
+    port: int, method: str, path: str, body: bytes | None = None, timeout: float = 30
+) -> Reply:
+    """Ask on a connection of its own."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=timeout)) as connection:
+        return ask(connection, method, path, body)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("level", ["debug", "info"])
 def test_a_stalled_reader_of_the_log_stops_neither_webhooks_nor_forwarding_nor_the_end(
@@ -189,15 +197,14 @@ def test_a_stalled_reader_of_the_log_stops_neither_webhooks_nor_forwarding_nor_t
     with (
         SegmentServer() as server,
         stalled_relay(tmp_path / "relay.db", server.url, pipe, level) as (process, port),
-        closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection,
     ):
         for mail in range(40):
-            reply = ask(connection, "POST", PATH, opened(mail))
+            # A connection for each: relay closes one that is idle while the forwarder is slow.
+            reply = ask_once(port, "POST", PATH, opened(mail))
             assert reply.content["status"] == "accepted"
             # One at a time, so that each is a line of the forwarder's.
             assert within(60, lambda: len(server.accepted) > mail)  # noqa: B023 (it is called now)
-        assert ask(connection, "GET", "/healthz").status == 200
-        connection.close()
+        assert ask_once(port, "GET", "/healthz").status == 200
         began = time.monotonic()
         process.send_signal(number)
 
@@ -255,12 +262,9 @@ def fill(writing: int) -> None:
 
 
 def answers(port: int) -> bool:
-    """Whether a relay there stores a webhook."""
-    with (
-        suppress(OSError, HTTPException),
-        closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection,
-    ):
-        return ask(connection, "POST", PATH, opened(1)).status == 200
+    """Return whether a relay on this port stores a webhook."""
+    with suppress(OSError, HTTPException):
+        return ask_once(port, "POST", PATH, opened(1), timeout=5).status == 200
     return False
 
 
