@@ -21,3 +21,19 @@ def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
     versions = re.findall(r"^## \[?(\d+\.\d+\.\d+)\b", changelog, re.MULTILINE)
 
     assert versions[0] == __version__
+
+
+def test_the_readme_names_tests_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    named = {*re.findall(r"`((?:\w+/)?test_\w+\.py)`", readme)}
+
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / "tests" / name).is_file()] == []
+
+
+def test_the_readme_names_every_folder_of_relay() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    named = {*re.findall(r"`relay/(\w+)/`", readme)}
+    folders = {path.parent.name for path in (ROOT / "relay").glob("*/__init__.py")}
+
+    assert named == folders

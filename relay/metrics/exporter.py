@@ -22,25 +22,23 @@ _Values = dict[tuple[str, ...], float]
 
 
 class AcceptedVsStored(Struct, frozen=True):
-    """How many events this process has answered `accepted`, and how many the outbox has received.
+    """A reading of what was answered `accepted` and of what was stored, to compare with others.
 
-    The receiver counts the first when it makes an answer. The outbox counts the second, in the
-    transaction that stores the event. That transaction is committed before the answer is made, and
-    each reading takes the first number before the second. So from one reading to the next, the
-    second grows at least as much as the first. If it grows less, some events were answered and are
-    not stored: they never were, or the database has gone back to an earlier state. That happens
+    An event is received in the transaction that stores it, and accepted after that transaction is
+    committed. Each reading takes `accepted` before `received`. So from one reading to the next,
+    `received` grows at least as much as `accepted`. If it grows less, some events were answered and
+    are not stored: they never were, or the database has gone back to an earlier state. That happens
     after a failover to a standby that lacked the last transactions, or when a copy is put in the
     database's place.
 
     The comparison proves no more than that. Other receivers, imports, restores, and webhooks that
-    were stored too late for their answer also make the second number grow, and each of them can
-    hide a missing event. Answers from before the first reading, and dead letters, are not compared.
-    An event that is lost after it was stored does not show either: received = in some state +
-    forgotten is how the outbox counts, so it proves nothing.
+    were stored too late for their answer also make `received` grow, and each can hide a missing
+    event. Answers from before the first reading, and dead letters, are not compared. An event that
+    is lost after it was stored does not show, because what was received stays counted.
 
     Attributes:
-        accepted: answers of this process.
-        received: events in the outbox's counters that have a collection.
+        accepted: events that this process has answered `accepted`.
+        received: events that the outbox has ever counted as received, with a collection.
     """
 
     accepted: float
