@@ -105,9 +105,9 @@ MUTANTS = [
     Mutant(
         "settled before it is posted",
         "forwarder/forwarder.py",
-        "                try:\n                    self._post(batch, turn)",
-        "                try:\n                    self._deliver(entries, claim.ends_at)\n"
-        "                    self._post(batch, turn)",
+        "                try:\n                    self._send(batch, permit)",
+        "                try:\n                    self._ack(entries, claim.ends_at)\n"
+        "                    self._send(batch, permit)",
         "tests/faults/test_kills.py -k sqlite",
     ),
     Mutant(
@@ -275,14 +275,14 @@ MUTANTS = [
     ),
     Mutant(
         "a message that kills is tried for ever",
-        "forwarder/forwarder.py",
-        "if entry.deaths >= DEATHS_IN_COMPANY + DEATHS_ALONE:",
+        "forwarder/claims.py",
+        "if entry.crashes >= CRASHES_BEFORE_ISOLATION + CRASHES_IN_ISOLATION:",
         "if False:",
         "tests/forwarder/test_forwarder.py tests/faults/test_poison.py",
     ),
     Mutant(
         "a message is guilty of whatever ends relay while it is posted",
-        "forwarder/forwarder.py",
+        "forwarder/claims.py",
         "suspect = self._outbox.begin_post(suspect, self._lineage)",
         "pass",
         "tests/forwarder/test_forwarder.py -k silent",

@@ -7,16 +7,13 @@ its lease ends, and sent again under the same id, of which the destination keeps
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from logging import ERROR, INFO, WARNING
 from typing import Final
 
 import structlog
-from msgspec import Struct, field
 
-from relay.destinations import Destination, batches
+from relay.destinations import Destination
 from relay.errors import (
     OutboxBrokenError,
     OutboxError,
@@ -25,16 +22,16 @@ from relay.errors import (
     UnavailableError,
 )
 from relay.events import DeadReason, Unusable
+from relay.forwarder.claims import Batch, Claim, Claims
 from relay.forwarder.in_hand import InHand
 from relay.forwarder.permits import Permits
 from relay.metrics.definitions import BATCHES, DELIVERY_SECONDS, MESSAGES, start_at_zero
-from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Clock, Entry, utc_now
+from relay.outbox.entries import Clock, Entry, utc_now
 from relay.outbox.protocol import Outbox
 from relay.process.heartbeats import Heartbeats
 from relay.routes import Routes
 from relay.throttle import Permit, full_jitter
 
-LEASE: Final = timedelta(seconds=60)
 LINGER_SECONDS: Final = 0.2
 """How long the first entry waits for others: a request costs as much as a hundred messages."""
 STUCK_SECONDS: Final = 90
@@ -43,42 +40,17 @@ LOOK_SECONDS: Final = 0.05
 """How often the outbox is asked whether anything has changed."""
 POLL_SECONDS: Final = 1.0
 """How often due entries are looked for all the same: a lease may have ended."""
-CRASHES_IN_ISOLATION: Final = 3
-"""This many crashes of processes with nothing else in hand prove a message guilty of them.
-
-Crashes while it was rendered count, and those while it was sent if the supervisor lived on.
-"""
-
 _TIMEOUTS_BEFORE_LEASE_END: Final = 3  # the last request of a claim begins so long before its end
 _OUTBOX_PAUSE_SECONDS: Final = 1.0
 _LONGEST_SLEEP_SECONDS: Final = 30.0
 _ALL: Final = "all"  # of the workers together
-_LARGE_CLAIM_BYTES: Final = 2**20  # from which an outbox may have cut a claim short
 
 _log = structlog.get_logger()
-
-_Batch = list[tuple[Entry, bytes]]
 
 
 def new_lineage() -> int:
     """Return a random number for a process and those that are started in its place."""
     return secrets.randbelow(2**40 - 1) + 1
-
-
-class _Claim(Struct):
-    """The entries that one worker has claimed.
-
-    Attributes:
-        permit: to send the next request; None if it is used up.
-        ends_at: when its lease ends, by the forwarder's clock.
-        entries: all that was claimed.
-        batches: still to be sent.
-    """
-
-    permit: Permit | None
-    ends_at: float
-    entries: list[Entry] = []
-    batches: deque[_Batch] = field(default_factory=deque)
 
 
 class Forwarder:
@@ -120,21 +92,27 @@ class Forwarder:
         self._destination = destination
         self._name = destination.name
         self._limits = destination.limits
-        self._routes = routes
         self._in_hand = InHand() if in_hand is None else in_hand
         self._clock = clock
         self._now = now
-        self._lineage = new_lineage() if lineage is None else lineage
         self._stopping = threading.Event()
         self._sleep = sleep or self._stopping.wait
         self._permits = Permits(
             outbox, self._name, self._limits.requests_per_second, clock=clock, jitter=jitter
         )
         start_at_zero(self._name)
+        self._claims = Claims(
+            outbox,
+            destination,
+            routes,
+            in_hand=self._in_hand,
+            permits=self._permits,
+            clock=clock,
+            lineage=new_lineage() if lineage is None else lineage,
+        )
         self.broken = threading.Event()
         self.problem: str | None = None
         self.heartbeats = Heartbeats()
-        self._more_is_due = True
         self._suspects_looked_for_at = float("-inf")
         self._claiming = threading.Lock()
         self._workers = [
@@ -177,7 +155,7 @@ class Forwarder:
     def step(self) -> bool:
         """Forward one claim, waiting for a permit first; return False if nothing was due."""
         with self._claiming:
-            claim = self._claim_due() or self._claim_suspect()
+            claim = self._claim(self._claims.take_due) or self._claim(self._claims.take_suspect)
         if claim is not None:
             self._forward(claim)
         return claim is not None
@@ -192,10 +170,10 @@ class Forwarder:
                 # own work: two threads at it would only get in each other's way.
                 with self._claiming:
                     self.heartbeats.beat(worker)
-                    if not self._more_is_due:
+                    if not self._claims.more_are_due:
                         self._await_entries()
                     self._try_suspects()
-                    claim = self._claim_due()
+                    claim = self._claim(self._claims.take_due)
                 if claim is not None:
                     self._forward(claim)
                 self._get_on()
@@ -215,16 +193,6 @@ class Forwarder:
         self.problem = problem
         self.heartbeats.beat(threading.get_ident())
         self.heartbeats.beat(_ALL)
-
-    def _take_due(self) -> list[Entry]:
-        most = self._limits.batch_messages
-        entries = self._outbox.claim(self._name, most, lease=LEASE)
-        size = sum(len(entry.body) for entry in entries)
-        self._more_is_due = len(entries) == most or size > _LARGE_CLAIM_BYTES
-        return entries
-
-    def _take_suspect(self) -> list[Entry]:
-        return self._outbox.claim_suspect(self._name, lease=LEASE)
 
     def _try_suspects(self) -> None:
         """Forward entries that processes have crashed over, each with nothing else in hand.
@@ -252,7 +220,7 @@ class Forwarder:
         with self._in_hand.isolating(self._name) as isolated:
             if isolated:
                 self._await_empty_hands()
-                claim = self._claim_suspect(permit)
+                claim = self._claims.take_suspect(permit)
             else:
                 self._permits.release(permit)
                 claim = None
@@ -268,48 +236,17 @@ class Forwarder:
             self._get_on()
             self._sleep(LOOK_SECONDS)
 
-    def _claim_suspect(self, permit: Permit | None = None) -> _Claim | None:
-        claim = self._claim(self._take_suspect, permit)
-        if claim is None or not claim.batches:
-            return claim
-        ((suspect, encoded),) = claim.batches.pop()
-        try:
-            # It has survived rendering. That this process ends while the destination is silent,
-            # most likely with all of relay, must not count against it.
-            suspect = self._outbox.begin_post(suspect, self._lineage)
-        except OutboxError:
-            self._end(claim)
-            raise
-        self._in_hand.replace(suspect)
-        claim.entries = [suspect]
-        claim.batches.append([(suspect, encoded)])
-        return claim
+    def _claim(self, take: Callable[[Permit], Claim | None]) -> Claim | None:
+        """Return a claim with a permit to send it; None if there is nothing to send."""
+        self._await_others()
+        permit = self._await_permit()
+        return take(permit) if permit else None
 
-    def _claim_due(self) -> _Claim | None:
-        return self._claim(self._take_due)
-
-    def _claim(
-        self, take: Callable[[], list[Entry]], permit: Permit | None = None
-    ) -> _Claim | None:
-        """Return entries with a permit to send them; None if none is due."""
-        permit = permit or self._await_permit()
-        if permit is None:
-            return None
-        claim = _Claim(permit=permit, ends_at=self._clock() + LEASE.total_seconds())
-        try:
-            entries = self._in_hand.claim(self._name, take)
-            if entries is None:  # another forwarder of this process has a suspect in hand
-                self._end(claim)
-                self._sleep(LOOK_SECONDS)
-                return None
-            claim.entries = entries
-            claim.batches.extend(batches(self._encoded(entries), self._limits))
-        except OutboxError:
-            self._end(claim)
-            raise
-        if not claim.batches:
-            self._end(claim)
-        return claim if claim.entries else None
+    def _await_others(self) -> None:
+        """Return when no other forwarder of this process has a suspect in hand."""
+        while self._in_hand.is_isolated_from(self._name) and not self._stopping.is_set():
+            self._get_on()
+            self._sleep(LOOK_SECONDS)
 
     def _await_entries(self) -> None:
         """Return when a batch is worth claiming, or at the latest when it is time to poll."""
@@ -332,7 +269,7 @@ class Forwarder:
             self._sleep(min(permit, _LONGEST_SLEEP_SECONDS))
         return None
 
-    def _forward(self, claim: _Claim) -> None:
+    def _forward(self, claim: Claim) -> None:
         """Send the batches and settle their entries; release what cannot be sent now."""
         last_start = claim.ends_at - _TIMEOUTS_BEFORE_LEASE_END * self._limits.timeout_seconds
         try:
@@ -347,7 +284,7 @@ class Forwarder:
                     self._permits.succeeded(permit)
                     if len(batch) == 1:
                         detail = f"{error}: {error.text}"
-                        self._dead_letter(entries[0], Unusable(DeadReason.REJECTED, detail))
+                        self._claims.dead_letter(entries[0], Unusable(DeadReason.REJECTED, detail))
                     else:
                         # Halving finds the guilty messages, and the rest goes through.
                         middle = len(batch) // 2
@@ -363,7 +300,7 @@ class Forwarder:
             self._in_hand.settle(entries)
             self._outbox.release(entries, str(error))
         finally:
-            self._end(claim)
+            self._claims.end(claim)
 
     def _ack(self, entries: Sequence[Entry], ends_at: float) -> None:
         """Settle delivered entries; if the outbox is away, retry for as long as they are leased."""
@@ -387,29 +324,7 @@ class Forwarder:
         for entry in delivered:  # a clock may have been put back since
             seconds.observe(max(0, (now - entry.received_at).total_seconds()))
 
-    def _end(self, claim: _Claim) -> None:
-        """Release the permit, if it was not used, and the entries that were not settled."""
-        if claim.permit:
-            self._permits.release(claim.permit)
-        unsettled = [entry for entry in claim.entries if entry in self._in_hand]
-        if unsettled:
-            self._in_hand.settle(unsettled)
-            self._outbox.release(unsettled)
-
-    def _encoded(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes]]:
-        """Yield the entries, each with its message; dead-letter those that have none."""
-        for entry in entries:
-            if entry.crashes >= CRASHES_BEFORE_ISOLATION + CRASHES_IN_ISOLATION:
-                detail = f"relay crashed {CRASHES_IN_ISOLATION} times with nothing else in hand"
-                self._dead_letter(entry, Unusable(DeadReason.POISON, detail))
-                continue
-            rendered = self._routes.render(entry)
-            if isinstance(rendered, Unusable):
-                self._dead_letter(entry, rendered)
-            else:
-                yield entry, rendered.encoded
-
-    def _send(self, batch: _Batch, permit: Permit) -> None:
+    def _send(self, batch: Batch, permit: Permit) -> None:
         """Send one batch with this permit; log and count the answer, report failures."""
         started = self._clock()
         attempt = max(entry.attempts for entry, _ in batch)
@@ -442,11 +357,3 @@ class Forwarder:
             word = answer.partition(" ")[0]  # a status, or the kind of a network error
             BATCHES.labels(self._name, word).inc()
             MESSAGES.labels(self._name, word).inc(len(batch))
-
-    def _dead_letter(self, entry: Entry, fault: Unusable) -> None:
-        self._outbox.dead_letter(entry, fault)
-        self._in_hand.settle([entry])
-        if fault.reason is DeadReason.IGNORED:  # by a setting
-            _log.info("forward.ignored", message_id=entry.message_id, detail=fault.detail)
-        else:
-            _log.warning("forward.dead_letter", message_id=entry.message_id, reason=fault.reason)

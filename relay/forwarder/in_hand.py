@@ -22,11 +22,15 @@ class InHand:
     def claim(self, destination: str, take: Callable[[], list[Entry]]) -> list[Entry] | None:
         """Claim entries; None, with nothing claimed, while another destination is isolated."""
         with self._lock:
-            if self._isolated not in {None, destination}:
+            if self.is_isolated_from(destination):
                 return None
             entries = take()
             self._entries.update((entry.id, entry) for entry in entries)
             return entries
+
+    def is_isolated_from(self, destination: str) -> bool:
+        """Return whether the destination may claim nothing, because another one is isolated."""
+        return self._isolated not in {None, destination}
 
     def replace(self, entry: Entry) -> None:
         """Keep the entry with its new claim."""

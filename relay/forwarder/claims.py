@@ -1,0 +1,162 @@
+"""Claims: entries leased from the outbox, rendered and cut into batches."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import Final
+
+import structlog
+from msgspec import Struct, field
+
+from relay.destinations import Destination, batches
+from relay.errors import OutboxError
+from relay.events import DeadReason, Unusable
+from relay.forwarder.in_hand import InHand
+from relay.forwarder.permits import Permits
+from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Entry
+from relay.outbox.protocol import Outbox
+from relay.routes import Routes
+from relay.throttle import Permit
+
+LEASE: Final = timedelta(seconds=60)
+CRASHES_IN_ISOLATION: Final = 3
+"""This many crashes of processes with nothing else in hand prove a message guilty of them.
+
+Crashes while it was rendered count, and those while it was sent if the supervisor lived on.
+"""
+
+_LARGE_CLAIM_BYTES: Final = 2**20  # from which an outbox may have cut a claim short
+
+_log = structlog.get_logger()
+
+Batch = list[tuple[Entry, bytes]]
+
+
+class Claim(Struct):
+    """The entries that one worker has claimed.
+
+    Attributes:
+        permit: to send the next request; None if it is used up.
+        ends_at: when its lease ends, by the forwarder's clock.
+        entries: all that was claimed.
+        batches: still to be sent.
+    """
+
+    permit: Permit | None
+    ends_at: float
+    entries: list[Entry] = []
+    batches: deque[Batch] = field(default_factory=deque)
+
+
+class Claims:
+    """Claims entries of one destination, and dead-letters those that have no message.
+
+    Args:
+        outbox: where entries come from.
+        destination: where they go.
+        routes: render them.
+        in_hand: the entries that this process has claimed.
+        permits: of the destination; those not used are given back.
+        clock: seconds, monotonic.
+        lineage: see `Outbox.begin_post`.
+
+    Attributes:
+        more_are_due: whether the latest claim most likely left due entries behind.
+    """
+
+    def __init__(  # noqa: PLR0913 (what it works with)
+        self,
+        outbox: Outbox,
+        destination: Destination,
+        routes: Routes,
+        *,
+        in_hand: InHand,
+        permits: Permits,
+        clock: Callable[[], float],
+        lineage: int,
+    ) -> None:
+        self._outbox = outbox
+        self._name = destination.name
+        self._limits = destination.limits
+        self._routes = routes
+        self._in_hand = in_hand
+        self._permits = permits
+        self._clock = clock
+        self._lineage = lineage
+        self.more_are_due = True
+
+    def take_due(self, permit: Permit) -> Claim | None:
+        """Claim due entries; None if there are none, or another destination is isolated."""
+        return self._take(permit, self._lease_due)
+
+    def take_suspect(self, permit: Permit) -> Claim | None:
+        """Claim one suspect, and note that it is rendered; None if none is due."""
+        claim = self._take(permit, self._lease_suspect)
+        if claim is None or not claim.batches:
+            return claim
+        ((suspect, encoded),) = claim.batches.pop()
+        try:
+            # It has survived rendering. That this process ends while the destination is silent,
+            # most likely with all of relay, must not count against it.
+            suspect = self._outbox.begin_post(suspect, self._lineage)
+        except OutboxError:
+            self.end(claim)
+            raise
+        self._in_hand.replace(suspect)
+        claim.entries = [suspect]
+        claim.batches.append([(suspect, encoded)])
+        return claim
+
+    def end(self, claim: Claim) -> None:
+        """Release the permit, if it was not used, and the entries that were not settled."""
+        if claim.permit:
+            self._permits.release(claim.permit)
+            claim.permit = None
+        unsettled = [entry for entry in claim.entries if entry in self._in_hand]
+        if unsettled:
+            self._in_hand.settle(unsettled)
+            self._outbox.release(unsettled)
+
+    def dead_letter(self, entry: Entry, fault: Unusable) -> None:
+        """Make the entry a dead letter, and log it."""
+        self._outbox.dead_letter(entry, fault)
+        self._in_hand.settle([entry])
+        if fault.reason is DeadReason.IGNORED:  # by a setting
+            _log.info("forward.ignored", message_id=entry.message_id, detail=fault.detail)
+        else:
+            _log.warning("forward.dead_letter", message_id=entry.message_id, reason=fault.reason)
+
+    def _take(self, permit: Permit, lease: Callable[[], list[Entry]]) -> Claim | None:
+        claim = Claim(permit=permit, ends_at=self._clock() + LEASE.total_seconds())
+        try:
+            claim.entries = self._in_hand.claim(self._name, lease) or []
+            claim.batches.extend(batches(self._encoded(claim.entries), self._limits))
+        except OutboxError:
+            self.end(claim)
+            raise
+        if not claim.batches:
+            self.end(claim)
+        return claim if claim.entries else None
+
+    def _lease_due(self) -> list[Entry]:
+        most = self._limits.batch_messages
+        entries = self._outbox.claim(self._name, most, lease=LEASE)
+        size = sum(len(entry.body) for entry in entries)
+        self.more_are_due = len(entries) == most or size > _LARGE_CLAIM_BYTES
+        return entries
+
+    def _lease_suspect(self) -> list[Entry]:
+        return self._outbox.claim_suspect(self._name, lease=LEASE)
+
+    def _encoded(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes]]:
+        """Yield the entries, each with its message; dead-letter those that have none."""
+        for entry in entries:
+            if entry.crashes >= CRASHES_BEFORE_ISOLATION + CRASHES_IN_ISOLATION:
+                detail = f"relay crashed {CRASHES_IN_ISOLATION} times with nothing else in hand"
+                self.dead_letter(entry, Unusable(DeadReason.POISON, detail))
+                continue
+            rendered = self._routes.render(entry)
+            if isinstance(rendered, Unusable):
+                self.dead_letter(entry, rendered)
+            else:
+                yield entry, rendered.encoded
