@@ -46,6 +46,7 @@ class Criteria(Struct, frozen=True, omit_defaults=True):
     ids: tuple[int, ...] = ()
     states: tuple[State, ...] = ()
     source: str | None = None
+    destination: str | None = None
     collection: str | None = None
     reason: str | None = None
     since: datetime | None = None
@@ -189,6 +190,7 @@ def _query(criteria: Criteria) -> Query:
         ids=criteria.ids,
         states=criteria.states,
         source=criteria.source,
+        destination=criteria.destination,
         collection=criteria.collection,
         reason=criteria.reason,
         since=criteria.since,
