@@ -17,7 +17,7 @@ import structlog
 from starlette.routing import BaseRoute, Route
 
 from relay import __version__
-from relay.console.app import HOME, Console, Endpoint, Links, print_link
+from relay.console import HOME, Console, Endpoint, Links, print_link
 from relay.errors import CrashError, OutboxBrokenError, RelayError
 from relay.forwarder.forwarder import new_lineage
 from relay.forwarder.supervisor import Supervisor

@@ -340,8 +340,8 @@ MUTANTS = [
     Mutant(
         "the console shows addresses unasked",
         "console/pages.py",
-        "return said if reveal else mask(said)",
-        "return said",
+        "return text if reveal else mask(text)",
+        "return text",
         "tests/console/test_pages.py",
     ),
     Mutant(

@@ -1,1 +1,8 @@
 """The console: pages for the operator."""
+
+from relay.console.app import Console
+from relay.console.overview import Endpoint
+from relay.console.pages import HOME
+from relay.console.sign_in import Links, print_link
+
+__all__ = ["HOME", "Console", "Endpoint", "Links", "print_link"]

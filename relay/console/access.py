@@ -1,7 +1,7 @@
 """Who may see the console, and who may act in it.
 
-Nothing is concluded from what a request says about its way: `Host`, forwarding headers, the version
-of HTTP and addresses are the sender's or a proxy's to choose.
+A request is not trusted for where it comes from: the sender or a proxy chooses `Host`, forwarding
+headers, the version of HTTP and addresses.
 """
 
 from typing import Final, Protocol
@@ -12,10 +12,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.auth import SecretCheck, basic_credentials
-from relay.receiver.attempts import LATE, Attempts
+from relay.receiver.attempts import NOT_HELD_BACK, Attempts
 
 DOOR: Final = "console"
-"""What wrong credentials at the console are counted under."""
+"""The label of wrong credentials at the console, in metrics and the log."""
 
 _HEADERS: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"
@@ -31,19 +31,19 @@ _HEADERS: Final = {
 
 
 class Door(Protocol):
-    """Tells who may come in from who may not."""
+    """A check of the credentials that a request carries."""
 
     def lets_in(self, headers: Headers) -> bool:
-        """Whether who sends these headers may come in at this moment."""
+        """Return whether a request with these headers may come in now."""
         ...
 
     async def refusal(self, headers: Headers) -> Response | None:
-        """Why the request may not come in; None if it may."""
+        """Return the answer to a request that may not come in; None if it may."""
         ...
 
 
 class PasswordDoor:
-    """Lets in those who send the password by HTTP Basic, whatever the user name."""
+    """A door that the password opens: HTTP Basic, with any user name."""
 
     def __init__(self, password: SecretStr) -> None:
         self._check = SecretCheck([password])
@@ -58,16 +58,15 @@ class PasswordDoor:
         """See `Door`."""
         if self.lets_in(headers):
             return None
-        given = headers.get("authorization", "")
-        answer = {"www-authenticate": 'Basic realm="relay", charset="UTF-8"'}
-        if given and not await self._attempts.hold_back("password"):
-            answer |= LATE
-        said = "A password is needed: that of RELAY_CONSOLE_PASSWORD, with any user name."
-        return PlainTextResponse(said, status_code=401, headers=answer)
+        challenge = {"www-authenticate": 'Basic realm="relay", charset="UTF-8"'}
+        if headers.get("authorization") and not await self._attempts.hold_back("password"):
+            challenge |= NOT_HELD_BACK
+        text = "A password is needed: that of RELAY_CONSOLE_PASSWORD, with any user name."
+        return PlainTextResponse(text, status_code=401, headers=challenge)
 
 
 class Guard:
-    """Lets requests through that the door lets in; those that change something, from own pages."""
+    """A filter for requests: the door lets them in, and only own pages change something."""
 
     def __init__(self, app: ASGIApp, door: Door) -> None:
         self._app = app
@@ -78,21 +77,21 @@ class Guard:
         headers = Headers(scope=scope)
         refusal: Response | None
         if ".." in scope["path"].split("/"):
-            # A proxy that lets webhooks alone through takes /console/../webhooks/ for one.
+            # A proxy that only lets webhooks through would take /console/../webhooks/ for one.
             refusal = PlainTextResponse("There is no such page.", status_code=404)
         else:
             refusal = await self._door.refusal(headers)
         if not refusal and scope["method"] not in {"GET", "HEAD"} and not _is_own(headers):
-            said = (
-                "Only the console's own pages can do this. If this is one of them: the proxy in"
-                " front of relay must pass on the Host that the browser has asked for."
+            text = (
+                "Only the console's own pages can do this. If this is one of them, the proxy in"
+                " front of relay must pass on the Host header that the browser sent."
             )
-            refusal = PlainTextResponse(said, status_code=403)
+            refusal = PlainTextResponse(text, status_code=403)
         await (refusal or self._app)(scope, receive, send)
 
 
-class Sealed:
-    """Adds to every answer the headers that keep a page from being framed, sniffed or kept."""
+class SecurityHeaders:
+    """An application whose answers cannot be framed, sniffed or cached."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -100,7 +99,7 @@ class Sealed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
 
-        async def send_sealed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name for name, _ in message["headers"]}
                 message["headers"] = [
@@ -113,14 +112,11 @@ class Sealed:
                 ]
             await send(message)
 
-        await self._app(scope, receive, send_sealed)
+        await self._app(scope, receive, send_with_headers)
 
 
 def _is_own(headers: Headers) -> bool:
-    """Whether the request comes from a page of this very origin.
-
-    Browsers tell, and pages cannot lie.
-    """
+    """Return whether a page of this very origin sent the request; a page cannot forge this."""
     if site := headers.get("sec-fetch-site"):
         return site == "same-origin"
     scheme, _, place = headers.get("origin", "").partition("://")

@@ -1,87 +1,112 @@
-"""A webhook and its track call side by side, and what connects them."""
+"""A webhook and its track call side by side, and which field of one goes where in the other."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from msgspec import json
+from msgspec import Struct, json
 
 from relay.addresses import mask, masked
-from relay.console.documents import lines
+from relay.console.documents import Line, lines
 from relay.errors import UnreadableError
 from relay.events import Unusable
 from relay.operations.lineage import Link, Path, links, named, traced
 from relay.outbox.entries import Arrival
-from relay.routes import Rendered, Routes, Stored
+from relay.routes import Rendered, Route, Routes, Stored
 from relay.sources.fields import read_object
 
 
-class Comparison:
-    """Shows both by today's mapping."""
+class Comparison(Struct, frozen=True):
+    """What a page shows of a webhook and its track call.
 
-    def __init__(self, routes: Routes) -> None:
-        self._routes = routes
+    Attributes:
+        destination: the name of the destination that the call goes to.
+        raw: the webhook's body as text.
+        left: the lines of the webhook; None if it is not a JSON object.
+        right: the lines of the call; None if nothing can be sent.
+        origins: the webhook's fields that each field of the call depends on.
+        unused: the webhook's fields that the call does not depend on.
+        links: pairs of a webhook's field and a field of the call that depends on it.
+        commands: what each shell command sends, and the command.
+    """
 
-    def show(
-        self, stored: Stored, rendered: Rendered | Unusable | None, *, reveal: bool
-    ) -> dict[str, Any]:
-        """The webhook and the track call side by side, and what connects them."""
-        show: Callable[[Any], Any] = (lambda document: document) if reveal else masked
-        raw = stored.body.decode(errors="replace")
-        try:
-            document = read_object(stored.body)
-        except UnreadableError:
-            document = None
+    destination: str
+    raw: str
+    left: list[Line] | None
+    right: list[Line] | None
+    origins: dict[str, list[str]]
+    unused: set[str]
+    links: list[tuple[str, str]]
+    commands: list[tuple[str, str]]
 
-        def name(path: Path) -> str:  # which may be an address, too
-            return named(tuple(show(step) for step in path))
 
-        found: list[Link] = []
-        if document and isinstance(rendered, Rendered):
-            found = links(document, rendered, lambda body: self._map(stored, body), name=name)
-        sources: dict[str, list[str]] = {}
-        for link in found:
-            sources.setdefault(link.target, []).append(link.source)
-        used = {link.source for link in found}
-        message = rendered.document if isinstance(rendered, Rendered) else None
-        return {
-            "left": None if document is None else lines(show(document)),
-            "right": None if message is None else lines(show(message)),
-            "raw": raw if reveal else mask(raw),
-            "sources": sources,
-            "unused": {name(path) for path, _ in traced(document or {})} - used,
-            "links": [(link.source, link.target) for link in found],
-            "curls": self._curls(stored, message, show),
-        }
+def compare(
+    routes: Routes, stored: Stored, rendered: Rendered | Unusable, *, reveal: bool
+) -> Comparison:
+    """Compare a webhook with its track call by today's mapping.
 
-    def _map(self, stored: Stored, body: bytes) -> Rendered | Unusable:
-        changed = Arrival(
-            stored.source, stored.destination, stored.message_id, stored.received_at, body
+    Args:
+        routes: every route.
+        stored: the webhook.
+        rendered: what today's mapping makes of it.
+        reveal: show addresses.
+    """
+    show: Callable[[Any], Any] = (lambda document: document) if reveal else masked
+    raw = stored.body.decode(errors="replace")
+    try:
+        document = read_object(stored.body)
+    except UnreadableError:
+        document = None
+
+    def name(path: Path) -> str:  # a field's name may be an address, too
+        return named(tuple(show(step) for step in path))
+
+    def render(body: bytes) -> Rendered | Unusable:
+        return routes.render(
+            Arrival(stored.source, stored.destination, stored.message_id, stored.received_at, body)
         )
-        return self._routes.render(changed)
 
-    def _curls(
-        self,
-        stored: Stored,
-        message: Mapping[str, Any] | None,
-        show: Callable[[Any], Any],
-    ) -> list[tuple[str, str]]:
-        """Commands that send the same once more, each with what it is; no secret is in them."""
-        body = stored.body.decode(errors="replace")
-        try:
-            body = json.encode(show(read_object(stored.body))).decode()
-        except UnreadableError:
-            body = body if show(body) == body else mask(body)
-        commands = []
-        route = self._routes.get(stored.source)
-        if route:
-            commands.append(("The webhook, to relay", f"body={_quoted(body)}\n{route.source.curl}"))
-        if route and message is not None:
-            call = json.encode(show(dict(message))).decode()
-            title = f"The track call, to {route.destination.title}"
-            commands.append((title, f"body={_quoted(call)}\n{route.destination.curl}"))
-        return commands
+    found: list[Link] = []
+    if document and isinstance(rendered, Rendered):
+        found = links(document, rendered, render, name=name)
+    origins: dict[str, list[str]] = {}
+    for link in found:
+        origins.setdefault(link.target, []).append(link.source)
+    message = rendered.document if isinstance(rendered, Rendered) else None
+    used = {link.source for link in found}
+    return Comparison(
+        destination=stored.destination,
+        raw=raw if reveal else mask(raw),
+        left=None if document is None else lines(show(document)),
+        right=None if message is None else lines(show(message)),
+        origins=origins,
+        unused={name(path) for path, _ in traced(document or {})} - used,
+        links=[(link.source, link.target) for link in found],
+        commands=_commands(routes.get(stored.source), stored, message, show),
+    )
+
+
+def _commands(
+    route: Route | None,
+    stored: Stored,
+    message: Mapping[str, Any] | None,
+    show: Callable[[Any], Any],
+) -> list[tuple[str, str]]:
+    """Return commands that send the webhook and its call again, without any secret."""
+    if route is None:
+        return []
+    body = stored.body.decode(errors="replace")
+    try:
+        body = json.encode(show(read_object(stored.body))).decode()
+    except UnreadableError:
+        body = body if show(body) == body else mask(body)
+    commands = [("The webhook, to relay", f"body={_quoted(body)}\n{route.source.curl}")]
+    if message is not None:
+        call = json.encode(show(dict(message))).decode()
+        title = f"The track call, to {route.destination.title}"
+        commands.append((title, f"body={_quoted(call)}\n{route.destination.curl}"))
+    return commands
 
 
 def _quoted(text: str) -> str:
-    """As one word of a shell's."""
+    """Return the text as one word of a shell."""
     return "'" + text.replace("'", "'\\''") + "'"

@@ -1,4 +1,4 @@
-"""JSON documents as lines of a page, each with the path of what stands in it."""
+"""JSON documents as lines of a page, each with the path of its value."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -8,20 +8,20 @@ from msgspec import Struct, json
 
 from relay.operations.lineage import Path, named
 
-MOST_LINES: Final = 3_000
-"""Of a document with more, the rest is told by its bytes alone."""
+MAX_LINES: Final = 3_000
+"""A longer document is cut off here; the page shows its bytes besides."""
 
 
 class Line(Struct, frozen=True):
     """One line of a document.
 
     Attributes:
-        depth: how far it is indented.
-        name: the field's name as JSON, or nothing in a list.
-        value: as JSON; or the bracket that opens or closes what holds others.
-        path: of the value; None for brackets that close.
-        is_leaf: whether the value holds no others.
-        comma: whether one follows.
+        depth: levels of indentation.
+        name: the field's name as JSON; None in a list.
+        value: the value as JSON; of an object or a list, the bracket that opens or closes it.
+        path: the value's path; None for closing brackets.
+        is_leaf: whether the value is no object or list, or an empty one.
+        comma: whether a comma follows.
     """
 
     depth: int
@@ -33,9 +33,9 @@ class Line(Struct, frozen=True):
 
 
 def lines(document: Any) -> list[Line]:  # noqa: ANN401 (any JSON)
-    """The document, a line for each value."""
-    shown = [*islice(_lines(document, (), None, comma=False), MOST_LINES)]
-    if len(shown) == MOST_LINES:
+    """Return the document as lines, one for each value and each closing bracket."""
+    shown = [*islice(_lines(document, (), None, comma=False), MAX_LINES)]
+    if len(shown) == MAX_LINES:
         rest = "\N{HORIZONTAL ELLIPSIS} and more than can be shown here"
         shown.append(Line(0, None, rest, None, is_leaf=False, comma=False))
     return shown
@@ -50,8 +50,8 @@ def _lines(value: Any, path: Path, name: str | None, *, comma: bool) -> Iterator
     yield Line(depth, name, brackets[0], named(path), is_leaf=False, comma=False)
     members = [*value.items()] if isinstance(value, dict) else [*enumerate(value)]
     for number, (key, member) in enumerate(members, 1):
-        said = _json(key) if isinstance(key, str) else None
-        yield from _lines(member, (*path, key), said, comma=number < len(members))
+        key_name = _json(key) if isinstance(key, str) else None
+        yield from _lines(member, (*path, key), key_name, comma=number < len(members))
     yield Line(depth, None, brackets[1], None, is_leaf=False, comma=comma)
 
 

@@ -1,4 +1,4 @@
-"""Keeps pages up to date, by server-sent events."""
+"""Pages kept up to date by server-sent events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,21 +14,21 @@ from starlette.types import Receive, Scope, Send
 from relay.errors import OutboxError
 
 MAX_STREAMS: Final = 12
-"""Pages that are kept up to date at the same time; others are when they are loaded anew."""
+"""Pages that are kept up to date at a time; others change when they are reloaded."""
 
 _LOOK_SECONDS: Final = 1.0
-_LONGEST_SECONDS: Final = 3_600  # a browser asks again
+_MAX_SECONDS: Final = 3_600  # then the browser connects again
 
 
 class Live:
-    """Sends what pages show, each time that it is another."""
+    """The streams that keep pages up to date, a limited number at a time."""
 
     def __init__(self) -> None:
         self._streams = 0
         self._leaving = False
 
     def leave(self) -> None:
-        """End all of them, and begin no more."""
+        """End all streams, and begin no more."""
         self._leaving = True
 
     def stream(
@@ -37,14 +37,19 @@ class Live:
         render: Callable[[], Awaitable[str]],
         may_see: Callable[[], bool],
     ) -> Response:
-        """What `render` returns, now and whenever it is another, for as long as one may see it.
+        """Answer with what `render` returns, now and whenever it changes.
+
+        Args:
+            request: the browser's.
+            render: returns what the page shows.
+            may_see: checked before each look; the stream ends when it is False.
 
         Raises:
-            HTTPException: there are too many already.
+            HTTPException: there are too many streams already.
         """
         if self._streams >= MAX_STREAMS or self._leaving:
             raise HTTPException(503, "Too many pages are kept up to date already.")
-        headers = {"x-accel-buffering": "no"}  # nginx would wait for more
+        headers = {"x-accel-buffering": "no"}  # nginx would buffer it
         if request.method == "HEAD":
             return Response(media_type="text/event-stream", headers=headers)
         self._streams += 1
@@ -63,21 +68,21 @@ class Live:
     ) -> AsyncIterator[bytes]:
         shown: str | None = None
         clock = asyncio.get_running_loop().time
-        give_up_at = clock() + _LONGEST_SECONDS
-        while not self._leaving and clock() < give_up_at and may_see():
-            now = shown
-            with suppress(OutboxError):  # what is shown stays
-                now = await render()
-            if now is not None and now != shown:
-                shown = now
-                yield b"data: %b\n\n" % json.encode(now)
+        end_at = clock() + _MAX_SECONDS
+        while not self._leaving and clock() < end_at and may_see():
+            rendered = shown
+            with suppress(OutboxError):  # the page stays as it is
+                rendered = await render()
+            if rendered is not None and rendered != shown:
+                shown = rendered
+                yield b"data: %b\n\n" % json.encode(rendered)
             else:
                 yield b":\n\n"
             await asyncio.sleep(_LOOK_SECONDS)
 
 
 class _Stream(StreamingResponse):
-    """Tells when it has ended, however that comes about."""
+    """A response that calls back when it has ended, for whatever reason."""
 
     def __init__(
         self,

@@ -1,36 +1,47 @@
-"""How pages are rendered: templates, and how they write times, numbers and addresses."""
+"""Pages: templates, rendered for a request."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
 
 from relay import __version__
 from relay.addresses import mask
+from relay.console import formats, web
+from relay.destinations import Destination
 from relay.events import REMEDIES, Collection, DeadReason
 from relay.outbox.entries import Clock, State
 
 HOME: Final = "/console"
-CONTENT_TYPE: Final = "text/html; charset=utf-8"
 
-_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-_HIGHEST: Final = 36
+_PASSING: Final = {"reveal", "replayed"}
+"""Fields of a query that the links to show and to hide addresses leave out."""
 
 
 class Pages:
-    """Renders templates, everything in them escaped.
+    """The console's templates, with everything in them escaped.
 
     Args:
-        clock: the time of day, seen from which others are so long ago.
-        sources: the names of all.
-        has_sessions: whether there is something to sign out of.
+        clock: the time of day.
+        sources: the names of all sources.
+        destinations: every destination.
+        has_sessions: whether pages offer to sign out.
     """
 
-    def __init__(self, clock: Clock, sources: Sequence[str], *, has_sessions: bool) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        sources: Sequence[str],
+        destinations: Sequence[Destination],
+        *,
+        has_sessions: bool,
+    ) -> None:
         self._clock = clock
+        self._titles = {destination.name: destination.title for destination in destinations}
         self._templates = Environment(
             loader=PackageLoader("relay.console"),
             autoescape=True,
@@ -39,11 +50,13 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.filters |= {
-            "at": at,
+            "at": formats.at,
             "ago": self._ago,
-            "number": number,
-            "rate": rate,
-            "bars": bars,
+            "span": formats.span,
+            "number": formats.number,
+            "rate": formats.rate,
+            "bars": formats.bars,
+            "title_of": self._title_of,
         }
         self._templates.globals |= {
             "version": __version__,
@@ -51,72 +64,64 @@ class Pages:
             "has_sessions": has_sessions,
             "collections": [*Collection],
             "states": [*State],
-            "sources": sources,
+            "all_sources": sources,
+            "all_destinations": [*self._titles],
             "reasons": [*DeadReason],
             "remedies": REMEDIES,
         }
 
-    def render(self, template: str, *, reveal: bool, **values: Any) -> str:  # noqa: ANN401 (whatever it shows)
-        """The page, with addresses in it only if they are to be revealed."""
+    def page(self, request: Request, template: str, **values: Any) -> Response:  # noqa: ANN401 (the template's values)
+        """Return the rendered template as an answer to the request; see `render_for`."""
+        return HTMLResponse(self.render_for(request, template, **values))
+
+    def failure(
+        self,
+        request: Request,
+        status: int,
+        text: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Return a page that says why the request failed."""
+        page = self.render_for(request, "failed.html", page="", status=status, text=text)
+        return HTMLResponse(page, status_code=status, headers=headers)
+
+    def render_for(self, request: Request, template: str, **values: Any) -> str:  # noqa: ANN401 (the template's values)
+        """Return the rendered template, with addresses only if the request's query asks for them.
+
+        `live` is the path that keeps the page up to date; None, which is the default, for a page
+        that stays as it is.
+        """
+        query = request.query_params
+        kept = {name: value for name, value in query.items() if name not in _PASSING}
+        path = quote(request.scope["path"])
+        return self.render(
+            template,
+            reveal=web.reveals(query),
+            hidden_url=path + (f"?{urlencode(kept)}" if kept else ""),
+            revealed_url=f"{path}?{urlencode({**kept, 'reveal': 1})}",
+            **{"live": None, **values},
+        )
+
+    def render(self, template: str, *, reveal: bool, **values: Any) -> str:  # noqa: ANN401 (the template's values)
+        """Return the rendered template, with addresses in it only if they are to be revealed."""
 
         def url(path: str, **query: object) -> str:
-            """Where that is, revealed if this page is."""
-            given = {name: value for name, value in query.items() if value not in {None, ""}}
+            """Return the console's URL with the fields that are not empty."""
+            fields = {name: value for name, value in query.items() if value not in {None, ""}}
             if reveal:
-                given.setdefault("reveal", 1)
-            return f"{HOME}{path}" + (f"?{urlencode(given)}" if given else "")
+                fields.setdefault("reveal", 1)
+            return f"{HOME}{path}" + (f"?{urlencode(fields)}" if fields else "")
 
         def shown(value: object) -> str:
-            said = "" if value is None else str(value)
-            return said if reveal else mask(said)
+            text = "" if value is None else str(value)
+            return text if reveal else mask(text)
 
         return self._templates.get_template(template).render(
             reveal=reveal, url=url, shown=shown, **values
         )
 
-    def _ago(self, moment: datetime | None) -> str:
-        return "never" if moment is None else f"{span(self._clock() - moment)} ago"
+    def _ago(self, time: datetime | None) -> str:
+        return "never" if time is None else f"{formats.span(self._clock() - time)} ago"
 
-
-def at(moment: datetime | None) -> Markup:
-    """The moment, to the second, and precisely for who points at it."""
-    if moment is None:
-        return Markup("")
-    return Markup('<time datetime="{0}" title="{0}">{1}</time>').format(
-        moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        f"{moment:%d %b %H:%M:%S}",
-    )
-
-
-def span(length: timedelta) -> str:
-    """So long, in one unit or two."""
-    seconds = max(0, int(length.total_seconds()))
-    parts = []
-    for size, unit in _UNITS:
-        if seconds >= size:
-            parts.append(f"{seconds // size} {unit}")
-            seconds %= size
-    return " ".join(parts[:2]) or "0 s"
-
-
-def number(count: int) -> str:
-    """The number with its thousands apart."""
-    return f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def rate(per_second: float | None) -> str:
-    """So many a second, or a minute where they are few."""
-    if per_second is None:
-        return "\N{HORIZONTAL ELLIPSIS}"
-    if per_second >= 1:
-        return f"{number(round(per_second))}/s"
-    return f"{per_second * 60:.0f}/min"
-
-
-def bars(counts: tuple[int, ...], highest: int | None = None) -> list[Mapping[str, int]]:
-    """Where the bars of a chart stand and how high they are, of 36 at the most."""
-    most = highest or max(counts, default=0) or 1
-    return [
-        {"x": place, "height": max(2, round(_HIGHEST * count / most)) if count else 0}
-        for place, count in enumerate(counts)
-    ]
+    def _title_of(self, destination: str) -> str:
+        return self._titles.get(destination, destination)

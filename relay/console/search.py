@@ -12,23 +12,25 @@ from relay.operations.search import Criteria, Search
 from relay.outbox.entries import State, StoredEntry
 from relay.outbox.protocol import RARE
 
-PAGE: Final = 50
+PAGE_SIZE: Final = 50
 """Entries on a page."""
 PATIENCE_SECONDS: Final = 0.06
-"""For how long entries are looked at, one after the other, before a page is shown as it is."""
+"""How long entries are looked at one by one before the page is shown as it is."""
 
-_FIRST_STRETCH: Final = 2_000  # ids looked at in one go, and twice as many the next time
+_FIRST_STRETCH: Final = 2_000
+"""Ids that are looked at in one go; each further stretch is longer."""
 _LONGEST_STRETCH: Final = 32_000
 _MESSAGE_ID: Final = re.compile(r"[a-z]+-[0-9a-zA-Z-]{8,}")
+_SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 
-class Page(Struct, frozen=True):
-    """Some entries, newest first.
+class Found(Struct, frozen=True):
+    """One page of entries, newest first.
 
     Attributes:
-        older: the id behind which the next page begins; None when there is none.
-        looked_to: the id that it was looked as far as, where that was not far enough for a page.
-        given_up: whether dead letters were left out that would have to be read one by one.
+        older: the id behind which the next page begins; None on the last page.
+        looked_to: the lowest id that was looked at, if time ran out before the page was full.
+        given_up: whether time ran out before all dead letters that cannot be read were looked at.
     """
 
     entries: list[StoredEntry]
@@ -44,88 +46,105 @@ def find(
     *,
     start: int | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Page:
-    """The newest entries that meet the criteria, and that the text is about if there is one.
+) -> Found:
+    """Return a page of the newest entries that meet the criteria and are about the text.
 
     Args:
         search: finds them.
         criteria: what they must meet.
         text: a message id, an email id, a user id or an address; empty for any.
-        start: the id behind which they begin.
+        start: the id behind which the page begins.
         clock: seconds, monotonic.
     """
     if criteria.until:
         before = search.stored_before(criteria.until) + 1
         start = before if start is None else min(start, before)
-    last = search.stored_before(criteria.since) if criteria.since else 0
+    end = 1 + (search.stored_before(criteria.since) if criteria.since else 0)
     give_up_at = clock() + PATIENCE_SECONDS
+
+    def is_late() -> bool:
+        return clock() > give_up_at
+
     if text:
-        return _about(search, criteria, text, start, last + 1, lambda: clock() > give_up_at)
-    found: list[StoredEntry] = []
-    newest = search.newest() + 1
-    position = newest if start is None else min(start, newest)
-    stretch = _FIRST_STRETCH
+        return _find_about(search, criteria, text, start, end, is_late)
+    return _find_any(search, criteria, start, end, is_late)
+
+
+def _find_any(
+    search: Search,
+    criteria: Criteria,
+    start: int | None,
+    end: int,
+    is_late: Callable[[], bool],
+) -> Found:
+    """Look at one stretch of ids after the other, until the page is full or time runs out."""
     has_index = (
         bool(criteria.reason) or criteria.collection in RARE or State.DEAD in criteria.states
     )
-    while position > last + 1:
-        end = max(last + 1, position - stretch)
-        looked = search.find(criteria, start=position, end=end)
-        found += islice(looked, PAGE + 1 - len(found))
-        if len(found) > PAGE:
+    newest = search.newest() + 1
+    position = newest if start is None else min(start, newest)
+    stretch = _FIRST_STRETCH
+    found: list[StoredEntry] = []
+    while position > end:
+        stretch_end = max(end, position - stretch)
+        looked_at = search.find(criteria, start=position, end=stretch_end)
+        found += islice(looked_at, PAGE_SIZE + 1 - len(found))
+        if len(found) > PAGE_SIZE:
             return _page(found)
-        position, stretch = end, stretch * 4 if has_index else min(stretch * 2, _LONGEST_STRETCH)
-        if position > last + 1 and clock() > give_up_at:
-            return Page(found, position, looked_to=position)
+        position = stretch_end
+        stretch = stretch * 4 if has_index else min(stretch * 2, _LONGEST_STRETCH)
+        if position > end and is_late():
+            return Found(found, position, looked_to=position)
     return _page(found)
 
 
-def _page(found: Iterable[StoredEntry], *, given_up: bool = False) -> Page:
-    entries = [*islice(found, PAGE + 1)]
-    older = entries[PAGE - 1].id if len(entries) > PAGE else None
-    return Page(entries[:PAGE], older, given_up=given_up)
+def _page(found: Iterable[StoredEntry], *, given_up: bool = False) -> Found:
+    entries = [*islice(found, PAGE_SIZE + 1)]
+    older = entries[PAGE_SIZE - 1].id if len(entries) > PAGE_SIZE else None
+    return Found(entries[:PAGE_SIZE], older, given_up=given_up)
 
 
-class _EnoughError(Exception):
-    """The page is waited for."""
+class _LateError(Exception):
+    """The time that a page may take is over."""
 
 
-def _about(
+def _find_about(
     search: Search,
     criteria: Criteria,
     text: str,
     start: int | None,
     end: int,
     is_late: Callable[[], bool],
-) -> Page:
-    """What the text is about, whichever of the ids or the address it is."""
-    ways = ["email_id", "user_id"]
-    if "@" in text or re.fullmatch("[0-9a-fA-F]{64}", text):
-        ways.append("address")
-    if _MESSAGE_ID.fullmatch(text):
-        ways = ["message_id", *ways]
-    either = [structs.replace(criteria, **{way: text}) for way in ways]
+) -> Found:
+    """Find what the text is about, as any of the ids and as an address."""
+    meanings = [structs.replace(criteria, **{field: text}) for field in _fields(text)]
     found: dict[int, StoredEntry] = {}
-    for each in either:
+    for each in meanings:
         read = search.find_read(each, start=start, end=end)
-        found |= {entry.id: entry for entry in islice(read, PAGE + 1)}
+        found |= {entry.id: entry for entry in islice(read, PAGE_SIZE + 1)}
     given_up = False
     if not criteria.states or State.DEAD in criteria.states:
 
         def looked_at(_count: int) -> None:
             if is_late():
-                raise _EnoughError
+                raise _LateError
 
-        unread = search.find_unread(
-            [each for each in either if not each.message_id],
-            start=start,
-            end=end,
-            looked_at=looked_at,
-        )
+        by_body = [each for each in meanings if not each.message_id]
+        unread = search.find_unread(by_body, start=start, end=end, looked_at=looked_at)
         try:
-            for entry in islice(unread, PAGE + 1):
+            for entry in islice(unread, PAGE_SIZE + 1):
                 found[entry.id] = entry
-        except _EnoughError:
+        except _LateError:
             given_up = True
     newest_first = sorted(found.values(), key=lambda entry: entry.id, reverse=True)
     return _page(newest_first, given_up=given_up)
+
+
+def _fields(text: str) -> list[str]:
+    """Return the criteria that the text may be meant for."""
+    fields = ["email_id", "user_id"]
+    if "@" in text or _SHA256.fullmatch(text):
+        fields.append("address")
+    if _MESSAGE_ID.fullmatch(text):
+        fields.append("message_id")
+    return fields

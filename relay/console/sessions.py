@@ -1,4 +1,4 @@
-"""Links that are good for one sign-in, and the sessions that come from them. All in memory."""
+"""Links that work for one sign-in, and the sessions that they begin; kept in memory only."""
 
 import secrets
 import time
@@ -9,13 +9,13 @@ from typing import Final
 from msgspec import Struct
 
 MAX_SESSIONS: Final = 16
-"""Beyond this, a new session ends the one that has not been used for the longest time."""
+"""When there are more, the least recently used one ends."""
 IDLE_SECONDS: Final = 12 * 3_600
-"""A session ends when it has not been used for so long."""
-LONGEST_SECONDS: Final = 7 * 86_400
-"""A session ends after this time in any case."""
+"""A session ends when it has not been used for this long."""
+MAX_SECONDS: Final = 7 * 86_400
+"""A session ends after this time even if it is used."""
 
-_TOKEN_BYTES: Final = 32  # 43 characters, by which console.js tells a link from other fragments
+_TOKEN_BYTES: Final = 32  # 43 characters; console.js knows a link by this length
 
 
 class _Session(Struct):
@@ -24,9 +24,9 @@ class _Session(Struct):
 
 
 class Sessions:
-    """Who has signed in.
+    """The newest link, and the sessions under way.
 
-    Tokens are kept as digests and found by them, so that no time taken tells how much of a guess
+    Tokens are looked up by their digests, so the time taken does not depend on how much of a guess
     is right.
 
     Args:
@@ -39,26 +39,26 @@ class Sessions:
         self._sessions: dict[bytes, _Session] = {}
 
     def new_link(self) -> str:
-        """The token of a new link; it replaces the link before it."""
+        """Return the token of a new link; the link before it no longer works."""
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         self._link = _digest(token)
         return token
 
     def begin(self, link: str) -> str | None:
-        """Use up the link; the token of a new session, or None if it is not the newest link."""
+        """Use up the link and return a new session's token; None if the link is not the newest."""
         if _digest(link) != self._link:
             return None
         self._link = None
         self._end_old()
         while len(self._sessions) >= MAX_SESSIONS:
-            del self._sessions[min(self._sessions, key=lambda one: self._sessions[one].used_at)]
+            del self._sessions[min(self._sessions, key=lambda each: self._sessions[each].used_at)]
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         now = self._clock()
         self._sessions[_digest(token)] = _Session(now, now)
         return token
 
     def is_under_way(self, token: str) -> bool:
-        """Whether the token is that of a session; its use is noted."""
+        """Return whether the token is that of a session, which counts as a use of it."""
         self._end_old()
         session = self._sessions.get(_digest(token))
         if session is None:
@@ -67,7 +67,7 @@ class Sessions:
         return True
 
     def end(self, token: str) -> None:
-        """End the session, if it is one."""
+        """End the session with the token, if there is one."""
         self._sessions.pop(_digest(token), None)
 
     def _end_old(self) -> None:
@@ -75,7 +75,7 @@ class Sessions:
         self._sessions = {
             digest: session
             for digest, session in self._sessions.items()
-            if now - session.used_at < IDLE_SECONDS and now - session.began_at < LONGEST_SECONDS
+            if now - session.used_at < IDLE_SECONDS and now - session.began_at < MAX_SECONDS
         }
 
 

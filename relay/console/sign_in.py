@@ -1,4 +1,4 @@
-"""Signing in by a link that relay prints, where no password is set."""
+"""Sign-in by a link that relay prints, if no password is set."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from relay.console.access import DOOR
 from relay.console.pages import HOME, Pages
 from relay.console.sessions import Sessions
-from relay.receiver.attempts import LATE, Attempts
+from relay.receiver.attempts import NOT_HELD_BACK, Attempts
 
 PATH: Final = f"{HOME}/sign-in"
 
@@ -30,61 +30,61 @@ _log = structlog.get_logger()
 
 
 class Links(Struct, frozen=True):
-    """How links are told.
+    """Where links lead, and how the operator gets them.
 
     Attributes:
-        url: at which relay is reached from this machine.
-        tell: takes each link, at the time from which it works.
+        url: relay's URL on this machine.
+        issue: takes each link as soon as it works.
     """
 
     url: str
-    tell: Callable[[str], None]
+    issue: Callable[[str], None]
 
 
 def print_link(link: str) -> None:
-    """Print a link to the console on standard output: the log, which holds no secret, has none."""
-    if sys.stdout is not None:  # it is, where it was closed before Python began
+    """Print a link to the console on standard output; the log may hold no secret."""
+    if sys.stdout is not None:  # None if it was closed before Python began
         with suppress(OSError):  # its reader has gone, or its disk is full
             os.write(sys.stdout.fileno(), f"Console: {link}\n".encode())
 
 
 class SignIn:
-    """A door to the console, opened by a link that relay has printed.
+    """A door that a link from relay's output opens.
 
-    The link's token is its fragment, which browsers keep to themselves: it is in no request's path,
-    no `Referer` and no log of a proxy. The page that the link opens posts it, and gets a cookie of
-    another random value for it. A link works once; then the next one is printed. What looks ahead
-    or previews links does not post, and so does not use them up.
+    The link's token is its fragment, which browsers do not send: it is in no request's path, no
+    `Referer` and no log of a proxy. The page that the link opens posts the token, and gets a cookie
+    with another random value. A link works once; then the next one is printed. Programs that
+    prefetch or preview a link do not post, so they do not use it up.
 
     Args:
-        pages: render what is shown without a session.
-        links: how links are told.
+        pages: renders the page to sign in.
+        links: where links lead, and how the operator gets them.
     """
 
     def __init__(self, pages: Pages, links: Links) -> None:
         self._pages = pages
         self._links = links
-        # Browsers send cookies to every port of a host: another relay there has another name.
+        # Browsers send a cookie to every port of a host: another relay there needs another name.
         self._cookie = f"relay_console_{urlsplit(links.url).port}"
         self._sessions = Sessions()
         self._attempts = Attempts(DOOR, ["link", "session"])
 
-    def tell_link(self) -> None:
-        """Tell a new link; the one before it no longer works."""
-        self._links.tell(f"{self._links.url}{PATH}#{self._sessions.new_link()}")
+    def issue_link(self) -> None:
+        """Issue a new link; the one before it no longer works."""
+        self._links.issue(f"{self._links.url}{PATH}#{self._sessions.new_link()}")
 
     def lets_in(self, headers: Headers) -> bool:
-        """Whether its session is under way, which is used by this."""
-        return any(map(self._sessions.is_under_way, self._given(headers)))
+        """Return whether the cookie is that of a session, which counts as a use of it."""
+        return any(map(self._sessions.is_under_way, self._cookies(headers)))
 
     async def refusal(self, headers: Headers) -> Response | None:
-        """Why the request may not come in; None if its session is under way."""
+        """Return the page to sign in for a request without a session; None if it has one."""
         if self.lets_in(headers):
             return None
-        if not [*self._given(headers)]:
+        if not [*self._cookies(headers)]:
             return self._refused("")
         held = await self._attempts.hold_back("session")
-        answer = self._refused("Your session has ended, or relay was started again.", held=held)
+        answer = self._refused("Your session has ended, or relay was restarted.", held=held)
         answer.delete_cookie(self._cookie, path=HOME)
         return answer
 
@@ -96,58 +96,58 @@ class SignIn:
         link = await _posted_link(request)
         token = self._sessions.begin(link)
         if token is None:
-            # Whoever opens the same link again, in the same browser, is in already.
+            # The same link in the same browser: its session is under way already.
             if self.lets_in(request.headers):
                 return RedirectResponse(f"{HOME}/", status_code=303)
             held = await self._attempts.hold_back("link")
-            said = "This link does not work: it was used before, or relay was started again since."
-            return self._refused(said, held=held)
+            text = "This link does not work: it was used before, or relay was restarted since."
+            return self._refused(text, held=held)
         _log.info("console.signed_in")
-        # After the answer, and in a thread: whatever reads what is printed may have stalled.
-        printing = BackgroundTask(self.tell_link)
+        # After the answer, and in a thread: the reader of standard output may have stalled.
+        printing = BackgroundTask(self.issue_link)
         answer = RedirectResponse(f"{HOME}/", status_code=303, background=printing)
         answer.set_cookie(
             self._cookie,
             token,
             path=HOME,
-            # The browser says by which scheme it has come; a lie would harm its own user alone.
+            # The browser says by which scheme it came; a lie would only harm its own user.
             secure=request.headers.get("origin", "").startswith("https:"),
             httponly=True,
             samesite="strict",
         )
         return answer
 
-    async def leave(self, request: Request) -> Response:
+    async def sign_out(self, request: Request) -> Response:
         """End the session."""
-        for token in self._given(request.headers):
+        for token in self._cookies(request.headers):
             self._sessions.end(token)
         answer = RedirectResponse(PATH, status_code=303)
         answer.delete_cookie(self._cookie, path=HOME)
         return answer
 
-    def _given(self, headers: Headers) -> Iterator[str]:
-        """The values of the cookie: another site of the same domain may have added one."""
+    def _cookies(self, headers: Headers) -> Iterator[str]:
+        """Yield every value of the cookie: another site of the domain may have added one."""
         for pair in headers.get("cookie", "").split(";"):
             name, _, value = pair.strip().partition("=")
             if name == self._cookie:
                 yield value
 
-    def _refused(self, said: str, *, held: bool = True) -> Response:
-        answer = {"www-authenticate": 'Cookie realm="relay"'} | ({} if held else LATE)
-        return self._page(said, status=401, headers=answer)
+    def _refused(self, text: str, *, held: bool = True) -> Response:
+        headers = {"www-authenticate": 'Cookie realm="relay"'} | ({} if held else NOT_HELD_BACK)
+        return self._page(text, status=401, headers=headers)
 
     def _page(
-        self, said: str, *, status: int = 200, headers: Mapping[str, str] | None = None
+        self, text: str, *, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> Response:
-        page = self._pages.render("sign_in.html", reveal=False, sign_in=PATH, said=said)
+        page = self._pages.render("sign_in.html", reveal=False, sign_in=PATH, text=text)
         return HTMLResponse(page, status_code=status, headers=headers)
 
 
 async def _posted_link(request: Request) -> str:
-    """The token of the link that the form holds, whole or without what stands before it.
+    """Return the token of the posted link: what follows its `#`, or all of it without one.
 
     Raises:
-        HTTPException: the form is larger or slower than any with a link.
+        HTTPException: the form is too large or too slow, or the browser is gone.
     """
     body = bytearray()
     try:
@@ -155,10 +155,12 @@ async def _posted_link(request: Request) -> str:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > _MAX_BODY_BYTES:
-                    raise HTTPException(413, "That is more than a link.", {"connection": "close"})
+                    raise HTTPException(
+                        413, "This is larger than any link.", {"connection": "close"}
+                    )
     except TimeoutError:
         raise HTTPException(408, "The link took too long.", {"connection": "close"}) from None
     except ClientDisconnect:
-        raise HTTPException(400, "The link did not come whole.") from None
+        raise HTTPException(400, "The link was cut off.") from None
     fields = parse_qs(body.decode(errors="replace"))
     return fields.get("link", [""])[0].rpartition("#")[2].strip()

@@ -1,4 +1,4 @@
-"""Wrong credentials at one door: counted, told of, and answered late."""
+"""Wrong credentials: counted, logged, and answered late."""
 
 import asyncio
 import time
@@ -10,26 +10,26 @@ import structlog
 from relay.metrics.definitions import WRONG_CREDENTIALS
 
 HOLD_SECONDS: Final = 1.0
-"""How long a wrong attempt waits for its answer."""
+"""How long the answer to a wrong attempt is held back."""
 MAX_HELD: Final = 256
-"""Wrong attempts of one door that wait at a time."""
-LATE: Final = {"connection": "close"}
-"""Headers of an answer to a wrong attempt that is not held back."""
+"""Answers of one door that are held back at a time."""
+NOT_HELD_BACK: Final = {"connection": "close"}
+"""Headers of an answer that is not held back: each further attempt costs a connection."""
 
-_LOG_SECONDS: Final = 60.0
+_PERIOD_SECONDS: Final = 60.0
 
 _log = structlog.get_logger()
 
 
 class Attempts:
-    """Slows down those who guess at one door.
+    """The wrong attempts at one door, slowed down.
 
-    Right credentials are never held back and never refused unseen: a limit on how many guesses are
-    looked at would let those who guess lock the operator out.
+    Right credentials are always checked and never held back: a limit on the number of checks would
+    let an attacker lock the operator out.
 
     Args:
-        door: what is guessed at, as metrics and the log name it.
-        credentials: the kinds that are told apart.
+        door: its name in metrics and the log.
+        credentials: the kinds of credentials that the door takes.
         clock: seconds, monotonic.
     """
 
@@ -43,19 +43,19 @@ class Attempts:
         self._door = door
         self._clock = clock
         self._held = 0
-        self._counted_since = -_LOG_SECONDS
-        self._counted = 0
-        for credential in credentials:  # from the beginning, so that the first one shows as growth
+        self._period_began_at = -_PERIOD_SECONDS
+        self._in_period = 0
+        for credential in credentials:  # from the start, so that the first one shows as growth
             WRONG_CREDENTIALS.labels(door, credential)
 
     async def hold_back(self, credential: str) -> bool:
-        """Count a wrong attempt, and return when it may be answered.
+        """Count a wrong attempt, and wait until it may be answered.
 
-        False, at once, where too many wait already: the answer is to end the connection, so that
-        each further attempt costs one.
+        False, without a wait, if too many are held back already: then the answer has the headers
+        `NOT_HELD_BACK`.
         """
         WRONG_CREDENTIALS.labels(self._door, credential).inc()
-        self._tell(credential)
+        self._log(credential)
         if self._held >= MAX_HELD:
             return False
         self._held += 1
@@ -65,15 +65,15 @@ class Attempts:
             self._held -= 1
         return True
 
-    def _tell(self, credential: str) -> None:
-        """Log the first, the tenth, the hundredth … of a minute: few lines, however many come."""
-        if self._clock() - self._counted_since >= _LOG_SECONDS:
-            self._counted_since, self._counted = self._clock(), 0
-        self._counted += 1
-        if str(self._counted).strip("0") == "1":
+    def _log(self, credential: str) -> None:
+        """Log the first, tenth, hundredth … wrong attempt of a minute."""
+        if self._clock() - self._period_began_at >= _PERIOD_SECONDS:
+            self._period_began_at, self._in_period = self._clock(), 0
+        self._in_period += 1
+        if str(self._in_period).strip("0") == "1":
             _log.warning(
                 "credentials.wrong",
                 door=self._door,
                 credential=credential,
-                within_a_minute=self._counted,
+                within_a_minute=self._in_period,
             )

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from relay.auth import SecretCheck, bearer_token
 from relay.metrics.exporter import OutboxExporter
 from relay.receiver import server
-from relay.receiver.attempts import LATE, Attempts
+from relay.receiver.attempts import NOT_HELD_BACK, Attempts
 from relay.receiver.single_flight import SingleFlight
 
 _WAIT_SECONDS: Final = 3.0
@@ -54,7 +54,7 @@ class MetricsPage:
             content = {"status": "refused", "error": "wrong or missing token"}
             headers = {"www-authenticate": "Bearer"}
             if "authorization" in request.headers and not await self._attempts.hold_back("token"):
-                headers |= LATE
+                headers |= NOT_HELD_BACK
             return JSONResponse(content, 401, headers)
         page = await run_in_threadpool(self._process_metrics) + self._more()
         if self._exporter:

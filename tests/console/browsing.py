@@ -1,4 +1,4 @@
-"""A real browser at relay's console: Debian's Chromium."""
+"""A real browser for relay's console: Debian's Chromium."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
-from tests.console.asking import cookie
+from tests.console.client import cookie
 from tests.harness.processes import RelayProcess
 
 CHROMIUM: Final = shutil.which("chromium")
@@ -18,9 +18,9 @@ Scheme = Literal["light", "dark"]
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The browser, for as long as it is needed."""
+    """Run the browser."""
     with sync_playwright() as playwright:
-        # Root may not have its sandbox; it sees no page but relay's own.
+        # Its sandbox does not work for root; it opens no pages but relay's.
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
         )
@@ -38,7 +38,7 @@ def window(
     scheme: Scheme = "light",
     signed_in: bool = True,
 ) -> Iterator[BrowserContext]:
-    """A window of its own, in which paths are those of the relay, and its user is signed in."""
+    """Open a window with cookies of its own; paths are relative to the relay."""
     url = f"http://127.0.0.1:{relay.port}"
     context = browser.new_context(
         base_url=url, viewport={"width": width, "height": height}, color_scheme=scheme

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cli.desk import Desk
-from tests.console.asking import at_work
+from tests.console.client import at_work
 from tests.harness.postgres import PostgresServer
 from tests.harness.processes import PostgresStore, SqliteStore
 
@@ -26,6 +26,6 @@ def postgres_desk(
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def desk(request: pytest.FixtureRequest) -> Desk:
-    """Each of them in turn; the recipients of each test are its own."""
+    """Either relay; the recipients of each test are its own."""
     desk: Desk = request.getfixturevalue(f"{request.param}_desk")
     return desk

@@ -1,6 +1,6 @@
-"""Makes README's pictures of the console: `make pictures`.
+"""README's pictures of the console: `make pictures`.
 
-A relay that has worked for a day, with what a day brings, and a browser that looks at it.
+They show a relay that has run for a day.
 """
 
 import math
@@ -34,9 +34,9 @@ _HEIGHTS: Final = {"overview": 1200, "events": 680, "event": 1330, "dead": 840, 
 
 
 def made_up_day(now: datetime) -> Iterator[Arrival]:
-    """What came in within the last day, more of it by day than by night."""
+    """Yield what was received within the last day, more by day than by night."""
     rng = Random(7)
-    seconds = sorted(_moment(rng) for _ in range(_EVENTS))
+    seconds = sorted(_second(rng) for _ in range(_EVENTS))
     at = iter(seconds)
     latest = [0.0]
 
@@ -47,16 +47,16 @@ def made_up_day(now: datetime) -> Iterator[Arrival]:
     source = vero(vero.settings_model())
     segment = segment_at("https://example.com", WRITE_KEY)
     webhooks = journeys(rng, clock=clock)
-    for moment in at:
-        latest[0] = moment
+    for second in at:
+        latest[0] = second
         body = next(webhooks).body
         arrival = route(source, segment).accept(body, datetime.fromtimestamp(clock(), UTC))
         if isinstance(arrival, Arrival):
             yield arrival
 
 
-def _moment(rng: Random) -> float:
-    """Within a day, in seconds."""
+def _second(rng: Random) -> float:
+    """Return a random second of a day."""
     while True:
         at = rng.uniform(0, 86_400)
         if rng.random() < 0.55 + 0.45 * math.sin((at / 86_400 - 0.2) * 2 * math.pi):
@@ -64,7 +64,7 @@ def _moment(rng: Random) -> float:
 
 
 def fill(store: SqliteStore) -> None:
-    """Have the day's events in the store, nearly all of them delivered."""
+    """Store the day's events, nearly all of them as delivered."""
     with closing(open_outbox(store.url, create=True)) as outbox:
         arrivals = made_up_day(datetime.now(UTC))
         while group := [*islice(arrivals, 500)]:
@@ -76,11 +76,11 @@ def fill(store: SqliteStore) -> None:
 
 
 def refuse_some(batch: list[dict[str, Any]]) -> Answer:
-    """For there to be a dead letter of that kind, too."""
+    """Reject marks as spam, so that there is a dead letter of that reason, too."""
     return Answer(400 if any(m["event"] == "Email Marked as Spam" for m in batch) else 200)
 
 
-def go_on(relay: RelayProcess, webhooks: Iterator[Webhook]) -> None:
+def post_on(relay: RelayProcess, webhooks: Iterator[Webhook]) -> None:
     """Post three webhooks a second, until relay ends."""
     with suppress(OSError, HTTPException):
         for webhook in webhooks:
@@ -89,7 +89,7 @@ def go_on(relay: RelayProcess, webhooks: Iterator[Webhook]) -> None:
 
 
 def shoot(browser: Browser, relay: RelayProcess, scheme: Scheme) -> None:
-    """Make all pictures in one scheme of colours."""
+    """Make all pictures in one colour scheme."""
     for name, height in _HEIGHTS.items():
         with window(browser, relay, height=height, scheme=scheme) as context:
             page = context.new_page()
@@ -102,12 +102,12 @@ def shoot(browser: Browser, relay: RelayProcess, scheme: Scheme) -> None:
                 page.get_by_role("button", name="Try it").click()
             if name in {"overview", "events"}:
                 expect(page.get_by_text("· live")).to_be_visible()
-                page.wait_for_timeout(2_500)  # for a rate to be told
+                page.wait_for_timeout(2_500)  # until there is a rate
             page.screenshot(path=PICTURES / f"{name}-{scheme}.png")
 
 
 def main() -> None:
-    """Make them all."""
+    """Make all pictures."""
     PICTURES.mkdir(exist_ok=True)
     with TemporaryDirectory() as directory, SegmentServer() as segment, chromium() as browser:
         store = SqliteStore(Path(directory, "relay.db"))
@@ -117,7 +117,7 @@ def main() -> None:
             webhooks = journeys(Random(11))
             for webhook in islice(webhooks, 40):
                 relay.post(webhook.body)
-            threading.Thread(target=go_on, args=(relay, webhooks), daemon=True).start()
+            threading.Thread(target=post_on, args=(relay, webhooks), daemon=True).start()
             for scheme in get_args(Scheme):
                 shoot(browser, relay, scheme)
 

@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 
-from relay.console.app import MAX_FORM_BYTES
+from relay.console.web import MAX_FORM_BYTES
 from tests.cli.desk import Desk, webhook
-from tests.console.asking import SIGN_IN, act, look
+from tests.console.client import SIGN_IN, act, look
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import RelayProcess, SqliteStore
 
@@ -43,7 +43,7 @@ HEADERS = [
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """Its relay has no password."""
+    """A desk whose relay has no password."""
     store = SqliteStore(tmp_path_factory.mktemp("open") / "relay.db")
     with SegmentServer() as segment, RelayProcess(store, segment.url) as relay:
         yield Desk(store, relay, segment)
@@ -51,20 +51,20 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 @pytest.fixture
 def relay(desk: Desk) -> RelayProcess:
-    """It has no password."""
+    """A relay without a password."""
     return desk.relay
 
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
-    """It has a password, and listens everywhere."""
+    """A relay that has a password and listens on every address."""
     store = SqliteStore(tmp_path_factory.mktemp("locked") / "relay.db")
     with (
         SegmentServer() as segment,
         RelayProcess(
             store,
             segment.url,
-            options=["--host", "0.0.0.0"],  # noqa: S104 (everywhere is what is tried)
+            options=["--host", "0.0.0.0"],  # noqa: S104 (every address is what is tested)
             RELAY_CONSOLE_PASSWORD=PASSWORD,
             RELAY_LOG_LEVEL="debug",
         ) as relay,
@@ -88,19 +88,19 @@ NOBODYS = [
 
 
 @pytest.mark.parametrize("headers", NOBODYS)
-def test_without_credentials_there_is_nothing_to_see(
+def test_without_credentials_every_page_is_refused(
     desk: Desk, locked: RelayProcess, headers: dict[str, str]
 ) -> None:
     everything = [f"{path}{query}" for path in CLOSED for query in ("", "?reveal=1")]
     with ThreadPoolExecutor(8) as people:
         for relay in (desk.relay, locked):
-            asked = [
+            answers = [
                 people.submit(look, relay, path, method=method, Cookie="", **headers)
                 for path in everything
                 for method in ("GET", "POST", "OPTIONS", "HEAD")
             ]
 
-            for page in (each.result() for each in asked):
+            for page in (each.result() for each in answers):
                 assert page.status == 401
                 assert {*HEADERS} <= {*page.headers}
                 assert "set-cookie" not in page.headers
@@ -108,8 +108,10 @@ def test_without_credentials_there_is_nothing_to_see(
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 @pytest.mark.parametrize("host", [b"", b"Host: localhost\r\n", b"Host: 127.0.0.1:8000\r\n"])
-def test_no_way_of_asking_opens_it(relay: RelayProcess, version: bytes, host: bytes) -> None:
-    """As through nginx, which by itself asks as if it were this machine."""
+def test_no_spelling_of_a_path_opens_the_console(
+    relay: RelayProcess, version: bytes, host: bytes
+) -> None:
+    """Send requests as nginx does by default: they look as if this machine sent them."""
     for path in ("/console/", "//console/", "/console//", "/console/events", "/Console/"):
         with relay.connect() as connection:
             head = b"GET %b HTTP/%b\r\n%bConnection: close\r\n\r\n"
@@ -130,10 +132,10 @@ def test_no_way_of_asking_opens_it(relay: RelayProcess, version: bytes, host: by
         "/console/static/../../webhooks/",
     ],
 )
-def test_a_path_that_a_proxy_takes_for_that_of_a_webhook_does_not_lead_to_it(
+def test_a_path_that_a_proxy_takes_for_a_webhook_leads_nowhere(
     desk: Desk, locked: RelayProcess, path: str
 ) -> None:
-    """As through a proxy that lets nothing else through."""
+    """Such a proxy lets nothing but webhooks through."""
     for relay in (desk.relay, locked):
         page = look(relay, path, Cookie="")
 
@@ -141,7 +143,7 @@ def test_a_path_that_a_proxy_takes_for_that_of_a_webhook_does_not_lead_to_it(
         assert "www-authenticate" not in page.headers
 
 
-def test_the_way_in_can_be_seen_by_anyone(relay: RelayProcess) -> None:
+def test_anyone_may_see_the_page_to_sign_in(relay: RelayProcess) -> None:
     for path in (SIGN_IN, "/console/static/console.css", "/console/static/icon.svg"):
         page = look(relay, path, Cookie="")
 
@@ -169,15 +171,13 @@ def test_the_way_in_can_be_seen_by_anyone(relay: RelayProcess) -> None:
         basic(f":{PASSWORD}").replace("Basic", "Digest"),
     ],
 )
-def test_with_a_password_nobody_sees_it_who_does_not_know_it(
-    locked: RelayProcess, authorization: str
-) -> None:
+def test_wrong_passwords_are_refused(locked: RelayProcess, authorization: str) -> None:
     given = {"Authorization": authorization} if authorization else {"Cookie": ""}
     with ThreadPoolExecutor(8) as people:
-        asked = [
+        answers = [
             people.submit(look, locked, path, Host="localhost", **given) for path in [*PATHS, LIVE]
         ]
-    for page in (each.result() for each in asked):
+    for page in (each.result() for each in answers):
         assert page.status == 401
         assert page.headers["www-authenticate"].startswith("Basic ")
         assert {*HEADERS} <= {*page.headers}
@@ -185,7 +185,7 @@ def test_with_a_password_nobody_sees_it_who_does_not_know_it(
 
 @pytest.mark.parametrize("user", ["", "me", "somebody@example.com"])
 @pytest.mark.parametrize("host", ["relay.example.com", "localhost:80"])
-def test_with_the_password_anybody_sees_it_anywhere(
+def test_the_password_opens_the_console_from_anywhere(
     locked: RelayProcess, user: str, host: str
 ) -> None:
     page = look(
@@ -224,7 +224,7 @@ def test_the_password_is_in_no_log_line(locked: RelayProcess) -> None:
         {"Origin": "null", "Referer": "own"},
     ],
 )
-def test_other_sites_change_nothing(desk: Desk, headers: dict[str, str]) -> None:
+def test_other_sites_cannot_change_anything(desk: Desk, headers: dict[str, str]) -> None:
     id_ = rejected(desk, "csrf")
     own = f"http://127.0.0.1:{desk.relay.port}"
     headers = {name: own if value == "own" else value for name, value in headers.items()}
@@ -241,7 +241,7 @@ def test_other_sites_change_nothing(desk: Desk, headers: dict[str, str]) -> None
     ]
 
 
-def test_its_own_pages_do(desk: Desk) -> None:
+def test_the_consoles_own_pages_can_change_something(desk: Desk) -> None:
     id_ = rejected(desk, "own")
     act(desk.relay, f"/console/events/{id_}/replay")
     desk.settle()
@@ -258,7 +258,7 @@ def test_its_own_pages_do(desk: Desk) -> None:
 
 
 def rejected(desk: Desk, name: str) -> int:
-    """The id of a dead letter for which something can be sent; the first of that name."""
+    """Return the id of a rejected event, the same for each name."""
     desk.refused.add("refused")
     if not desk.states(name):
         desk.delivered(webhook(name, campaign={"name": "refused"}))
@@ -270,7 +270,7 @@ def rejected(desk: Desk, name: str) -> int:
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path != "/console"] + ["/console/dead"])
-def test_what_can_be_got_can_be_asked_for_its_head(relay: RelayProcess, path: str) -> None:
+def test_head_is_answered_like_get(relay: RelayProcess, path: str) -> None:
     head, page = look(relay, path, method="HEAD"), look(relay, path)
 
     assert (head.status, head.text) == (page.status, "")
@@ -296,7 +296,7 @@ def test_what_can_be_got_can_be_asked_for_its_head(relay: RelayProcess, path: st
         ("GET", "/console/events/", 307),
     ],
 )
-def test_no_page_can_be_framed_sniffed_or_kept(
+def test_no_page_can_be_framed_sniffed_or_cached(
     relay: RelayProcess, method: str, path: str, status: int
 ) -> None:
     page = look(relay, path, method=method, Sec_Fetch_Site="same-origin")
@@ -312,7 +312,7 @@ def test_a_form_larger_than_any_webhook_is_refused(relay: RelayProcess) -> None:
     assert act(relay, "/console/playground", body="x" * 100).status == 200
 
 
-def test_a_form_of_countless_fields_is_refused(relay: RelayProcess) -> None:
+def test_a_form_with_too_many_fields_is_refused(relay: RelayProcess) -> None:
     origin = f"http://127.0.0.1:{relay.port}"
     page = look(relay, "/console/playground", method="POST", body=b"a=&" * 10**6, Origin=origin)
 

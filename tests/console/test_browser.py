@@ -1,4 +1,4 @@
-"""What a person sees and does, in a real browser at a real relay."""
+"""The console in a real browser."""
 
 import json
 import re
@@ -22,9 +22,9 @@ OpenPage = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One for all tests of a module; without it they are skipped.
+    """One browser for all tests of this module; without one they are skipped.
 
-    No longer: its driver runs an event loop in this very thread, and other tests have their own.
+    Not for the whole session: its driver runs an event loop in this thread, as other tests do.
     """
     if CHROMIUM is None:
         pytest.skip("no browser: apt-get install chromium")
@@ -42,7 +42,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 @pytest.fixture
 def open_page(browser: Browser, desk: Desk) -> Iterator[OpenPage]:
-    """See `OpenPage`. What goes wrong in a page, or leaves this machine, fails the test."""
+    """See `OpenPage`. A page's error, or its request to another host, fails the test."""
     faults: list[str] = []
     own = f"http://127.0.0.1:{desk.relay.port}/"
 
@@ -60,7 +60,7 @@ def open_page(browser: Browser, desk: Desk) -> Iterator[OpenPage]:
             page.on("dialog", lambda dialog: faults.append(f"dialog {dialog.message}"))
             page.on(
                 "console",
-                lambda said: faults.append(said.text) if said.type == "error" else None,
+                lambda line: faults.append(line.text) if line.type == "error" else None,
             )
             page.goto(f"/console{path}")
             return page
@@ -69,12 +69,12 @@ def open_page(browser: Browser, desk: Desk) -> Iterator[OpenPage]:
     assert faults == []
 
 
-def test_a_click_on_the_link_is_all_it_takes(desk: Desk, open_page: OpenPage) -> None:
+def test_a_click_on_the_link_signs_in(desk: Desk, open_page: OpenPage) -> None:
     (link,) = desk.relay.links()
     token = link.rpartition("#")[2]
     page = open_page("/sign-in", signed_in=False)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(f"{request.url} {request.all_headers()}"))
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(f"{request.url} {request.all_headers()}"))
     page.goto("about:blank")
     page.goto(link)
     expect(page.get_by_role("heading", name="Waiting for your first webhook")).to_be_visible()
@@ -83,10 +83,10 @@ def test_a_click_on_the_link_is_all_it_takes(desk: Desk, open_page: OpenPage) ->
     expect(page.get_by_text("· live")).to_be_visible()
 
     assert token not in page.content() + page.url
-    assert token not in "".join(asked)
+    assert token not in "".join(requests)
     assert page.evaluate("document.cookie") == ""
 
-    page.go_back()  # to the page that the link has opened, without the link
+    page.go_back()  # to the page to sign in, without the link
 
     assert token not in page.content() + page.url
 
@@ -96,7 +96,7 @@ def test_a_click_on_the_link_is_all_it_takes(desk: Desk, open_page: OpenPage) ->
     expect(page.get_by_role("heading", name="You are not signed in")).to_be_visible()
 
 
-def test_whoever_is_not_signed_in_is_told_how_to_get_in(desk: Desk, open_page: OpenPage) -> None:
+def test_a_pasted_link_signs_in(desk: Desk, open_page: OpenPage) -> None:
     page = open_page("/sign-in", signed_in=False)
     page.get_by_label("The link, or what follows its #").fill(desk.relay.links()[0])
     page.get_by_role("button", name="Sign in").click()
@@ -115,7 +115,7 @@ def one_of_each(desk: Desk) -> None:
     desk.refused.clear()
 
 
-def test_the_first_run_says_what_to_do_and_shows_the_first_event_as_it_comes(
+def test_the_first_run_shows_the_webhook_url_and_then_the_first_event(
     desk: Desk, open_page: OpenPage
 ) -> None:
     page = open_page("/")
@@ -135,7 +135,7 @@ def test_the_first_run_says_what_to_do_and_shows_the_first_event_as_it_comes(
     row = page.get_by_role("row", name=re.compile("Email Opened"))
     expect(row.get_by_role("cell").nth(0)).to_have_text("1")
     expect(page.get_by_text("All is well.")).to_be_visible()
-    expect(page.locator(".standing")).to_contain_text(ANSWERED)
+    expect(page.locator(".status")).to_contain_text(ANSWERED)
 
 
 def test_an_event_appears_by_itself_and_becomes_delivered(desk: Desk, open_page: OpenPage) -> None:
@@ -153,7 +153,7 @@ def test_an_event_appears_by_itself_and_becomes_delivered(desk: Desk, open_page:
     expect(page.locator("tbody tr")).to_have_count(2)
 
 
-def test_rows_do_not_move_away_under_the_pointer(desk: Desk, open_page: OpenPage) -> None:
+def test_rows_do_not_move_under_the_pointer(desk: Desk, open_page: OpenPage) -> None:
     desk.delivered(webhook("first"))
     page = open_page("/events")
     expect(page.get_by_text("· live")).to_be_visible()
@@ -169,7 +169,7 @@ def test_rows_do_not_move_away_under_the_pointer(desk: Desk, open_page: OpenPage
 @pytest.mark.parametrize(
     "text", ["mail-ben-0", "user-ben", address("ben").upper()], ids=["email", "user", "address"]
 )
-def test_an_event_is_found_by_whom_and_what_it_is_about(
+def test_an_event_is_found_by_email_id_user_id_and_address(
     desk: Desk, open_page: OpenPage, text: str
 ) -> None:
     desk.delivered(webhook("ana"), webhook("ben", kind="bounced"))
@@ -208,7 +208,7 @@ def test_one_event_shows_which_field_went_where(desk: Desk, open_page: OpenPage)
 
     expect(page.locator(".wires path.lit")).to_have_count(1)
     expect(right.locator("li.lit")).to_have_attribute("data-path", "properties.campaign_id")
-    expect(page.locator(".story")).to_contain_text("delivered: Segment accepted it")
+    expect(page.locator(".history")).to_contain_text("delivered: Segment accepted it")
 
 
 def test_a_dead_letter_is_replayed_to_delivered(desk: Desk, open_page: OpenPage) -> None:
@@ -217,7 +217,7 @@ def test_a_dead_letter_is_replayed_to_delivered(desk: Desk, open_page: OpenPage)
     rejected = page.get_by_role("region", name=re.compile("rejected"))
     expect(rejected).to_contain_text("Read Segment's words, mend what they name, and replay it.")
     rejected.get_by_role("link", name=re.compile("received")).click()
-    expect(page.locator(".story")).to_contain_text("dead: rejected")
+    expect(page.locator(".history")).to_contain_text("dead: rejected")
     page.get_by_role("button", name="Replay").click()
     expect(page.get_by_role("status").first).to_contain_text("It is pending again")
     desk.settle()
@@ -241,7 +241,7 @@ def test_all_dead_letters_of_a_reason_are_replayed(desk: Desk, open_page: OpenPa
     expect(page.get_by_role("row", name=re.compile("replay.*rejected"))).to_contain_text("5")
 
 
-def test_the_playground_tells_what_a_body_becomes_and_keeps_nothing(
+def test_the_playground_shows_what_a_body_becomes_and_stores_nothing(
     desk: Desk, open_page: OpenPage
 ) -> None:
     page = open_page("/playground")
@@ -270,7 +270,7 @@ HOSTILE = (
 )
 
 
-def test_what_webhooks_hold_is_never_markup(desk: Desk, open_page: OpenPage) -> None:
+def test_content_of_webhooks_is_never_markup(desk: Desk, open_page: OpenPage) -> None:
     bodies = []
     for number, text in enumerate(HOSTILE):
         fields = ("name", "subject", "type", "tags", "variation", "id", text)
@@ -309,34 +309,32 @@ def test_what_webhooks_hold_is_never_markup(desk: Desk, open_page: OpenPage) -> 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_keeps_anybody_out_of_a_page(
-    desk: Desk, open_page: OpenPage, scheme: Scheme
-) -> None:
+def test_every_page_is_accessible(desk: Desk, open_page: OpenPage, scheme: Scheme) -> None:
     empty = open_page("/", scheme=scheme)
-    refusals = refused_by_axe(empty)
+    violations = axe_violations(empty)
     one_of_each(desk)
     desk.relay.ask("POST", "/webhooks/vero/wrong", b"{}")
     for path in (*PAGES, "/events/1", "/events/2", "/events/3"):
         page = open_page(path, scheme=scheme)
         page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
-        refusals += refused_by_axe(page)
+        violations += axe_violations(page)
     page = open_page("/playground", scheme=scheme)
     page.get_by_role("button", name="Try it").click()
-    refusals += refused_by_axe(page)
-    refusals += refused_by_axe(open_page("/sign-in", scheme=scheme, signed_in=False))
+    violations += axe_violations(page)
+    violations += axe_violations(open_page("/sign-in", scheme=scheme, signed_in=False))
     page = open_page("/", scheme=scheme)
     with page.expect_navigation():
         page.evaluate(
             "document.body.innerHTML ="
             " '<form method=post action=/console/webhook-urls></form>'; document.forms[0].submit()"
         )
-    refusals += refused_by_axe(page)
+    violations += axe_violations(page)
 
-    assert refusals == []
+    assert violations == []
 
 
-def refused_by_axe(page: Page) -> list[str]:
-    """What axe finds wrong with the page."""
+def axe_violations(page: Page) -> list[str]:
+    """Return what axe finds wrong with the page."""
     found = Axe().run(page).response["violations"]
     return [
         f"{page.url}: {each['id']}: {node['html'][:120]}"
@@ -345,7 +343,7 @@ def refused_by_axe(page: Page) -> list[str]:
     ]
 
 
-def test_everything_is_come_at_by_the_keyboard(desk: Desk, open_page: OpenPage) -> None:
+def test_an_event_is_found_and_opened_by_keyboard(desk: Desk, open_page: OpenPage) -> None:
     desk.delivered(webhook("ana"))
     page = open_page("/events")
     page.keyboard.press("Tab")
@@ -363,7 +361,7 @@ def test_everything_is_come_at_by_the_keyboard(desk: Desk, open_page: OpenPage) 
     expect(page.get_by_role("heading", name="Email Opened")).to_be_visible()
 
 
-def test_a_phone_shows_all_of_it(desk: Desk, open_page: OpenPage) -> None:
+def test_every_page_fits_a_phone(desk: Desk, open_page: OpenPage) -> None:
     one_of_each(desk)
     for path in (*PAGES, "/events/1", "/events/3"):
         page = open_page(path, width=360)

@@ -10,7 +10,7 @@ import pytest
 
 from relay.console.live import MAX_STREAMS
 from tests.cli.desk import Desk, webhook
-from tests.console.asking import at_work, cookie, live, look, shown
+from tests.console.client import at_work, cookie, live, look, shown
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import RelayProcess, SqliteStore, within
 
@@ -26,11 +26,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 @pytest.fixture
 def relay(desk: Desk) -> RelayProcess:
-    """Its relay."""
+    """The relay of the desk."""
     return desk.relay
 
 
-def test_what_comes_in_appears_by_itself(desk: Desk) -> None:
+def test_a_new_event_appears_by_itself(desk: Desk) -> None:
     with live(desk.relay, "/console/live/events?q=user-appears") as response:
         before = shown(response)
         desk.delivered(webhook("appears"))
@@ -39,7 +39,7 @@ def test_what_comes_in_appears_by_itself(desk: Desk) -> None:
         assert shown(response).count("<tr id=") == 1
 
 
-def test_the_head_of_a_live_page_ends(relay: RelayProcess) -> None:
+def test_head_of_a_live_page_ends(relay: RelayProcess) -> None:
     with closing(HTTPConnection("127.0.0.1", relay.port, timeout=10)) as connection:
         for _ in range(2):
             connection.request("HEAD", LIVE, headers={"Cookie": cookie(relay)})
@@ -49,7 +49,7 @@ def test_the_head_of_a_live_page_ends(relay: RelayProcess) -> None:
             assert response.headers["content-type"].startswith("text/event-stream")
 
 
-def test_webhooks_come_in_while_the_console_is_looked_at(desk: Desk) -> None:
+def test_webhooks_are_received_while_the_console_is_used(desk: Desk) -> None:
     bodies = [webhook("meanwhile", number) for number in range(50)]
     with ThreadPoolExecutor(4) as people:
         looks = [people.submit(look, desk.relay, path) for path in PATHS * 10]
@@ -59,7 +59,7 @@ def test_webhooks_come_in_while_the_console_is_looked_at(desk: Desk) -> None:
     assert sorted(message["messageId"] for message in desk.arrivals("meanwhile")) == sorted(ids)
 
 
-def test_only_so_many_pages_are_kept_up_to_date_at_once(relay: RelayProcess) -> None:
+def test_the_number_of_live_pages_is_limited(relay: RelayProcess) -> None:
     def open_one(_number: int) -> socket.socket:
         connection = relay.connect()
         head = f"GET {LIVE} HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie(relay)}\r\n\r\n"
@@ -84,7 +84,7 @@ def _is_free(relay: RelayProcess) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_relay_ends_though_pages_are_open(tmp_path: Path, number: signal.Signals) -> None:
+def test_relay_ends_while_live_pages_are_open(tmp_path: Path, number: signal.Signals) -> None:
     with (
         SegmentServer() as segment,
         RelayProcess(tmp_path / "relay.db", segment.url) as relay,

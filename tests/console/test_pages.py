@@ -5,10 +5,10 @@ from urllib.parse import quote
 
 import pytest
 
-from relay.console.search import PAGE
+from relay.console.search import PAGE_SIZE
 from tests.cli.desk import CANARY, Desk, address, hashed, webhook
 from tests.cli.test_export import HOLDERS
-from tests.console.asking import (
+from tests.console.client import (
     Page,
     act,
     cookie,
@@ -53,12 +53,12 @@ NONSENSE = [
 
 
 def pages_of(ids: list[int]) -> Iterator[str]:
-    """Where anything of them is told."""
+    """Yield the paths of all pages that show something of the events."""
     yield from ("", "events", "dead", "dead/export", *(f"events/{id_}" for id_ in ids))
 
 
 @pytest.mark.parametrize("holder", [*HOLDERS, "canary{x}@example.com", "{canary}@example.com"])
-def test_no_address_is_told_unasked(desk: Desk, holder: str) -> None:
+def test_no_address_is_shown_unless_revealed(desk: Desk, holder: str) -> None:
     name = f"mask-{HOLDERS.index(holder) if holder in HOLDERS else holder[0]}"
     user = {"id": f"user-{name}", "email": holder, holder: {"is": holder}}
     fields = {"name": "spring", holder: holder, "tags": [holder], "subject": holder}
@@ -79,11 +79,11 @@ def test_no_address_is_told_unasked(desk: Desk, holder: str) -> None:
 
     revealed = event(desk, ids[0], reveal=1)
 
-    assert CANARY in revealed.html.said
+    assert CANARY in revealed.html.text
     assert "reveal=1" in revealed.html.all("a", "href")[1]
 
 
-def test_what_keeps_a_page_up_to_date_tells_no_address_either(desk: Desk) -> None:
+def test_live_pages_show_no_address_unless_revealed(desk: Desk) -> None:
     desk.delivered(webhook("live", user={"email": address("live")}))
     for path in ("overview", "events", f"events?q={hashed('live')}"):
         with live(desk.relay, f"/console/live/{path}") as response:
@@ -92,7 +92,7 @@ def test_what_keeps_a_page_up_to_date_tells_no_address_either(desk: Desk) -> Non
         assert address("live") in shown(response)
 
 
-def test_a_field_with_an_address_for_its_name_is_still_linked(sqlite_desk: Desk) -> None:
+def test_a_field_named_by_an_address_is_still_linked(sqlite_desk: Desk) -> None:
     name = address("name")
     campaign = {"tags": ["a"], name: {name: 1}}
     (id_,) = [id_of(sqlite_desk, m) for m in sqlite_desk.delivered(webhook("n", campaign=campaign))]
@@ -103,7 +103,7 @@ def test_a_field_with_an_address_for_its_name_is_still_linked(sqlite_desk: Desk)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_whatever_is_in_a_webhook_is_shown_and_does_nothing(desk: Desk, hostile: str) -> None:
+def test_hostile_content_is_shown_and_does_nothing(desk: Desk, hostile: str) -> None:
     campaign = {hostile: hostile, "name": hostile[:50], "tags": [hostile], "subject": hostile[:50]}
     user = {"id": f"user-hostile-{hostile[:80]}", "email": f"{hostile[:20]}@example.com"}
     bodies = [
@@ -139,7 +139,7 @@ def test_whatever_is_in_a_webhook_is_shown_and_does_nothing(desk: Desk, hostile:
         assert page.status in {200, 404}
         assert_is_harmless(page)
     if len(hostile) < 100 and hostile.isprintable():
-        assert hostile in pages[-3].html.said or hostile in pages[len(ids) + 4].html.said
+        assert hostile in pages[-3].html.text or hostile in pages[len(ids) + 4].html.text
 
 
 def scripts(page: Page) -> list[str]:
@@ -147,7 +147,7 @@ def scripts(page: Page) -> list[str]:
 
 
 def assert_is_harmless(page: Page) -> None:
-    """Nothing in it runs or leads away, and who cannot see it can use it."""
+    """Check that nothing in the page runs or leads away, and that it has all labels."""
     html = page.html
     ids = [attributes["id"] for _, attributes in html.elements if "id" in attributes]
     fields = [(tag, a) for tag, a in html.elements if tag in {"input", "select", "textarea"}]
@@ -169,7 +169,7 @@ def assert_is_harmless(page: Page) -> None:
     assert page.text.count("<h1") == 1
 
 
-def test_an_event_is_found_by_whatever_is_known_of_it(desk: Desk) -> None:
+def test_an_event_is_found_by_its_ids_its_address_and_the_filters(desk: Desk) -> None:
     ids = [id_of(desk, m) for m in desk.delivered(*(webhook("found", n) for n in range(3)))][::-1]
     (message_id, *_) = [message for message, _ in desk.states("found")]
     desk.relay.post(webhook("found", kind="snoozed"))
@@ -191,7 +191,7 @@ def test_an_event_is_found_by_whatever_is_known_of_it(desk: Desk) -> None:
 
 
 def test_paging_back_shows_each_event_once(desk: Desk) -> None:
-    desk.delivered(*(webhook("pages", n) for n in range(2 * PAGE + 5)))
+    desk.delivered(*(webhook("pages", n) for n in range(2 * PAGE_SIZE + 5)))
     ids: list[int] = []
     path: str | None = "/console/events?q=user-pages"
     while path:
@@ -200,14 +200,14 @@ def test_paging_back_shows_each_event_once(desk: Desk) -> None:
         older = [a["href"] for tag, a in html.elements if tag == "a" and a.get("rel") == "next"]
         path = older[0] if older else None
 
-    assert len(ids) == 2 * PAGE + 5
+    assert len(ids) == 2 * PAGE_SIZE + 5
     assert ids == sorted({*ids}, reverse=True)
 
 
 @pytest.mark.parametrize(
     "id_", ["0", "-1", "x", "9" * 19, "9" * 400, "9" * 5_000, "%00", "1.0", "٣"]
 )
-def test_there_is_no_page_for_what_there_is_not(desk: Desk, id_: str) -> None:
+def test_an_event_that_does_not_exist_has_no_page(desk: Desk, id_: str) -> None:
     operations = desk.store.run_sql("SELECT count(*) FROM operations")
     path = f"/console/events/{quote(id_, safe='%')}"
     missing = look(desk.relay, path), act(desk.relay, f"{path}/replay")
@@ -218,7 +218,7 @@ def test_there_is_no_page_for_what_there_is_not(desk: Desk, id_: str) -> None:
 
 
 @pytest.mark.parametrize("query", NONSENSE)
-def test_nonsense_is_no_condition(desk: Desk, query: str) -> None:
+def test_nonsense_in_a_query_is_ignored(desk: Desk, query: str) -> None:
     (message_id,) = desk.delivered(webhook(f"nonsense-{NONSENSE.index(query)}"))
     id_ = id_of(desk, message_id)
     for path in ("", "dead", "playground", f"events/{id_}", "dead/export"):
@@ -232,7 +232,7 @@ def test_nonsense_is_no_condition(desk: Desk, query: str) -> None:
     assert f"event-{id_}" in events.text
 
 
-def test_no_filter_takes_the_page_down(desk: Desk) -> None:
+def test_no_filter_breaks_the_page(desk: Desk) -> None:
     for name in ("source", "q", "state", "collection", "reason", "since", "before"):
         for value in HOSTILE[:-1]:
             page = look(desk.relay, f"/console/events?{name}={quote(value)}")

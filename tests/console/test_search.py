@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from relay.console.search import PAGE, PATIENCE_SECONDS, Page, find
+from relay.console.search import PAGE_SIZE, PATIENCE_SECONDS, Found, find
 from relay.events import DeadReason, Unusable
 from relay.operations.search import Criteria, Search
 from relay.outbox.entries import Arrival, State
@@ -56,7 +56,7 @@ def _event(number: int) -> Arrival:
     return arrival
 
 
-def ids(page: Page) -> list[int]:
+def ids(page: Found) -> list[int]:
     return [entry.id for entry in page.entries]
 
 
@@ -66,7 +66,7 @@ def patiently() -> float:
 
 
 def impatiently() -> Time:
-    """Each look at the clock takes longer than patience lasts."""
+    """Each look at the clock takes longer than a page may."""
     clock = Clock()
 
     def look() -> float:
@@ -82,7 +82,7 @@ def through(
     text: str = "",
     clock: Callable[[], Time] = lambda: patiently,
 ) -> list[int]:
-    """The ids on all pages, the next of each being asked for until there is none."""
+    """Return the ids on all pages."""
     found: list[int] = []
     start = None
     while True:
@@ -94,43 +94,43 @@ def through(
         start = page.older
 
 
-def test_a_page_holds_the_newest(search: Search) -> None:
+def test_a_page_holds_the_newest_entries(search: Search) -> None:
     page = find(search, ANY, "", clock=patiently)
 
-    assert ids(page) == [*range(FEW, FEW - PAGE, -1)]
-    assert (page.older, page.looked_to, page.given_up) == (FEW - PAGE + 1, None, False)
+    assert ids(page) == [*range(FEW, FEW - PAGE_SIZE, -1)]
+    assert (page.older, page.looked_to, page.given_up) == (FEW - PAGE_SIZE + 1, None, False)
 
 
-def test_the_last_page_says_that_it_is_the_last(search: Search) -> None:
-    page = find(search, ANY, "", start=PAGE + 1, clock=patiently)
+def test_the_last_page_has_no_older_one(search: Search) -> None:
+    page = find(search, ANY, "", start=PAGE_SIZE + 1, clock=patiently)
 
-    assert ids(page) == [*range(PAGE, 0, -1)]
+    assert ids(page) == [*range(PAGE_SIZE, 0, -1)]
     assert (page.older, page.looked_to) == (None, None)
 
 
 @pytest.mark.parametrize("start", [FEW + 1, FEW * 1_000, 2**63 - 1])
-def test_what_begins_behind_all_begins_at_the_newest(search: Search, start: int) -> None:
+def test_a_start_beyond_all_entries_begins_at_the_newest(search: Search, start: int) -> None:
     assert find(search, ANY, "", start=start, clock=impatiently()) == find(
         search, ANY, "", clock=patiently
     )
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_before_the_first_there_is_none(search: Search, start: int) -> None:
+def test_nothing_is_found_before_the_first_entry(search: Search, start: int) -> None:
     for text in ("", "user-ana"):
-        assert find(search, ANY, text, start=start, clock=impatiently()) == Page([], None)
+        assert find(search, ANY, text, start=start, clock=impatiently()) == Found([], None)
 
 
-def test_it_looks_for_as_long_as_a_page_may_take(large: Search) -> None:
+def test_a_search_stops_when_its_time_is_over(large: Search) -> None:
     nobody = Criteria(source="nobody")
     first = find(large, nobody, "", clock=impatiently())
     second = find(large, nobody, "", start=first.older, clock=impatiently())
 
-    assert first == Page([], older=MANY - 1_999, looked_to=MANY - 1_999)
-    assert second == Page([], None)  # all has been looked at, however long it took
+    assert first == Found([], older=MANY - 1_999, looked_to=MANY - 1_999)
+    assert second == Found([], None)  # every entry was looked at, however long it took
 
 
-def test_patience_loses_nothing_and_tells_nothing_twice(large: Search) -> None:
+def test_pages_cut_short_lose_and_repeat_nothing(large: Search) -> None:
     dead = Criteria(states=(State.DEAD,))
 
     assert through(large, dead, clock=impatiently) == through(large, dead)
@@ -151,7 +151,7 @@ def test_times_bound_what_is_looked_at(large: Search, clock: Callable[[], Time])
     assert (page.older, page.looked_to) == (None, None)
 
 
-def test_an_event_is_told_once_whatever_it_was_found_by(tmp_path: Path) -> None:
+def test_an_event_is_found_once_however_many_fields_match(tmp_path: Path) -> None:
     outbox = SqliteOutbox(tmp_path / "relay.db")
     same = "ana@example.com"
     body = webhook("ana", message_id=same, user={"id": same, "email": same})
@@ -166,7 +166,7 @@ def test_an_event_is_told_once_whatever_it_was_found_by(tmp_path: Path) -> None:
     outbox.close()
 
 
-def test_giving_up_on_what_must_be_read_one_by_one_hides_nothing_else(tmp_path: Path) -> None:
+def test_giving_up_on_unreadable_dead_letters_hides_nothing_else(tmp_path: Path) -> None:
     outbox = SqliteOutbox(tmp_path / "relay.db")
     mine = [_event(1), _event(4), _event(7)]  # the last one is of an unknown type
     outbox.add(mine[:2])
@@ -179,7 +179,7 @@ def test_giving_up_on_what_must_be_read_one_by_one_hides_nothing_else(tmp_path: 
 
     assert (ids(at_leisure), at_leisure.given_up) == ([3, 2, 1], False)
     assert (ids(in_haste), in_haste.given_up) == ([2, 1], True)
-    assert find(search, ANY, "user-x", clock=impatiently()) == Page([], None, given_up=True)
+    assert find(search, ANY, "user-x", clock=impatiently()) == Found([], None, given_up=True)
     for criteria, expected in (
         (Criteria(states=(State.DEAD,)), [1]),
         (Criteria(states=(State.PENDING,)), [2]),
@@ -196,7 +196,7 @@ def _unreadable(number: int) -> Arrival:
     return Arrival("vero", "segment", f"vero-{number:08}", NOON, b"user-nobody", fault)
 
 
-def moments() -> st.SearchStrategy[datetime | None]:
+def times() -> st.SearchStrategy[datetime | None]:
     return st.none() | st.integers(-5, FEW + 5).map(lambda seconds: NOON + seconds * SECOND)
 
 
@@ -207,13 +207,13 @@ def moments() -> st.SearchStrategy[datetime | None]:
         source=st.sampled_from([None, None, "vero", "nobody"]),
         collection=st.sampled_from([None, None, "Email Opened"]),
         reason=st.sampled_from([None, None, "unreadable", "unknown_type"]),
-        since=moments(),
-        until=moments(),
+        since=times(),
+        until=times(),
     ),
     user=st.sampled_from([None, "user-ana", "user-ben", "user-nobody"]),
     hasty=st.booleans(),
 )
-def test_all_pages_together_are_what_is_found_without_pages(
+def test_all_pages_together_hold_what_a_search_without_pages_finds(
     search: Search,
     criteria: Criteria,
     user: str | None,

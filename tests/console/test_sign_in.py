@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from relay.console.sessions import IDLE_SECONDS, LONGEST_SECONDS, MAX_SESSIONS, Sessions
-from tests.console.asking import SIGN_IN, Page, act, cookie, live, look, shown, signed_in
+from relay.console.sessions import IDLE_SECONDS, MAX_SECONDS, MAX_SESSIONS, Sessions
+from tests.console.client import SIGN_IN, Page, act, cookie, live, look, shown, signed_in
 from tests.harness.fakes import Clock, SegmentServer
 from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, within
 
@@ -20,7 +20,7 @@ MANY = 12
 
 @pytest.fixture
 def relay(tmp_path: Path) -> Iterator[RelayProcess]:
-    """It has no password, and nobody has signed in yet."""
+    """A relay without a password, at which nobody has signed in yet."""
     with (
         SegmentServer() as segment,
         RelayProcess(tmp_path / "relay.db", segment.url, RELAY_LOG_LEVEL="debug") as relay,
@@ -29,13 +29,13 @@ def relay(tmp_path: Path) -> Iterator[RelayProcess]:
 
 
 def use(relay: RelayProcess, link: str, **headers: str) -> Page:
-    """What comes for posting the link; nobody is signed in unless a cookie says so."""
+    """Post the link, without a session unless a cookie is given."""
     body = urlencode({"link": link})
     return look(relay, SIGN_IN, method="POST", body=body, **{"Cookie": "", **headers})
 
 
 def next_link(relay: RelayProcess, after: int) -> str:
-    """The link that is printed after so many."""
+    """Return the link that is printed after so many others."""
     assert within(20, lambda: len(relay.links()) > after)
     return relay.links()[after]
 
@@ -54,14 +54,14 @@ def test_a_link_works_once_and_then_the_next_one_is_printed(relay: RelayProcess)
     assert len({first, third, *relay.links()}) == 3
     assert [look(relay, Cookie=each).status for each in cookies] == [200, 200]
     assert (again.status, "set-cookie" in again.headers) == (401, False)
-    assert "This link does not work" in again.html.said
+    assert "This link does not work" in again.html.text
 
 
 @pytest.mark.parametrize(
     ("origin", "secure"),
     [("", False), ("http://127.0.0.1", False), ("https://relay.example.com", True)],
 )
-def test_the_cookie_is_for_this_console_alone(
+def test_the_cookie_is_for_this_console_only(
     relay: RelayProcess,
     origin: str,
     secure: bool,  # noqa: FBT001 (pytest gives it)
@@ -82,7 +82,7 @@ def test_the_cookie_is_for_this_console_alone(
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_whatever_looks_ahead_does_not_use_up_a_link(
+def test_prefetching_does_not_use_up_a_link(
     relay: RelayProcess,
     whole: bool,  # noqa: FBT001 (pytest gives it)
 ) -> None:
@@ -96,7 +96,7 @@ def test_whatever_looks_ahead_does_not_use_up_a_link(
     assert use(relay, f" {link}\n").status == 303
 
 
-def test_of_many_who_open_a_link_at_once_one_is_let_in(relay: RelayProcess) -> None:
+def test_of_many_sign_ins_with_one_link_one_succeeds(relay: RelayProcess) -> None:
     (link,) = relay.links()
     with ThreadPoolExecutor(MANY) as people:
         pages = [each.result() for each in [people.submit(use, relay, link) for _ in range(MANY)]]
@@ -112,7 +112,7 @@ def test_the_same_browser_may_open_its_link_again(relay: RelayProcess) -> None:
     assert (page.status, page.headers["location"]) == (303, "/console/")
 
 
-def test_a_token_is_printed_and_told_nowhere_else(relay: RelayProcess) -> None:
+def test_a_token_appears_on_standard_output_only(relay: RelayProcess) -> None:
     (link,) = relay.links()
     session = signed_in(relay, link)
     use(relay, link)
@@ -123,17 +123,17 @@ def test_a_token_is_printed_and_told_nowhere_else(relay: RelayProcess) -> None:
         for path in ("/console/", "/console/dead", "/console/playground", SIGN_IN)
     ]
     metrics = look(relay, "/metrics", Cookie="").text
-    told = f"{relay.log()} {metrics} {pages}"
+    output = f"{relay.log()} {metrics} {pages}"
 
-    assert "console.signed_in" in told
-    assert "credentials.wrong" in told
+    assert "console.signed_in" in output
+    assert "credentials.wrong" in output
     assert 'relay_wrong_credentials_total{credential="link",door="console"} 2.0' in metrics
     assert 'relay_wrong_credentials_total{credential="session",door="console"} 1.0' in metrics
     for secret in (*map(token_of, relay.links()), session.partition("=")[2]):
-        assert secret not in told
+        assert secret not in output
 
 
-def test_signing_out_ends_the_session_for_its_own_pages_only(relay: RelayProcess) -> None:
+def test_only_the_consoles_own_pages_can_sign_out(relay: RelayProcess) -> None:
     session = cookie(relay)
     foreign = look(relay, "/console/sign-out", method="POST", Origin="https://example.com")
     still = look(relay).status
@@ -147,9 +147,7 @@ def test_signing_out_ends_the_session_for_its_own_pages_only(relay: RelayProcess
 
 
 @pytest.mark.parametrize("page", ["overview", "events?reveal=1"])
-def test_a_page_is_kept_up_to_date_no_longer_than_its_session(
-    relay: RelayProcess, page: str
-) -> None:
+def test_a_live_page_ends_with_its_session(relay: RelayProcess, page: str) -> None:
     with live(relay, f"/console/live/{page}", Cookie=cookie(relay)) as response:
         shown(response)
         act(relay, "/console/sign-out")
@@ -166,13 +164,13 @@ def test_a_restart_ends_sessions_and_links(tmp_path: Path) -> None:
         page = look(relay, Cookie=session)
 
         assert page.status == 401
-        assert "relay was started again" in page.html.said
+        assert "relay was restarted" in page.html.text
         assert "Max-Age=0" in page.headers["set-cookie"]
         assert use(relay, link).status == 401
         assert use(relay, relay.links()[0]).status == 303
 
 
-def test_a_cookie_that_somebody_else_has_added_keeps_nobody_out(relay: RelayProcess) -> None:
+def test_a_cookie_of_another_site_locks_nobody_out(relay: RelayProcess) -> None:
     session = cookie(relay)
     name = session.partition("=")[0]
 
@@ -199,7 +197,7 @@ def test_nothing_but_a_link_signs_in(relay: RelayProcess, body: bytes, status: i
     assert len(relay.links()) == 1
 
 
-def test_a_link_that_does_not_come_is_not_waited_for(relay: RelayProcess) -> None:
+def test_a_slow_sign_in_is_cut_off(relay: RelayProcess) -> None:
     head = f"POST {SIGN_IN} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nlink="
     with closing(relay.connect()) as gone:
         gone.sendall(head.encode())
@@ -212,7 +210,7 @@ def test_a_link_that_does_not_come_is_not_waited_for(relay: RelayProcess) -> Non
 
 @pytest.mark.parametrize("closed", ["", ">&-", ">/dev/full", "| true"])
 def test_relay_starts_wherever_its_output_goes(tmp_path: Path, closed: str) -> None:
-    """With a closed one, what is opened next would be taken for it."""
+    """If standard output is closed, the next file that is opened must not get the link."""
     command = f'{"" if "|" in closed else "exec "}"$1" -m relay serve --port 0 {closed}'
     environ = {"SEGMENT_WRITE_KEY": WRITE_KEY, "RELAY_VERO_SECRET": SECRET}
     with (
@@ -268,7 +266,7 @@ def test_a_session_ends_when_it_is_not_used(sessions: Sessions, clock: Clock) ->
 
 def test_no_session_lasts_for_ever(sessions: Sessions, clock: Clock) -> None:
     token = begun(sessions)
-    for _ in range(int(LONGEST_SECONDS / IDLE_SECONDS * 2) - 1):
+    for _ in range(int(MAX_SECONDS / IDLE_SECONDS * 2) - 1):
         clock.sleep(IDLE_SECONDS / 2)
 
         assert sessions.is_under_way(token)
@@ -278,7 +276,7 @@ def test_no_session_lasts_for_ever(sessions: Sessions, clock: Clock) -> None:
     assert not sessions.is_under_way(token)
 
 
-def test_there_are_only_so_many_sessions(sessions: Sessions, clock: Clock) -> None:
+def test_a_new_session_ends_the_least_recently_used_one(sessions: Sessions, clock: Clock) -> None:
     first = begun(sessions)
     others = []
     for _ in range(MAX_SESSIONS):

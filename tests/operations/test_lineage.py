@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.console.documents import MOST_LINES, lines
+from relay.console.documents import MAX_LINES, lines
 from relay.operations.lineage import (
     MOST_BYTES,
     MOST_FIELDS,
@@ -167,7 +167,7 @@ def test_the_larger_a_webhook_the_fewer_fields_are_traced() -> None:
     assert len(traced(small)) == MOST_FIELDS
     assert [path for path, _ in traced(large)] == [("type",), ("x",), ("y",)]
     assert traced({}) == [((), {})]
-    assert len(lines({"numbers": [0] * MOST_LINES})) == MOST_LINES + 1
+    assert len(lines({"numbers": [0] * MAX_LINES})) == MAX_LINES + 1
 
 
 _SCALARS = (

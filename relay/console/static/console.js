@@ -1,7 +1,7 @@
 "use strict";
 
-// Makes one node like another, leaving what is the same as it is: what has the focus keeps it.
-function become(node, wanted) {
+// Makes one node like another and leaves equal parts alone, so that the focus stays where it is.
+function makeLike(node, wanted) {
   if (node.nodeType !== wanted.nodeType || node.nodeName !== wanted.nodeName) {
     node.replaceWith(wanted.cloneNode(true));
     return;
@@ -16,21 +16,21 @@ function become(node, wanted) {
   for (const { name, value } of wanted.attributes) {
     if (node.getAttribute(name) !== value) node.setAttribute(name, value);
   }
-  becomeChildren(node, wanted);
+  makeChildrenLike(node, wanted);
 }
 
-function becomeChildren(node, wanted) {
-  // Rows are told apart by their ids: a new one pushes the others down and is none of them.
+function makeChildrenLike(node, wanted) {
+  // Rows are matched by their ids: a new one pushes the others down.
   let place = node.firstChild;
   for (const child of [...wanted.childNodes]) {
     const own = child.id ? [...node.children].find((each) => each.id === child.id) : null;
     if (own) {
       if (own !== place) node.insertBefore(own, place);
       else place = place.nextSibling;
-      become(own, child);
+      makeLike(own, child);
     } else if (place && !child.id && !place.id) {
       const next = place.nextSibling;
-      become(place, child);
+      makeLike(place, child);
       place = next;
     } else {
       node.insertBefore(child.cloneNode(true), place);
@@ -49,7 +49,7 @@ function keepLive(region) {
   const patient = "patient" in region.dataset;
   let latest = null;
 
-  // Rows must not move away under a pointer.
+  // Rows must not move under a pointer.
   const isPointedAt = () => patient && region.querySelector("tr:hover, tr:focus-within") !== null;
   const show = () => {
     if (latest === null) return;
@@ -60,7 +60,7 @@ function keepLive(region) {
     const wanted = document.createElement("div");
     wanted.innerHTML = latest;
     latest = null;
-    becomeChildren(region, wanted);
+    makeChildrenLike(region, wanted);
     status.textContent = "· live";
   };
   source.onmessage = (event) => {
@@ -70,17 +70,17 @@ function keepLive(region) {
   region.addEventListener("pointerleave", show);
   source.onerror = () => {
     status.textContent = source.readyState === EventSource.CLOSED
-      ? "· not live: load the page again" : "· connection lost, trying again";
+      ? "· not live: reload the page" : "· connection lost, trying again";
   };
 }
 
-function drawWires(sides) {
-  const wires = sides.querySelector(".wires");
+function drawWires(comparison) {
+  const wires = comparison.querySelector(".wires");
   const lines = (side) => new Map(
-    [...sides.querySelectorAll(`.${side} [data-path]`)].map((line) => [line.dataset.path, line]),
+    [...comparison.querySelectorAll(`.${side} [data-path]`)].map((line) => [line.dataset.path, line]),
   );
   const [left, right] = [lines("left"), lines("right")];
-  const drawn = JSON.parse(sides.dataset.links)
+  const drawn = JSON.parse(comparison.dataset.links)
     .filter(([source, target]) => left.has(source) && right.has(target))
     .map(([source, target]) => {
       const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
@@ -89,7 +89,7 @@ function drawWires(sides) {
     });
 
   const place = () => {
-    const origin = sides.getBoundingClientRect();
+    const origin = comparison.getBoundingClientRect();
     for (const { path, source, target } of drawn) {
       const from = source.getBoundingClientRect();
       const to = target.getBoundingClientRect();
@@ -114,7 +114,7 @@ function drawWires(sides) {
     line.addEventListener("pointerenter", () => light(line, true));
     line.addEventListener("pointerleave", () => light(line, false));
   }
-  new ResizeObserver(place).observe(sides);
+  new ResizeObserver(place).observe(comparison);
   place();
 }
 
@@ -125,7 +125,7 @@ function copyOnClick(button) {
       await navigator.clipboard.writeText(text.textContent);
       button.textContent = "Copied";
     } catch {
-      getSelection().selectAllChildren(text);  // where the page may not, the person can
+      getSelection().selectAllChildren(text);  // without the permission, the user can still copy it
       button.textContent = "Selected";
     }
   });
@@ -134,7 +134,7 @@ function copyOnClick(button) {
 function useLink(form) {
   const link = location.hash;
   if (!/^#[\w-]{43}$/.test(link)) return;
-  history.replaceState(null, "", location.pathname);  // it is for nobody who goes back
+  history.replaceState(null, "", location.pathname);  // going back must not show it
   form.elements.link.value = link;
   form.requestSubmit();
 }

@@ -1,4 +1,4 @@
-"""What can be done in the console: replay one entry, or all of one reason."""
+"""Replays from the console: of one entry, or of all dead letters of one reason."""
 
 import threading
 from datetime import datetime
@@ -17,7 +17,10 @@ _log = structlog.get_logger()
 
 
 class Replays:
-    """Makes entries pending again, as `relay replay` does; so one of the two can go on with it."""
+    """The replays of one process.
+
+    They are the same operations as those of `relay replay`: either resumes what the other began.
+    """
 
     def __init__(self, outbox: Outbox, search: Search, routes: Routes) -> None:
         self._outbox = outbox
@@ -28,17 +31,17 @@ class Replays:
 
     @property
     def under_way(self) -> bool:
-        """Whether a replay of many is being done."""
+        """Whether dead letters are being replayed."""
         return self._thread is not None and self._thread.is_alive()
 
     def plan(self, id_: int, now: datetime) -> Plan:
-        """What a replay of the entry would do."""
+        """Return what a replay of the entry would do."""
         found = self._search.find(Criteria(ids=(id_,)), with_history=True)
         return plan(found, self._routes, now=now, began_at=now)
 
     def one(self, id_: int) -> int:
-        """Replay the entry; how many are pending by it: one or none."""
-        return self._do(Criteria(ids=(id_,)), f"id={id_}")
+        """Replay the entry; return how many entries became pending: one or none."""
+        return self._replay(Criteria(ids=(id_,)), f"id={id_}")
 
     def all_dead(self, reason: str) -> bool:
         """Begin to replay the dead letters of the reason; False while others are replayed."""
@@ -47,23 +50,23 @@ class Replays:
             if self.under_way:
                 return False
             self._thread = threading.Thread(
-                target=self._do_all, args=(criteria, f"state=dead reason={reason}"), daemon=True
+                target=self._run, args=(criteria, f"state=dead reason={reason}"), daemon=True
             )
             self._thread.start()
         return True
 
-    def _do_all(self, criteria: Criteria, what: str) -> None:
+    def _run(self, criteria: Criteria, what: str) -> None:
         try:
-            self._do(criteria, what)
+            self._replay(criteria, what)
         except OutboxError as error:
             _log.error("console.replay_interrupted", what=what, error=str(error))
-        except Exception:  # noqa: BLE001 (nobody waits for this thread)
+        except Exception:  # noqa: BLE001 (an error that ends this thread is logged nowhere else)
             _log.exception("console.replay_failed", what=what)
 
-    def _do(self, criteria: Criteria, what: str) -> int:
+    def _replay(self, criteria: Criteria, what: str) -> int:
         operation = self._outbox.entries.begin("replay", what)
         if criteria.reason and not criteria.until:
-            # What dies meanwhile is none of its business.
+            # Entries that die during the replay are not part of it.
             criteria = structs.replace(criteria, until=operation.started_at)
         found = self._search.find(criteria, newest_first=False, with_history=True)
         steps = replay(

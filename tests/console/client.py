@@ -1,4 +1,4 @@
-"""The console's pages as whoever asks for them over HTTP gets them."""
+"""The console over HTTP."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ Attributes = dict[str, str | None]
 
 @dataclass(frozen=True)
 class Page:
-    """What was answered.
+    """An answer.
 
     Attributes:
         headers: by lower-case name.
@@ -34,7 +34,7 @@ class Page:
 
     @property
     def html(self) -> "Html":
-        """Its elements."""
+        """Return its elements."""
         html = Html()
         html.feed(self.text)
         html.close()
@@ -42,27 +42,27 @@ class Page:
 
 
 class Html(HTMLParser):
-    """Every element of a page, and what it says.
+    """The elements and the text of a page.
 
     Attributes:
-        elements: the names and attributes, in their order.
-        said: the text between them.
+        elements: names and attributes, in their order.
+        text: all text outside of tags.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.elements: list[tuple[str, Attributes]] = []
-        self.said = ""
+        self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert len({name for name, _ in attrs}) == len(attrs), (tag, attrs)
         self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        self.said += data
+        self.text += data
 
     def all(self, tag: str, attribute: str) -> list[str]:
-        """The attribute of each of these elements that has it."""
+        """Return the attribute of each of these elements that has it."""
         return [
             value
             for name, attributes in self.elements
@@ -75,7 +75,7 @@ _signing_in = Lock()
 
 
 def cookie(relay: RelayProcess) -> str:
-    """That of a session at the relay, the same for all who ask."""
+    """Return the cookie of a session at the relay, the same at each call."""
     with _signing_in:
         if relay not in _cookies:
             _cookies[relay] = signed_in(relay, relay.links()[-1])
@@ -83,7 +83,7 @@ def cookie(relay: RelayProcess) -> str:
 
 
 def signed_in(relay: RelayProcess, link: str) -> str:
-    """Use up the link; the cookie that comes for it."""
+    """Use up the link, and return the cookie of the new session."""
     page = look(relay, SIGN_IN, method="POST", body=urlencode({"link": link}), Cookie="")
     assert (page.status, page.headers["location"]) == (303, "/console/")
     return page.headers["set-cookie"].partition(";")[0]
@@ -97,9 +97,9 @@ def look(
     body: bytes | str | None = None,
     **headers: str,
 ) -> Page:
-    """One request over a connection of its own; in the headers' names `_` stands for `-`.
+    """Send one request over a connection of its own; `_` in a header's name stands for `-`.
 
-    Whoever brings no credentials is signed in: `Cookie=""` is for whoever is not.
+    Without credentials among the headers, the request has a session; `Cookie=""` has none.
     """
     with closing(relay.connection("127.0.0.1", relay.port, timeout=30)) as connection:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -117,13 +117,13 @@ def look(
 
 
 def act(relay: RelayProcess, path: str, /, **form: str) -> Page:
-    """What one of the console's own forms does."""
+    """Post a form as one of the console's own pages does."""
     origin = f"http://127.0.0.1:{relay.port}"
     return look(relay, path, method="POST", body=urlencode(form).encode(), Origin=origin)
 
 
 def found(relay: RelayProcess, **query: object) -> list[int]:
-    """The ids of the events on one page, as they stand there."""
+    """Return the ids of the events on a page of the list, in their order."""
     page = look(relay, "/console/events?" + urlencode(query))
     assert page.status == 200
     return [int(id_.removeprefix("event-")) for id_ in page.html.all("tr", "id")]
@@ -131,7 +131,7 @@ def found(relay: RelayProcess, **query: object) -> list[int]:
 
 @contextmanager
 def live(relay: RelayProcess, path: str, **headers: str) -> Iterator[HTTPResponse]:
-    """A page that is kept up to date."""
+    """Open the stream that keeps a page up to date."""
     with closing(relay.connection("127.0.0.1", relay.port, timeout=30)) as connection:
         connection.request("GET", path, headers={"Cookie": cookie(relay), **headers})
         with connection.getresponse() as response:
@@ -139,42 +139,42 @@ def live(relay: RelayProcess, path: str, **headers: str) -> Iterator[HTTPRespons
 
 
 def shown(response: HTTPResponse) -> str:
-    """What it shows the next time that it is another."""
+    """Return what the stream sends next."""
     for _ in range(60):  # a line or two a second
         line = response.readline()
         if line.startswith(b"data: "):
             html: str = json.loads(line.removeprefix(b"data: "))
             return html
-    raise AssertionError("it shows the same for ever, or has ended")
+    raise AssertionError("nothing has changed, or the stream has ended")
 
 
 def at_work(store: Store) -> Iterator[Desk]:
-    """A relay on the store."""
+    """Run a relay on the store."""
     with SegmentServer() as segment, RelayProcess(store, segment.url) as relay:
         yield Desk(store, relay, segment)
 
 
 def id_of(desk: Desk, message_id: str) -> int:
-    """Of the entry."""
+    """Return the id of the entry with the message id."""
     ((id_,),) = desk.store.run_sql(f"SELECT id FROM entries WHERE message_id = '{message_id}'")  # noqa: S608 (relay's own)
     return int(id_)
 
 
 def newest(desk: Desk) -> int:
-    """The id of the entry that came last."""
+    """Return the id of the latest entry."""
     ((id_,),) = desk.store.run_sql("SELECT max(id) FROM entries")
     return int(id_)
 
 
 def event(desk: Desk, id_: int, **query: object) -> Page:
-    """Its page."""
+    """Return the page of the event."""
     return look(desk.relay, f"/console/events/{id_}?{urlencode(query)}")
 
 
 def rejected(desk: Desk, *bodies: bytes) -> list[int]:
-    """Their ids; Segment has refused each, with an address in its words."""
+    """Have Segment reject the events, with an address in its answer; return their ids."""
     before = desk.segment.judge
-    desk.segment.judge = lambda _batch: Answer(400, body=f"No: {address('said')}".encode())
+    desk.segment.judge = lambda _batch: Answer(400, body=f"No: {address('answer')}".encode())
     try:
         return [id_of(desk, message_id) for message_id in desk.delivered(*bodies)]
     finally:

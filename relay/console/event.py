@@ -1,0 +1,79 @@
+"""The page of one event."""
+
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from relay.console.comparison import compare
+from relay.console.pages import HOME, Pages
+from relay.console.replays import Replays
+from relay.console.web import parse_number, reveal_field, reveals
+from relay.events import Unusable
+from relay.operations.search import Criteria, Search
+from relay.outbox.entries import Clock, StoredEntry
+from relay.routes import Routes
+
+
+class EventPage:
+    """What one event is, what became of it, and its replay.
+
+    Args:
+        routes: every route.
+        search: finds the event.
+        replays: replays it.
+        pages: renders.
+        clock: the time of day.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        search: Search,
+        replays: Replays,
+        pages: Pages,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._routes = routes
+        self._search = search
+        self._replays = replays
+        self._pages = pages
+        self._clock = clock
+
+    def page(self, request: Request) -> Response:
+        """Answer with the page of the event that the path names."""
+        query = request.query_params
+        entry = self._entry(request)
+        rendered = self._routes.render(entry)
+        return self._pages.page(
+            request,
+            "event.html",
+            page="events",
+            entry=entry,
+            unusable=rendered if isinstance(rendered, Unusable) else None,
+            plan=self._replays.plan(entry.id, self._clock()),
+            replayed=parse_number(query.get("replayed")),
+            comparison=compare(self._routes, entry, rendered, reveal=reveals(query)),
+        )
+
+    def replay(self, request: Request, form: Mapping[str, str]) -> Response:
+        """Replay one event, and lead back to its page."""
+        id_ = self._entry(request).id
+        query = urlencode({"replayed": self._replays.one(id_), **reveal_field(form)})
+        return RedirectResponse(f"{HOME}/events/{id_}?{query}", status_code=303)
+
+    def _entry(self, request: Request) -> StoredEntry:
+        """Return the entry that the path names, with its history.
+
+        Raises:
+            HTTPException: there is none.
+        """
+        id_ = parse_number(request.path_params["id"])
+        criteria = Criteria(ids=(-1 if id_ is None else id_,))
+        entry = next(self._search.find(criteria, with_history=True), None)
+        if entry is None:
+            raise HTTPException(404, "There is no such event. It may have been delivered long ago.")
+        return entry
