@@ -1,7 +1,7 @@
 """Builds a receiver with its forwarder from the settings, and runs them.
 
-HTTP is served from the first moment. The outbox is opened meanwhile: until it is there, webhooks
-are answered 503 and `/readyz` says why.
+HTTP is served from the first moment, while the outbox is still being opened: until it is open,
+webhooks are answered 503 and `/readyz` says why.
 """
 
 import gc
@@ -42,9 +42,9 @@ from relay.settings import Settings
 from relay.sources import Source
 
 END_SECONDS: Final = 19
-"""How long the end may take, whatever hangs."""
-POSTS_SECONDS: Final = 8
-"""How long posts under way have to be answered at the end, while requests have theirs."""
+"""How long a shutdown may take, whatever hangs."""
+DRAIN_SECONDS: Final = 8
+"""How long requests to destinations have to be answered during a shutdown."""
 
 _log: Final = structlog.get_logger()
 
@@ -61,8 +61,8 @@ class Service:
         settings: of all of them.
         routes: every route.
         listener: where requests come in.
-        environ: of the process that forwards; None forwards nothing.
-        tell_link: takes each link that opens the console, where no password does.
+        environ: of the forwarder's process; None forwards nothing.
+        tell_link: called with each link that opens the console, if no password does.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Service:
             CrashError: one of its threads has ended.
         """
         end_with_any_thread(self._crash)
-        for source in self._receiving:  # so that the first one shows as growth
+        for source in self._receiving:  # from 0, so that the first one shows as growth
             WEBHOOKS.labels(source.name, "unavailable", "outbox")
         app = create_app(
             self._webhooks,
@@ -148,7 +148,7 @@ class Service:
             )
         finally:
             if self._forwarder:
-                self._forwarder.stop(POSTS_SECONDS + 1)
+                self._forwarder.stop(DRAIN_SECONDS + 1)
             self._awaited.close()
         if self._failure:
             raise self._failure
@@ -188,7 +188,7 @@ class Service:
         systemd.notify(systemd.READY)
 
     def _opened(self, outbox: Outbox) -> None:
-        """Take the outbox for this process alone, and forward from it."""
+        """Lock the outbox for this process, and start the forwarder."""
         outbox.lock_role(Role.RECEIVER)
         for warning in outbox.warnings():
             _log.warning("outbox.warning", warning=warning)
@@ -237,23 +237,23 @@ def _path(source: Source, secret: str) -> str:
 
 
 def end_within(seconds: float) -> None:
-    """Have the process end by then, though threads of it hang."""
+    """End the process after so many seconds, even if its threads hang."""
     timer = threading.Timer(seconds, end_at_once)
     timer.daemon = True
     timer.start()
 
 
 def end_at_once() -> None:
-    """End the process; what it had in hand is due again."""
+    """End the process at once; entries it had claimed are due again."""
     _log.critical("process.cut_short")
     drain()
     os._exit(os.EX_SOFTWARE)
 
 
 def spare_the_collector() -> None:
-    """Let the garbage collector start from here, and look less often.
+    """Have the garbage collector ignore what exists by now, and run less often.
 
-    Webhooks leave no garbage in cycles; looking for it was a fifth of the time.
+    Webhooks leave no cyclic garbage; looking for it took a fifth of the time.
     """
     gc.collect()
     gc.freeze()

@@ -15,12 +15,12 @@ REQUESTS_PER_SECOND = 50
 
 @pytest.fixture
 def clock() -> Clock:
-    """The pacer's clock."""
+    """The taker's clock."""
     return Clock()
 
 
-class Pacer:
-    """A pace by the clock, which waits as long as it may."""
+class PermitTaker:
+    """A throttle under a clock, whose waits are as long as they may be."""
 
     def __init__(
         self, clock: Clock, jitter: Callable[[float], float] = lambda bound: bound
@@ -31,11 +31,11 @@ class Pacer:
 
     @property
     def hold(self) -> str | None:
-        """What Segment answered if forwarding is on hold."""
+        """The answer that put forwarding on hold."""
         return self.throttle.hold
 
     def acquire(self) -> Permit | float:
-        """A turn, or how long there is none."""
+        """Return a permit, or after how long to ask again."""
         return self.throttle.acquire(self._clock.monotonic(), REQUESTS_PER_SECOND)
 
     def failed(self, permit: Permit, retry_after: timedelta | None = None) -> None:
@@ -56,57 +56,57 @@ class Pacer:
 
 
 @pytest.fixture
-def pacer(clock: Clock) -> Pacer:
-    """A pace by the clock."""
-    return Pacer(clock)
+def taker(clock: Clock) -> PermitTaker:
+    """A throttle under the clock."""
+    return PermitTaker(clock)
 
 
-def permit(pacer: Pacer) -> Permit:
+def permit(taker: PermitTaker) -> Permit:
     """A turn that is there for the taking."""
-    permit = pacer.acquire()
+    permit = taker.acquire()
     assert isinstance(permit, Permit)
     return permit
 
 
-def wait(pacer: Pacer) -> float:
+def wait(taker: PermitTaker) -> float:
     """How long there is no turn."""
-    seconds = pacer.acquire()
+    seconds = taker.acquire()
     assert isinstance(seconds, float)
     return seconds
 
 
-def fail(pacer: Pacer, clock: Clock, times: int) -> None:
+def fail(taker: PermitTaker, clock: Clock, times: int) -> None:
     """Let so many turns, one after the other, fail."""
     for _ in range(times):
         clock.sleep(3600)
-        pacer.failed(permit(pacer))
+        taker.failed(permit(taker))
 
 
-def test_fifty_turns_may_come_at_once_and_no_more_until_a_second_has_passed(
-    pacer: Pacer, clock: Clock
+def test_fifty_permits_may_be_taken_at_once_and_the_next_after_a_second(
+    taker: PermitTaker, clock: Clock
 ) -> None:
     for _ in range(25):
-        permit(pacer)
+        permit(taker)
     clock.sleep(0.4)
     for _ in range(25):
-        permit(pacer)
+        permit(taker)
 
-    assert wait(pacer) == pytest.approx(0.6)
+    assert wait(taker) == pytest.approx(0.6)
     clock.sleep(0.601)
     for _ in range(25):
-        permit(pacer)
-    assert wait(pacer) == pytest.approx(0.399)
+        permit(taker)
+    assert wait(taker) == pytest.approx(0.399)
 
 
 @pytest.mark.parametrize(
     ("failures", "seconds"), [(1, 1), (2, 2), (3, 4), (8, 128), (9, 256), (10, 300), (5000, 300)]
 )
 def test_each_failure_doubles_the_wait_up_to_five_minutes(
-    pacer: Pacer, clock: Clock, failures: int, seconds: float
+    taker: PermitTaker, clock: Clock, failures: int, seconds: float
 ) -> None:
-    fail(pacer, clock, failures)
+    fail(taker, clock, failures)
 
-    assert wait(pacer) == pytest.approx(seconds)
+    assert wait(taker) == pytest.approx(seconds)
 
 
 def test_the_wait_is_a_random_part_of_its_bound(clock: Clock) -> None:
@@ -116,152 +116,152 @@ def test_the_wait_is_a_random_part_of_its_bound(clock: Clock) -> None:
         bounds.append(bound)
         return bound / 2
 
-    pacer = Pacer(clock, half)
-    fail(pacer, clock, 3)
+    taker = PermitTaker(clock, half)
+    fail(taker, clock, 3)
 
     assert bounds == [1, 2, 4]
-    assert wait(pacer) == pytest.approx(2)
+    assert wait(taker) == pytest.approx(2)
     assert len({full_jitter(4) for _ in range(9)}) > 1
     assert all(0 <= full_jitter(4) <= 4 for _ in range(999))
 
 
 def test_even_without_jitter_probes_stay_apart(clock: Clock) -> None:
-    pacer = Pacer(clock, lambda _bound: 0.0)
-    fail(pacer, clock, 1)
+    taker = PermitTaker(clock, lambda _bound: 0.0)
+    fail(taker, clock, 1)
 
-    assert wait(pacer) == pytest.approx(0.02)
+    assert wait(taker) == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [(0.5, 2), (2, 2), (90, 90), (3600, 3600)])
-def test_what_segment_asks_for_counts_when_it_is_longer(
-    pacer: Pacer, clock: Clock, asked: float, seconds: float
+def test_retry_after_counts_when_it_is_longer_than_the_backoff(
+    taker: PermitTaker, clock: Clock, asked: float, seconds: float
 ) -> None:
-    fail(pacer, clock, 1)
+    fail(taker, clock, 1)
     clock.sleep(1)
-    pacer.failed(permit(pacer), timedelta(seconds=asked))
+    taker.failed(permit(taker), timedelta(seconds=asked))
 
-    assert wait(pacer) == pytest.approx(seconds)
+    assert wait(taker) == pytest.approx(seconds)
 
 
-def test_after_a_failure_a_single_probe_goes(pacer: Pacer, clock: Clock) -> None:
-    fail(pacer, clock, 1)
+def test_after_a_failure_a_single_probe_goes(taker: PermitTaker, clock: Clock) -> None:
+    fail(taker, clock, 1)
     clock.sleep(1)
-    permit(pacer)
+    permit(taker)
     clock.sleep(59)
 
-    assert wait(pacer) > 0
+    assert wait(taker) > 0
 
 
 def test_a_probe_whose_process_has_died_is_given_up_after_a_minute(
-    pacer: Pacer, clock: Clock
+    taker: PermitTaker, clock: Clock
 ) -> None:
-    fail(pacer, clock, 1)
+    fail(taker, clock, 1)
     clock.sleep(1)
-    permit(pacer)
+    permit(taker)
     clock.sleep(60.001)
 
-    assert permit(pacer)
-    assert wait(pacer) > 0
+    assert permit(taker)
+    assert wait(taker) > 0
 
 
-def test_a_probe_given_up_and_then_given_back_lets_no_third_one_go(
-    pacer: Pacer, clock: Clock
+def test_releasing_an_expired_probe_lets_no_third_probe_go(
+    taker: PermitTaker, clock: Clock
 ) -> None:
-    fail(pacer, clock, 1)
+    fail(taker, clock, 1)
     clock.sleep(1)
-    lapsed = permit(pacer)
+    lapsed = permit(taker)
     clock.sleep(60.001)
-    permit(pacer)
-    pacer.release(lapsed)
+    permit(taker)
+    taker.release(lapsed)
 
-    assert wait(pacer) > 0
+    assert wait(taker) > 0
 
 
-def test_a_clock_put_back_does_not_stop_forwarding(pacer: Pacer, clock: Clock) -> None:
+def test_a_clock_put_back_does_not_stop_forwarding(taker: PermitTaker, clock: Clock) -> None:
     clock.sleep(10**6)
-    turns(pacer, 50)
-    fail(pacer, clock, 12)
+    turns(taker, 50)
+    fail(taker, clock, 12)
     clock.sleep(300)
-    permit(pacer)
-    earlier = Pacer(Clock())
-    earlier.throttle = pacer.throttle
+    permit(taker)
+    earlier = PermitTaker(Clock())
+    earlier.throttle = taker.throttle
 
     assert permit(earlier)
 
 
-def test_a_probe_that_succeeds_ends_the_trouble(pacer: Pacer, clock: Clock) -> None:
-    fail(pacer, clock, 5)
+def test_a_successful_probe_ends_probing(taker: PermitTaker, clock: Clock) -> None:
+    fail(taker, clock, 5)
     clock.sleep(3600)
-    pacer.succeeded(permit(pacer))
-    permit(pacer)
-    permit(pacer)
-    fail(pacer, clock, 1)
+    taker.succeeded(permit(taker))
+    permit(taker)
+    permit(taker)
+    fail(taker, clock, 1)
 
-    assert wait(pacer) == pytest.approx(1)
+    assert wait(taker) == pytest.approx(1)
 
 
-def test_a_turn_given_back_lets_another_probe_go(pacer: Pacer, clock: Clock) -> None:
-    fail(pacer, clock, 1)
+def test_a_released_permit_lets_another_probe_go(taker: PermitTaker, clock: Clock) -> None:
+    fail(taker, clock, 1)
     clock.sleep(1)
-    pacer.release(permit(pacer))
+    taker.release(permit(taker))
 
-    assert permit(pacer)
+    assert permit(taker)
     clock.sleep(59)
-    assert wait(pacer) > 0
+    assert wait(taker) > 0
 
 
-def turns(pacer: Pacer, count: int) -> Sequence[Permit]:
+def turns(taker: PermitTaker, count: int) -> Sequence[Permit]:
     """So many turns, all under way at once."""
-    return [permit(pacer) for _ in range(count)]
+    return [permit(taker) for _ in range(count)]
 
 
-def test_failures_of_what_was_under_way_together_count_once(pacer: Pacer, clock: Clock) -> None:
-    for late in turns(pacer, 4):
-        pacer.failed(late, timedelta(seconds=3))
+def test_requests_that_fail_together_count_as_one_failure(taker: PermitTaker, clock: Clock) -> None:
+    for late in turns(taker, 4):
+        taker.failed(late, timedelta(seconds=3))
 
-    assert wait(pacer) == pytest.approx(3)
+    assert wait(taker) == pytest.approx(3)
     clock.sleep(3)
-    pacer.failed(permit(pacer))
-    assert wait(pacer) == pytest.approx(2)
+    taker.failed(permit(taker))
+    assert wait(taker) == pytest.approx(2)
 
 
-def test_what_was_sent_before_the_trouble_tells_nothing_about_its_end(
-    pacer: Pacer, clock: Clock
+def test_a_success_from_before_the_failure_does_not_end_probing(
+    taker: PermitTaker, clock: Clock
 ) -> None:
-    failing, succeeding, refused, unsent = turns(pacer, 4)
-    pacer.failed(failing)
-    pacer.succeeded(succeeding)
-    pacer.refused(refused, "401 Unauthorized")
+    failing, succeeding, refused, unsent = turns(taker, 4)
+    taker.failed(failing)
+    taker.succeeded(succeeding)
+    taker.refused(refused, "401 Unauthorized")
     clock.sleep(1)
-    permit(pacer)
-    pacer.release(unsent)
+    permit(taker)
+    taker.release(unsent)
     clock.sleep(59)
 
-    assert pacer.hold is None
-    assert wait(pacer) > 0
+    assert taker.hold is None
+    assert wait(taker) > 0
 
 
-def test_on_hold_a_probe_goes_once_a_minute_until_one_succeeds(pacer: Pacer, clock: Clock) -> None:
+def test_on_hold_a_probe_goes_once_a_minute(taker: PermitTaker, clock: Clock) -> None:
     holds, waits = set(), []
     for _ in range(3):
-        pacer.refused(permit(pacer), "401 Unauthorized")
-        holds.add(pacer.hold)
-        waits.append(wait(pacer))
+        taker.refused(permit(taker), "401 Unauthorized")
+        holds.add(taker.hold)
+        waits.append(wait(taker))
         clock.sleep(60)
-    pacer.succeeded(permit(pacer))
+    taker.succeeded(permit(taker))
 
     assert holds == {"401 Unauthorized"}
     assert waits == pytest.approx([60, 60, 60])
-    assert pacer.hold is None
-    assert turns(pacer, 4)
+    assert taker.hold is None
+    assert turns(taker, 4)
 
 
-def test_a_hold_names_the_latest_answer(pacer: Pacer, clock: Clock) -> None:
-    pacer.refused(permit(pacer), "401 Unauthorized")
+def test_a_hold_names_the_latest_answer(taker: PermitTaker, clock: Clock) -> None:
+    taker.refused(permit(taker), "401 Unauthorized")
     clock.sleep(60)
-    pacer.refused(permit(pacer), "302 redirect")
+    taker.refused(permit(taker), "302 redirect")
 
-    assert pacer.hold == "302 redirect"
+    assert taker.hold == "302 redirect"
 
 
 class _Requests(RuleBasedStateMachine):
@@ -270,7 +270,7 @@ class _Requests(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.pacer = Pacer(self.clock)
+        self.taker = PermitTaker(self.clock)
         self.taken_at: list[float] = []
         self.probing = False
         self.changes = 0
@@ -283,7 +283,7 @@ class _Requests(RuleBasedStateMachine):
     @rule(times=st.integers(1, 80))
     def acquire(self, times: int) -> None:
         for _ in range(times):
-            taken = self.pacer.acquire()
+            taken = self.taker.acquire()
             if isinstance(taken, Permit):
                 self.taken_at.append(self.clock.monotonic())
                 self.under_way.append((taken, self.changes))
@@ -295,28 +295,28 @@ class _Requests(RuleBasedStateMachine):
     @rule(which=st.integers(min_value=0), asked=st.none() | st.integers(0, 3600))
     def fail(self, which: int, asked: int | None) -> None:
         ended, current = self._end(which)
-        self.pacer.failed(ended, None if asked is None else timedelta(seconds=asked))
+        self.taker.failed(ended, None if asked is None else timedelta(seconds=asked))
         self._change(probing=True, really=current)
 
     @precondition(attrgetter("under_way"))
     @rule(which=st.integers(min_value=0))
     def refuse(self, which: int) -> None:
         ended, current = self._end(which)
-        self.pacer.refused(ended, "401 Unauthorized")
+        self.taker.refused(ended, "401 Unauthorized")
         self._change(probing=True, really=current)
 
     @precondition(attrgetter("under_way"))
     @rule(which=st.integers(min_value=0))
     def succeed(self, which: int) -> None:
         ended, current = self._end(which)
-        self.pacer.succeeded(ended)
+        self.taker.succeeded(ended)
         self._change(probing=False, really=current and self.probing)
 
     @precondition(attrgetter("under_way"))
     @rule(which=st.integers(min_value=0))
     def release(self, which: int) -> None:
         ended, _ = self._end(which)
-        self.pacer.release(ended)
+        self.taker.release(ended)
         self.taken_at.remove(ended.taken_at)
 
     def _end(self, which: int) -> tuple[Permit, bool]:
@@ -348,14 +348,14 @@ class _Requests(RuleBasedStateMachine):
 
     @invariant()
     def only_trouble_is_a_hold(self) -> None:
-        assert self.probing or self.pacer.hold is None
+        assert self.probing or self.taker.hold is None
 
     def teardown(self) -> None:
         while self.under_way:
             self.release(0)
         self.clock.sleep(3600)
 
-        assert isinstance(self.pacer.acquire(), Permit)
+        assert isinstance(self.taker.acquire(), Permit)
 
 
 TestRequests = _Requests.TestCase

@@ -52,7 +52,7 @@ from relay.process.threads import end_with_any_thread
 from relay.receiver.metrics_page import MetricsPage, serving_aside
 from relay.receiver.server import base_url, listen
 from relay.service import (
-    POSTS_SECONDS,
+    DRAIN_SECONDS,
     Service,
     end_at_once,
     end_within,
@@ -148,7 +148,7 @@ def forward(
         outbox_errors(),
     ):
         # That of a relay that was killed ends by itself, when it has posted what it had in hand.
-        patience = POSTS_SECONDS + 2 if until_stdin_closes else 0
+        patience = DRAIN_SECONDS + 2 if until_stdin_closes else 0
         outbox.lock_role(Role.FORWARDER, patience=timedelta(seconds=patience))
         if after_crash and lineage is not None:
             outbox.count_crash(lineage)
@@ -171,7 +171,7 @@ def forward(
                     end_at_once()
                 systemd.notify(systemd.ALIVE)
         finally:
-            forwarders.stop(POSTS_SECONDS)
+            forwarders.stop(DRAIN_SECONDS)
             retention.stop()
     sys.exit(os.EX_IOERR if forwarders.broken else os.EX_SOFTWARE)
 

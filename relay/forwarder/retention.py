@@ -1,7 +1,7 @@
-"""Forgets what was delivered long ago, little by little, and tallies what is past as a whole.
+"""Deletes entries delivered long ago, little by little, and aggregates old counters.
 
-Not by a clock that may be wrong: it must have kept pace with the seconds elapsed for a day, in this
-process or, at its start, by what the outbox counted a day ago.
+Nothing is deleted by a clock that may be wrong: it must have agreed with the elapsed seconds for a
+day, in this process or, at its start, by what the outbox counted a day ago.
 """
 
 import threading
@@ -18,8 +18,8 @@ from relay.outbox.counters import APART
 from relay.outbox.entries import Clock, utc_now
 from relay.outbox.protocol import Outbox
 
-STEP: Final = 500
-"""Entries forgotten at a time: nothing else waits long for so few."""
+BATCH_ENTRIES: Final = 500
+"""Entries deleted at a time: nothing else waits long for so few."""
 PAUSE_SECONDS: Final = 0.2
 EVERY_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 3.0
@@ -28,7 +28,7 @@ _log = structlog.get_logger()
 
 
 class Retention:
-    """Forgets delivered entries older than an age, in a thread, until it is stopped."""
+    """Deletes delivered entries older than an age, in a thread, until it is stopped."""
 
     def __init__(
         self,
@@ -42,38 +42,38 @@ class Retention:
         self._age = age
         self._time = SteadyTime(clock, elapsed)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="retention", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="retention", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Begin to delete."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; what was begun is finished first, if the outbox answers in time."""
+        """End; a batch under way is finished first, if the outbox answers in time."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
 
     def step(self) -> bool:
-        """Forget a few; whether there may be more."""
+        """Delete one batch; return whether there may be more."""
         now = self._time.read(self._witnessed)
         if now is None:
             return False
-        forgotten = self._outbox.purge(now - self._age, STEP)
-        if forgotten < STEP:
+        deleted = self._outbox.purge(now - self._age, BATCH_ENTRIES)
+        if deleted < BATCH_ENTRIES:
             self._outbox.aggregate_counters(now - APART)
-        if forgotten:
-            _log.info("retention.forgotten", entries=forgotten)
-        return forgotten == STEP
+        if deleted:
+            _log.info("retention.deleted", entries=deleted)
+        return deleted == BATCH_ENTRIES
 
     def _witnessed(self, now: datetime) -> bool:
-        """Whether the outbox counted anything about a day ago."""
+        """Return whether the outbox counted anything about a day ago."""
         return any(
             row.since is not None and now - APART <= row.since <= now - STEADY
             for row in self._outbox.counters()
         )
 
-    def _keep(self) -> None:
+    def _work(self) -> None:
         more = False
         while not self._stopping.wait(PAUSE_SECONDS if more else EVERY_SECONDS):
             try:
@@ -81,6 +81,6 @@ class Retention:
             except OutboxError as error:
                 _log.warning("retention.outbox_failed", error=str(error))
                 more = False
-            except Exception:  # noqa: BLE001 (a fault of relay's own must not fill the disk)
+            except Exception:  # noqa: BLE001 (a fault in relay itself must not fill the disk)
                 _log.exception("retention.failed")
                 more = False

@@ -1,4 +1,4 @@
-"""Tells when the time of day can be believed, so that a wrong clock deletes nothing."""
+"""The time of day, trusted only once it has been steady: a wrong clock must delete nothing."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 STEADY: Final = timedelta(days=1)
-"""For so long a clock must have kept pace."""
+"""How long a clock must have agreed with the elapsed seconds."""
 
 _JUMP: Final = timedelta(hours=1)
 
@@ -15,15 +15,15 @@ _log = structlog.get_logger()
 
 
 class SteadyTime:
-    """The time of day, once it has kept pace with the seconds elapsed for a day.
+    """The time of day, once it has agreed with the elapsed seconds for a day.
 
-    That begins anew when the clock jumps forward by more than an hour: NTP has set it right, or
-    somebody has set it wrong. A process that has just started takes the word of a witness who saw
-    the clock a day ago. A clock that is put back deletes nothing too early.
+    The day begins again when the clock jumps forward by more than an hour: it was corrected, or set
+    wrong. A process that has just started trusts the clock if something is known to have happened a
+    day ago by it. A clock that is put back deletes nothing too early.
 
     Args:
         clock: the time of day.
-        elapsed: seconds, which nobody sets.
+        elapsed: seconds, monotonic.
     """
 
     def __init__(self, clock: Callable[[], datetime], elapsed: Callable[[], float]) -> None:
@@ -34,10 +34,10 @@ class SteadyTime:
         self._jumped = False
 
     def read(self, witnessed: Callable[[datetime], bool]) -> datetime | None:
-        """The time of day; None while it cannot be believed.
+        """Return the time of day; None while it cannot be trusted.
 
         Args:
-            witnessed: whether anything is known to have happened a day before the time.
+            witnessed: returns whether anything is known to have happened a day before that time.
         """
         before, now = self._last, (self._clock(), self._elapsed())
         self._last = now

@@ -16,7 +16,7 @@ FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 5.0
 
 PATIENCE_SECONDS: Final = 3.0
-"""How long the uses of an outbox wait for the first try to open it, which mostly succeeds."""
+"""How long a use of the outbox waits for the first try to open it, which mostly succeeds."""
 
 _CLOSE_SECONDS: Final = 2.0
 
@@ -30,17 +30,17 @@ def open_when_there(
     patience_seconds: float = inf,
     failed: Callable[[OutboxError], object] = lambda _: None,
 ) -> Outbox:
-    """Try until the outbox opens.
+    """Try until the outbox opens, and return it.
 
     Args:
         open_outbox: tries once.
-        sleep: waits for so many seconds before the next try.
-        patience_seconds: after so many the last error is raised.
-        failed: called after each try that failed and is followed by another one.
+        sleep: waits before the next try, for so many seconds.
+        patience_seconds: after which the last error is raised.
+        failed: called with the error of each try that is followed by another one.
 
     Raises:
-        OutboxUnusableError: waiting cures nothing.
-        OutboxBrokenError: nor does it in this process.
+        OutboxUnusableError: the operator must act.
+        OutboxBrokenError: this process cannot open it.
         OutboxError: the outbox did not open in time.
     """
     give_up_at = time.monotonic() + patience_seconds
@@ -62,13 +62,12 @@ def open_when_there(
 class AwaitedOutbox:
     """An outbox that a thread opens; until it is open, every use raises OutboxNotOpenError.
 
-    It has what `relay.outbox.protocol.Outbox` has, by way of the outbox it waits for. A use during
-    the first try waits for that, so that a start refuses nothing that it could have stored a moment
-    later.
+    It passes on every method of `relay.outbox.protocol.Outbox`. A use during the first try waits
+    for that try, so that a start refuses nothing that it could store a moment later.
 
     Args:
         open_outbox: tries once.
-        opened: called with the outbox before anybody else can use it.
+        opened: called with the outbox before any other use of it.
         unusable: called with the error when the outbox will never open.
     """
 
@@ -88,13 +87,13 @@ class AwaitedOutbox:
         self._give_up_at = -inf
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._open, name="opening", daemon=True)
-        self.entries: Any = _Records(self)
+        self.entries: Any = _AwaitedEntries(self)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the outbox has)
         return getattr(self.get(), name)
 
     def get(self) -> Outbox:
-        """The outbox itself.
+        """Return the outbox itself.
 
         Raises:
             OutboxNotOpenError: the text says why.
@@ -111,7 +110,7 @@ class AwaitedOutbox:
         self._thread.start()
 
     def close(self) -> None:
-        """Let go of the store, or of the attempt to open it."""
+        """Close the store, or give up the attempt to open it."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_SECONDS)
@@ -156,14 +155,14 @@ class AwaitedOutbox:
 
 
 class _ClosingError(Exception):
-    """Nobody waits for the outbox any more."""
+    """The outbox is not wanted any more."""
 
 
-class _Records:
-    """The records of an awaited outbox."""
+class _AwaitedEntries:
+    """The entries of an awaited outbox."""
 
     def __init__(self, outbox: AwaitedOutbox) -> None:
         self._awaited = outbox
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the records have)
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the store has)
         return getattr(self._awaited.get().entries, name)

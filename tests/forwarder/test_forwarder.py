@@ -171,7 +171,7 @@ def test_a_webhook_arrives_as_its_track_call(relay: Relay) -> None:
     assert relay.counts() == (0, 1, 0)
 
 
-def test_without_anything_due_nothing_is_posted(relay: Relay) -> None:
+def test_nothing_is_sent_when_nothing_is_due(relay: Relay) -> None:
     assert not relay.forwarder.step()
     assert not relay.server.received
 
@@ -209,7 +209,7 @@ def test_while_segment_is_down_one_probe_goes_after_each_backoff(relay: Relay) -
     assert relay.outbox.destination_status("segment").answer == "503 Service Unavailable"
 
 
-def test_nothing_is_used_up_by_waiting(relay: Relay) -> None:
+def test_waiting_counts_no_attempt_against_an_entry(relay: Relay) -> None:
     relay.server.judge = lambda _batch: Answer(503)
     relay.add(*mails(120))
     for _ in range(400):
@@ -225,9 +225,7 @@ def test_nothing_is_used_up_by_waiting(relay: Relay) -> None:
 @pytest.mark.parametrize(
     ("asked", "waited"), [("30", 30), ("1", 4), ("86400", 3_600), ("soon", 4), ("-30", 4)]
 )
-def test_segment_is_asked_again_no_sooner_than_it_said(
-    relay: Relay, asked: str, waited: int
-) -> None:
+def test_retry_after_is_kept(relay: Relay, asked: str, waited: int) -> None:
     """By the third failure relay's own wait is 4 s."""
     relay.server.answers.extend([Answer(503), Answer(503), Answer(429, {"Retry-After": asked})])
     relay.add(clicked("mail-1"))
@@ -240,7 +238,7 @@ def test_segment_is_asked_again_no_sooner_than_it_said(
     assert relay.counts() == (0, 1, 0)
 
 
-def test_a_retry_says_which_it_is(relay: Relay) -> None:
+def test_a_retry_carries_its_number(relay: Relay) -> None:
     relay.server.answers.extend([Answer(503), Answer(0), Answer(429)])
     relay.add(clicked("mail-1"))
     relay.forward()
@@ -261,7 +259,7 @@ class AbsentOutbox(SqliteOutbox):
         return super().throttle(destination, change)
 
 
-def test_a_probe_that_fails_while_the_outbox_is_away_keeps_nobody_waiting(
+def test_a_probe_that_fails_while_the_outbox_is_away_does_not_block_later_ones(
     tmp_path: Path, server: SegmentServer
 ) -> None:
     relay = Relay(tmp_path / "relay.db", server, AbsentOutbox)
@@ -323,7 +321,7 @@ def test_a_refusal_holds_everything_until_it_is_mended(
 
 
 @pytest.mark.parametrize("guilty", [(0,), (99,), (49, 50), (0, 20, 40, 60, 99)])
-def test_only_the_guilty_messages_of_a_rejected_batch_die(
+def test_only_the_guilty_messages_of_a_rejected_batch_become_dead_letters(
     relay: Relay, guilty: tuple[int, ...]
 ) -> None:
     names = [f"mail-{number}" for number in guilty]
@@ -347,7 +345,7 @@ def test_a_batch_too_large_for_segment_is_halved_until_it_fits(relay: Relay) -> 
     assert relay.counts() == (0, 100, 0)
 
 
-def test_halving_goes_on_after_segment_was_down_in_the_middle_of_it(relay: Relay) -> None:
+def test_halving_continues_after_an_outage_in_the_middle_of_it(relay: Relay) -> None:
     relay.server.judge = refuses("mail-70")
     relay.server.answers.extend([Answer(400), Answer(), Answer(400), Answer(503)])
     relay.add(*mails(100))
@@ -357,7 +355,7 @@ def test_halving_goes_on_after_segment_was_down_in_the_middle_of_it(relay: Relay
     assert relay.counts() == (0, 99, 1)
 
 
-def test_what_segment_would_drop_in_silence_is_never_sent(relay: Relay) -> None:
+def test_a_message_that_segment_would_drop_behind_a_200_is_never_sent(relay: Relay) -> None:
     relay.add(clicked("large", subject="x" * 40_000), clicked("mail-1"))
     relay.forward()
 
@@ -365,7 +363,7 @@ def test_what_segment_would_drop_in_silence_is_never_sent(relay: Relay) -> None:
     assert email_ids(relay.server.accepted) == ["mail-1"]
 
 
-def test_a_webhook_that_makes_the_mapping_fail_stops_no_other(relay: Relay) -> None:
+def test_a_webhook_that_makes_rendering_fail_stops_no_other(relay: Relay) -> None:
     relay.add(clicked("bad", subject="poison"), clicked("mail-1"))
     relay.forward()
 
@@ -374,7 +372,7 @@ def test_a_webhook_that_makes_the_mapping_fail_stops_no_other(relay: Relay) -> N
     assert email_ids(relay.server.accepted) == ["mail-1"]
 
 
-def test_an_entry_of_a_provider_that_is_gone_is_a_dead_letter(relay: Relay) -> None:
+def test_an_entry_of_a_removed_source_is_a_dead_letter(relay: Relay) -> None:
     relay.add(clicked("mail-1"))
     relay.forwarder = relay.forwarder_with()
     relay.forward()
@@ -383,7 +381,7 @@ def test_an_entry_of_a_provider_that_is_gone_is_a_dead_letter(relay: Relay) -> N
     assert not relay.server.received
 
 
-def test_what_was_accepted_and_is_ignored_by_now_is_kept_as_a_dead_letter(relay: Relay) -> None:
+def test_an_accepted_entry_that_is_ignored_today_is_a_dead_letter(relay: Relay) -> None:
     sample = json.loads(clicked("sample", user="123"))
     sample["user"]["email"] = "steve@getvero.com"
     relay.add(json.dumps(sample).encode())
@@ -394,7 +392,7 @@ def test_what_was_accepted_and_is_ignored_by_now_is_kept_as_a_dead_letter(relay:
     assert not relay.server.received
 
 
-def test_whoever_holds_an_older_claim_settles_nothing(relay: Relay) -> None:
+def test_a_holder_of_an_older_claim_settles_nothing(relay: Relay) -> None:
     taken = []
 
     def judge(_batch: list[dict[str, Any]]) -> Answer:
@@ -430,17 +428,17 @@ class MortalOutbox(SqliteOutbox):
         super().release(entries, answer)
 
 
-def test_what_relay_dies_over_alone_is_a_dead_letter_and_the_others_go_through(
+def test_a_message_that_crashes_relay_in_isolation_is_a_dead_letter(
     tmp_path: Path, server: SegmentServer
 ) -> None:
     """The forwarder alone dies each time, as what supervises it tells the next one."""
     lives: list[Relay] = []
-    died_over: list[int] = []
+    crashed_over: list[int] = []
 
     def judge(batch: list[dict[str, Any]]) -> Answer:
         if "deadly" not in email_ids(batch):
             return Answer()
-        died_over.append(len(batch))
+        crashed_over.append(len(batch))
         outbox = lives[-1].outbox
         assert isinstance(outbox, MortalOutbox)
         outbox.dead = True
@@ -463,7 +461,7 @@ def test_what_relay_dies_over_alone_is_a_dead_letter_and_the_others_go_through(
     entries = lives[-1].entries()
 
     assert survived == [False] * 5 + [True]
-    assert died_over == [52, 52, 1, 1, 1]
+    assert crashed_over == [52, 52, 1, 1, 1]
     assert lives[-1].dead() == {"deadly": "poison"}
     assert entries["deadly"].detail == "relay crashed 3 times with nothing else in hand"
     assert Counter(entry.state for entry in entries.values()) == {"delivered": 151, "dead": 1}
@@ -484,7 +482,7 @@ class DeadlyVero(Vero):
         return super().parse(body, received_at)
 
 
-def test_what_relay_dies_over_while_mapping_is_found_out_whatever_dies_with_it(
+def test_a_message_that_crashes_relay_while_rendered_is_found_among_others(
     tmp_path: Path, server: SegmentServer
 ) -> None:
     """As where the whole machine runs out of memory each time: nothing tells the next process."""
@@ -508,7 +506,7 @@ def test_what_relay_dies_over_while_mapping_is_found_out_whatever_dies_with_it(
     }
 
 
-def test_what_relay_dies_over_again_and_again_while_segment_is_silent_is_delivered(
+def test_kills_of_relay_while_segment_is_silent_condemn_no_message(
     tmp_path: Path, server: SegmentServer
 ) -> None:
     lives: list[Relay] = []
@@ -542,13 +540,13 @@ def running(relay: Relay) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("running")
-def test_what_arrives_is_forwarded_without_being_asked(relay: Relay) -> None:
+def test_a_started_forwarder_forwards_by_itself(relay: Relay) -> None:
     relay.add(clicked("mail-1"))
 
     assert within(20, lambda: relay.counts() == (0, 1, 0))
 
 
-def test_a_probe_that_the_outbox_spoils_is_given_back(relay: Relay) -> None:
+def test_a_permit_is_released_when_claiming_fails(relay: Relay) -> None:
     """Half of the claim was mapped; nothing may wait for its answer for ever."""
     relay.add(*[clicked(f"mail-{number}", name="n" * 30_000) for number in range(20)])
     relay.server.answers.append(Answer(503))
@@ -579,7 +577,7 @@ def test_forwarding_goes_on_when_the_outbox_works_again(relay: Relay) -> None:
     assert delivered
 
 
-def test_four_requests_are_in_flight_at_the_most(relay: Relay) -> None:
+def test_at_most_four_requests_are_in_flight(relay: Relay) -> None:
     in_flight: list[int] = []
     over = threading.Event()
 
@@ -603,7 +601,7 @@ def test_four_requests_are_in_flight_at_the_most(relay: Relay) -> None:
     assert delivered
 
 
-def test_stopping_makes_what_is_still_unanswered_due_at_once(relay: Relay) -> None:
+def test_stopping_makes_unanswered_entries_due_at_once(relay: Relay) -> None:
     asked, over = threading.Event(), threading.Event()
 
     def judge(_batch: list[dict[str, Any]]) -> Answer:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.forwarder.retention import STEP, Retention
+from relay.forwarder.retention import BATCH_ENTRIES, Retention
 from relay.outbox.postgres.store import PostgresOutbox
 from relay.outbox.protocol import Outbox
 from relay.outbox.sqlite.store import SqliteOutbox
@@ -53,7 +53,7 @@ def postgresql(postgres: PostgresServer, clock: Clock) -> Iterator[Outbox]:
 def outbox(request: pytest.FixtureRequest, clock: Clock) -> Outbox:
     """One with a few more delivered entries than a step forgets, and two that are not delivered."""
     outbox: Outbox = request.getfixturevalue(request.param)
-    ack(outbox, clock, *(f"delivered {number}" for number in range(STEP + 1)))
+    ack(outbox, clock, *(f"delivered {number}" for number in range(BATCH_ENTRIES + 1)))
     outbox.add([arrival("pending"), arrival("dead")])
     return outbox
 
@@ -63,7 +63,7 @@ def ack(outbox: Outbox, clock: Clock, *names: str) -> None:
     outbox.add([arrival(name, received_at=clock.now()) for name in names])
     delivered = [
         entry
-        for entry in outbox.claim("segment", STEP + 9, lease=MINUTE)
+        for entry in outbox.claim("segment", BATCH_ENTRIES + 9, lease=MINUTE)
         if entry.message_id in names
     ]
     outbox.ack(delivered)
@@ -78,10 +78,10 @@ def test_delivered_entries_are_kept_for_their_time(outbox: Outbox, clock: Clock)
     clock.sleep(MONTH.total_seconds() - 1)
 
     assert not retention.step()
-    assert states(outbox)["delivered"] == STEP + 1
+    assert states(outbox)["delivered"] == BATCH_ENTRIES + 1
 
 
-def test_what_is_past_is_tallied_as_a_whole(outbox: Outbox, clock: Clock) -> None:
+def test_old_counters_are_aggregated(outbox: Outbox, clock: Clock) -> None:
     retention = retention_of(outbox, clock)
     at_first = {row.since for row in outbox.counters()}
     clock.sleep(2 * 24 * 60 * 60)
@@ -89,10 +89,10 @@ def test_what_is_past_is_tallied_as_a_whole(outbox: Outbox, clock: Clock) -> Non
 
     assert None not in at_first
     assert {row.since for row in outbox.counters()} == {None}
-    assert states(outbox) == {"delivered": STEP + 1, "pending": 2}
+    assert states(outbox) == {"delivered": BATCH_ENTRIES + 1, "pending": 2}
 
 
-def test_then_they_go_little_by_little_and_nothing_else_does(outbox: Outbox, clock: Clock) -> None:
+def test_old_delivered_entries_alone_are_deleted(outbox: Outbox, clock: Clock) -> None:
     retention = retention_of(outbox, clock)
     clock.sleep(MONTH.total_seconds() + 1)
 
@@ -102,7 +102,7 @@ def test_then_they_go_little_by_little_and_nothing_else_does(outbox: Outbox, clo
     assert states(outbox) == {"pending": 2}
 
 
-def test_a_clock_that_jumps_forward_forgets_nothing(outbox: Outbox, clock: WrongClock) -> None:
+def test_a_clock_that_jumps_forward_deletes_nothing(outbox: Outbox, clock: WrongClock) -> None:
     retention = retention_of(outbox, clock)
     clock.sleep(DAY.total_seconds())
     retention.step()
@@ -116,10 +116,10 @@ def test_a_clock_that_jumps_forward_forgets_nothing(outbox: Outbox, clock: Wrong
         clock.sleep(3600)
         retention.step()
 
-    assert kept == states(outbox)["delivered"] == STEP + 1
+    assert kept == states(outbox)["delivered"] == BATCH_ENTRIES + 1
 
 
-def test_a_time_that_has_been_steady_for_a_day_is_believed(
+def test_a_clock_that_has_been_steady_for_a_day_is_trusted(
     outbox: Outbox, clock: WrongClock
 ) -> None:
     """What seemed a jump was the clock being put right, or the machine asleep."""
@@ -134,7 +134,7 @@ def test_a_time_that_has_been_steady_for_a_day_is_believed(
     assert states(outbox)["delivered"] == 0
 
 
-def test_a_start_with_a_wrong_clock_forgets_nothing_even_after_new_events(
+def test_a_start_with_a_wrong_clock_deletes_nothing_even_after_new_events(
     outbox: Outbox, clock: WrongClock
 ) -> None:
     clock.wrong_by = timedelta(days=365)
@@ -143,10 +143,10 @@ def test_a_start_with_a_wrong_clock_forgets_nothing_even_after_new_events(
         assert not retention_of(outbox, clock).step()
         clock.sleep(3600)
 
-    assert states(outbox)["delivered"] == STEP + 1 + 20
+    assert states(outbox)["delivered"] == BATCH_ENTRIES + 1 + 20
 
 
-def test_a_start_forgets_at_once_if_the_outbox_was_at_work_a_day_ago(
+def test_a_start_deletes_at_once_if_the_outbox_counted_events_a_day_ago(
     outbox: Outbox, clock: Clock
 ) -> None:
     """A platform that restarts its processes each day must not keep everything for ever."""
@@ -159,9 +159,9 @@ def test_a_start_forgets_at_once_if_the_outbox_was_at_work_a_day_ago(
     assert states(outbox)["delivered"] == 2
 
 
-def test_it_ends_when_told(outbox: Outbox) -> None:
+def test_it_ends_when_stopped(outbox: Outbox) -> None:
     retention = Retention(outbox, MONTH)
     retention.start()
     retention.stop()
 
-    assert states(outbox)["delivered"] == STEP + 1
+    assert states(outbox)["delivered"] == BATCH_ENTRIES + 1

@@ -126,7 +126,7 @@ def test_nothing_is_left_after_an_orderly_end(tmp_path: Path, number: signal.Sig
         assert not _runs(forwarder)
 
 
-def test_signals_that_follow_do_not_cut_the_ending_short(tmp_path: Path) -> None:
+def test_further_signals_do_not_cut_the_shutdown_short(tmp_path: Path) -> None:
     asked = threading.Event()
 
     def judge(_batch: object) -> Answer:
@@ -151,7 +151,7 @@ def test_signals_that_follow_do_not_cut_the_ending_short(tmp_path: Path) -> None
     ("command", "role"),
     [(["serve", "--port", "0"], "receives into"), (["forward"], "forwards from")],
 )
-def test_a_second_one_on_a_file_is_refused_and_leaves_the_first_in_peace(
+def test_a_second_process_in_a_role_is_refused_and_does_not_disturb_the_first(
     tmp_path: Path, command: list[str], role: str
 ) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
@@ -176,7 +176,9 @@ def test_a_second_one_on_a_file_is_refused_and_leaves_the_first_in_peace(
         assert relay.forwarder() == forwarder
 
 
-def test_a_file_takes_one_receiver_and_one_forwarder_apart(tmp_path: Path) -> None:
+def test_a_file_takes_one_receiver_and_one_forwarder(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "relay.db"
     with (
         SegmentServer() as server,
@@ -208,7 +210,7 @@ def test_a_forwarder_that_hangs_makes_relay_unready_and_is_replaced(store: Store
         ] == [-9]
 
 
-def test_relay_is_not_ready_while_its_forwarder_cannot_have_the_file(tmp_path: Path) -> None:
+def test_relay_is_not_ready_while_its_forwarder_cannot_lock_the_file(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         os.kill(relay.forwarder(), signal.SIGKILL)
         with (tmp_path / "relay.db-forwarder").open("ab") as taken:
