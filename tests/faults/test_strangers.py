@@ -10,7 +10,7 @@ import pytest
 from tests.cli.desk import webhook
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import RelayProcess, pending, within
-from tests.metrics.test_metrics import Page
+from tests.metrics.page import Page
 
 _LONG_LOG = 128 * 2**20
 _WAIT_SECONDS = 60

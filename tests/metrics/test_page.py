@@ -1,32 +1,19 @@
 import json
 import threading
 import time
-from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
-from http.client import HTTPConnection
-from pathlib import Path
-from typing import Self
 
 import apsw
 import psycopg
 import pytest
 from click.testing import CliRunner
-from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from relay.cli import main
 from relay.events import DeadReason
-from relay.forwarder.forwarder import Forwarder
-from relay.metrics.definitions import ALL, FORWARDING
-from relay.metrics.exporter import AcceptedVsStored, OutboxExporter, from_counters
-from relay.outbox.counters import Change, CounterRow
-from relay.outbox.entries import Arrival, total
+from relay.metrics.definitions import ALL
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.throttle import Permit, Throttle
-from tests.harness.fakes import Answer, Clock, SegmentServer
+from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.postgres import query
 from tests.harness.processes import (
     ForwarderProcess,
@@ -39,55 +26,11 @@ from tests.harness.processes import (
     run_sql,
     within,
 )
-from tests.harness.routes import routes, segment_at
 from tests.harness.webhooks import opened
+from tests.metrics.page import Page, comes_true, fetch
 
-ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-for-the-tests"
 NOBODY = "http://127.0.0.1:1"
-
-
-def fetch(port: int, path: str = "/metrics", **headers: str) -> tuple[int, Mapping[str, str], str]:
-    """Return the status, headers and text that a reader gets."""
-    with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        return response.status, dict(response.headers), response.read().decode()
-
-
-class Page:
-    """One reading of the metrics."""
-
-    def __init__(self, text: str) -> None:
-        self.families = list(text_string_to_metric_families(text))
-
-    @classmethod
-    def of(cls, port: int) -> Self:
-        """Read the page at the port."""
-        status, _, text = fetch(port)
-        assert status == 200
-        return cls(text)
-
-    def value(self, name: str, **labels: str) -> float | None:
-        """Return the sum of the samples with this name and these labels; None if there is none."""
-        found = [
-            sample.value
-            for family in self.families
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        ]
-        return sum(found) if found else None
-
-
-def comes_true(port: int, name: str, value: float, **labels: str) -> bool:
-    return within(20, lambda: Page.of(port).value(name, **labels) == value)
-
-
-def test_the_readme_has_the_table_of_metrics() -> None:
-    table = CliRunner().invoke(main, ["metrics"]).stdout
-
-    assert table.count("\n") == 2 + len(ALL)
-    assert f"\n\n{table}\n" in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_page_has_every_defined_metric_once_and_no_other(
@@ -154,179 +97,6 @@ def test_events_are_counted_by_collection_and_state(store: Store, server: Segmen
     assert page.value("relay_webhooks_total", outcome="accepted") == 4
     assert page.value("relay_answer_seconds_count") == 6
     assert page.value("relay_commit_webhooks_sum") == 6
-
-
-def test_segments_answers_are_counted_by_a_bounded_word(
-    sqlite_store: SqliteStore, server: SegmentServer
-) -> None:
-    page_of_html = Answer(200, {"Content-Type": "text/html"}, b"<p>reader@example.com</p>")
-    server.answers.extend([Answer(503), Answer(0), page_of_html, Answer(302), Answer(599)])
-    clock, names = Clock(), ["503", "ProtocolError", "200", "302", "599", "accepted"]
-    outbox = SqliteOutbox(sqlite_store.path, clock=clock.now, elapsed=clock.monotonic)
-    forwarder = _forwarder(outbox, server.url, clock)
-    before = [_messages(name) for name in names]
-    with closing(outbox):
-        outbox.add([_arrival(mail, clock.now()) for mail in range(2)])
-        while total(outbox.counts()).pending:
-            forwarder.step()
-        after = [_messages(name) for name in names]
-
-    assert [new - old for new, old in zip(after, before, strict=True)] == [2] * 6
-
-
-def test_a_delivery_is_timed_from_the_receipt(
-    sqlite_store: SqliteStore, server: SegmentServer
-) -> None:
-    clock = Clock()
-    outbox = SqliteOutbox(sqlite_store.path, clock=clock.now, elapsed=clock.monotonic)
-    forwarder = _forwarder(outbox, server.url, clock)
-    before = _sample(FORWARDING, "relay_delivery_seconds_sum", destination="segment")
-    with closing(outbox):
-        outbox.add([_arrival(1, clock.now() - timedelta(hours=2))])
-        outbox.add([_arrival(2, clock.now() + timedelta(hours=1))])  # the clock was put back since
-        assert forwarder.step()
-
-    assert (
-        _sample(FORWARDING, "relay_delivery_seconds_sum", destination="segment") - before == 7_200
-    )
-
-
-def _forwarder(outbox: SqliteOutbox, url: str, clock: Clock) -> Forwarder:
-    segment = segment_at(url)
-    return Forwarder(
-        outbox,
-        segment,
-        routes(destination=segment),
-        clock=clock.monotonic,
-        now=clock.now,
-        sleep=clock.sleep,
-        jitter=lambda bound: bound,
-    )
-
-
-def _arrival(mail: int, received_at: datetime, destination: str = "segment") -> Arrival:
-    return Arrival("vero", destination, f"vero-{mail}", received_at, opened(mail))
-
-
-def _messages(answer: str) -> float:
-    return _sample(FORWARDING, "relay_messages_total", destination="segment", answer=answer)
-
-
-def _sample(registry: CollectorRegistry, name: str, **labels: str) -> float:
-    return registry.get_sample_value(name, labels) or 0
-
-
-def row(
-    change: Change, entries: int, collection: str | None = "Email Opened", reason: str | None = None
-) -> CounterRow:
-    return CounterRow(
-        None, "vero", "segment", collection, change, reason, entries, datetime.now(UTC)
-    )
-
-
-COUNTERS = [
-    row(Change.RECEIVED, 10),
-    row(Change.RECEIVED, 2, None),
-    row(Change.DELIVERED, 6),
-    row(Change.DEAD_LETTERED, 2, None, "unreadable"),
-    row(Change.DEAD_LETTERED, 3, reason="rejected"),
-    row(Change.LEFT_DEAD, 2, reason="rejected"),  # one of them replayed, one erased
-    row(Change.REQUEUED, 1),
-    row(Change.LEFT_DELIVERED, 4),  # purged
-]
-
-
-def test_counters_give_what_is_in_the_outbox_and_what_ever_was() -> None:
-    values = samples(from_counters(COUNTERS, ["segment"]))
-
-    assert {key[1:]: value for key, value in values.items() if key[0] == "relay_events"} == {
-        ("vero", "segment", "Email Opened", "pending", ""): 2,
-        ("vero", "segment", "Email Opened", "delivered", ""): 2,
-        ("vero", "segment", "Email Opened", "dead", "rejected"): 1,
-        ("vero", "segment", "", "dead", "unreadable"): 2,
-    }
-    assert values["relay_events_received_total", "vero", "Email Opened"] == 10
-    assert values["relay_events_received_total", "vero", ""] == 2
-    assert values["relay_events_delivered_total", "segment"] == 6
-    assert values["relay_events_forgotten_total",] == 5
-    assert dead_letters(values, "segment") == dict.fromkeys(DeadReason, 0) | {
-        "unreadable": 2,
-        "rejected": 3,
-    }
-
-
-def test_counters_are_kept_apart_by_destination() -> None:
-    values = samples(from_counters(COUNTERS, ["new", "segment"]))
-    without_routes = samples(from_counters(COUNTERS, []))
-
-    assert values["relay_events_delivered_total", "new"] == 0
-    assert values["relay_events_delivered_total", "segment"] == 6
-    assert dead_letters(values, "new") == dict.fromkeys(DeadReason, 0)
-    assert without_routes["relay_events_delivered_total", "segment"] == 6
-    assert dead_letters(without_routes, "segment") == {"unreadable": 2, "rejected": 3}
-
-
-def samples(metrics: Iterable[Metric]) -> dict[tuple[str, ...], float]:
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for metric in metrics
-        for sample in metric.samples
-    }
-
-
-def dead_letters(values: Mapping[tuple[str, ...], float], destination: str) -> dict[str, float]:
-    """Return how many events of the destination became dead letters, by reason."""
-    return {
-        key[2]: value
-        for key, value in values.items()
-        if key[:2] == ("relay_events_dead_lettered_total", destination)
-    }
-
-
-def test_backlog_and_hold_are_those_of_each_destination(sqlite_store: SqliteStore) -> None:
-    clock = Clock()
-    outbox = SqliteOutbox(sqlite_store.path, clock=clock.now, elapsed=clock.monotonic)
-    with closing(outbox):
-        minutes = timedelta(minutes=5)
-        outbox.add([_arrival(1, clock.now() - minutes), _arrival(2, clock.now())])
-        outbox.add([_arrival(3, clock.now() - minutes * 2, destination="removed")])
-        outbox.throttle("segment", _refuse)
-        exporter = OutboxExporter(
-            outbox, ["segment", "new"], max_backlog=None, min_free_disk=0, clock=clock.now
-        )
-        page = Page(exporter.read().decode())
-
-    def by_destination(name: str) -> dict[str, float | None]:
-        names = ("segment", "new", "removed", "another")
-        return {each: page.value(name, destination=each) for each in names}
-
-    assert by_destination("relay_backlog_entries") == {
-        "segment": 2,
-        "new": 0,
-        "removed": 1,
-        "another": None,
-    }
-    assert by_destination("relay_backlog_seconds") == {
-        "segment": 300,
-        "new": 0,
-        "removed": 600,
-        "another": None,
-    }
-    assert by_destination("relay_hold") == {"segment": 1, "new": 0, "removed": 0, "another": None}
-
-
-def _refuse(throttle: Throttle, now: float) -> None:
-    permit = throttle.acquire(now, 1)
-    assert isinstance(permit, Permit)
-    throttle.refused(permit, now, "401")
-
-
-def test_events_from_elsewhere_make_none_missing() -> None:
-    start = AcceptedVsStored(accepted=100, received=700)
-
-    assert AcceptedVsStored(accepted=105, received=705).missing_since(start) == 0
-    assert AcceptedVsStored(accepted=105, received=900).missing_since(start) == 0
-    assert AcceptedVsStored(accepted=105, received=703).missing_since(start) == 2
 
 
 def test_no_event_is_missing_while_webhooks_come(
