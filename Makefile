@@ -27,8 +27,11 @@ demo: $(VENV)/run  ## the real relay between a stand-in for Vero and one for Seg
 check: lint types imports  ## lint, types, imports and the quick tests, in about a minute
 	$(BIN)/python -m pytest --quiet --numprocesses 2 -m "not (browser or fault or postgres or slow)"
 
-test: $(VENV)/dev  ## the whole test suite
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+test: $(VENV)/dev  ## the whole test suite, and how much of relay it runs
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 faults: $(VENV)/dev  ## each fault of README's table, many times
 	$(BIN)/python -m pytest tests/faults --long --timeout 1800
@@ -64,7 +67,7 @@ LOCK := --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-
 	--no-header --quiet
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 
 $(VENV)/run: requirements.txt pyproject.toml | $(VENV)/made
 	@echo "Setting up $(VENV) (once, about a minute) ..."

@@ -15,6 +15,7 @@ from relay.receiver.http_protocol import MAX_HEADERS
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import (
     PATH,
+    PYTHON,
     ForwarderProcess,
     RelayProcess,
     closed_port,
@@ -66,7 +67,7 @@ class ConfinedRelay(WatchedRelay):
 
     def _program(self) -> list[str]:
         confine = f'ulimit -n {MOST_FILES} && exec "$@"'
-        return ["/bin/sh", "-c", confine, "sh", *super()._program()]
+        return ["/bin/sh", "-c", confine, "sh", *PYTHON]
 
 
 @pytest.fixture

@@ -13,17 +13,22 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import IO, Any, Protocol, Self
 from urllib.parse import urlsplit
 
 import apsw
 
 from tests.harness.postgres import query
+from tests.harness.preloaded import ForkedRelay
 
 SECRET = "a-secret-for-the-tests"
 WRITE_KEY = "a-write-key-for-the-tests"
 PATH = f"/webhooks/vero/{SECRET}"
+
+PYTHON = (sys.executable, "-m", "relay")
+"""Executes relay, as its users do."""
 
 _ROOT = Path(__file__).parents[2]
 _START_SECONDS = 30
@@ -130,15 +135,20 @@ def run_sql(outbox: Path, statement: str) -> list[Any]:
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run `relay` to its end in an environment with nothing else in it."""
-    return subprocess.run(  # noqa: S603 (its own Python and its own arguments)
-        [sys.executable, "-m", "relay", *arguments],
-        cwd=_ROOT,
-        env=_clean(environ),
-        capture_output=True,
-        text=True,
-        timeout=_START_SECONDS,
-        check=False,
-    )
+    with TemporaryFile() as out, TemporaryFile() as err:
+        relay = ForkedRelay(arguments, _clean(environ), stdout=out, stderr=err)
+        try:
+            code = relay.wait(_START_SECONDS)
+        except subprocess.TimeoutExpired:
+            relay.kill()
+            raise
+        texts = [_text(file) for file in (out, err)]
+    return subprocess.CompletedProcess(["relay", *arguments], code, *texts)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
 
 
 @dataclass(frozen=True)
@@ -206,14 +216,7 @@ class RelayProcess:
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log, self._out.open("wb") as out:
-            self._process = subprocess.Popen(  # noqa: S603 (its own Python and a port)
-                [*self._program(), *self._command()],
-                cwd=_ROOT,
-                env=_clean(self._environ),
-                stdout=out,
-                stderr=log,
-                start_new_session=True,  # so that its forwarder can be killed with it
-            )
+            self._process = self._start(out, log)
         try:
             self._await_readiness()
         except BaseException:
@@ -240,8 +243,23 @@ class RelayProcess:
         assert isinstance(self.store, SqliteStore)
         return self.store.path
 
-    def _program(self) -> list[str]:
-        return [sys.executable, "-m", "relay"]
+    def _program(self) -> Sequence[str] | None:
+        """Return the words that execute relay; None forks it, which is quicker."""
+        return None
+
+    def _start(self, out: IO[bytes], log: IO[bytes]) -> ForkedRelay | subprocess.Popen[bytes]:
+        """Start it, in a session of its own, so that its forwarder can be killed with it."""
+        environ, program = _clean(self._environ), self._program()
+        if program is None:
+            return ForkedRelay(self._command(), environ, stdout=out, stderr=log)
+        return subprocess.Popen(  # noqa: S603 (its own program and a port)
+            [*program, *self._command()],
+            cwd=_ROOT,
+            env=environ,
+            stdout=out,
+            stderr=log,
+            start_new_session=True,
+        )
 
     def _command(self) -> list[str]:
         return ["serve", "--port", str(self.port), *self._options]
@@ -341,6 +359,13 @@ class RelayProcess:
         return self._process.wait(seconds)
 
 
+class ExecutedRelay(RelayProcess):
+    """`python -m relay serve`, for what depends on how it starts."""
+
+    def _program(self) -> Sequence[str]:
+        return PYTHON
+
+
 class ForwarderProcess(RelayProcess):
     """`relay forward`, killed at the end unless it has ended before."""
 
@@ -369,8 +394,10 @@ def closed_port() -> int:
 def within(seconds: float, condition: Callable[[], bool]) -> bool:
     """Whether it comes true in time."""
     deadline = time.monotonic() + seconds
+    pause = 0.01
     while not (true := condition()) and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.1)  # asking costs the time that relay needs
     return true
 
 
