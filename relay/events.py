@@ -1,4 +1,4 @@
-"""The normalized email event, and what else a webhook may turn out to be."""
+"""What a webhook's body can be: an email event, ignored, or unusable for a reason."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,10 +9,10 @@ from msgspec import Struct
 
 
 class Collection(StrEnum):
-    """The seven collections, named as Segment's Vero source names them.
+    """The seven collections, with the names of Segment's Vero source.
 
-    Segment's email *spec* knows six: it has no "Email Sent" and says "Unsubscribed". Dashboards
-    are built on the source's names (segment-docs, connections/sources/catalog/cloud-apps/vero).
+    Segment's email *spec* has six: no "Email Sent", and "Unsubscribed" for "Email Unsubscribed".
+    Dashboards use the source's names (segment-docs, connections/sources/catalog/cloud-apps/vero).
     """
 
     SENT = "Email Sent"
@@ -28,51 +28,51 @@ class DeadReason(StrEnum):
     """Why an entry is a dead letter."""
 
     UNREADABLE = "unreadable"
-    """The body is not a JSON object relay can read."""
+    """The body is not a JSON object that relay can read."""
     UNKNOWN_TYPE = "unknown_type"
-    """The source sent a type of event that relay does not know."""
+    """The event has a type that relay does not know."""
     NO_RECIPIENT = "no_recipient"
-    """Neither a user id nor an address to attribute the event to."""
+    """The event has neither a user id nor an address."""
     OVERSIZED = "oversized"
-    """The track call is larger than Segment takes, or the webhook than relay keeps."""
+    """The message is larger than the destination takes, or the webhook than relay keeps."""
     REJECTED = "rejected"
-    """Segment refused this very message."""
+    """The destination rejected this message."""
     POISON = "poison"
-    """The webhook makes relay itself fail."""
+    """Relay itself fails at this webhook."""
     IGNORED = "ignored"
-    """Accepted once, and none of the seven under today's settings. No fault."""
+    """Relay accepted the webhook and would ignore it under today's settings. This is no fault."""
 
 
 REMEDIES: Final[Mapping[DeadReason, str]] = {
-    DeadReason.UNREADABLE: "See what sent it: the source, or someone who knows the secret.",
-    DeadReason.UNKNOWN_TYPE: "Replay it once a version of relay knows the type, or leave it.",
-    DeadReason.NO_RECIPIENT: "There is nobody to attribute it to: look at how the email was sent.",
-    DeadReason.OVERSIZED: "Shorten what the email puts into it: Segment takes no more. Where the"
-    " webhook itself is too large, turn off Body Content.",
-    DeadReason.REJECTED: "Read Segment's words, mend what they name, and replay it.",
-    DeadReason.POISON: "A fault of relay's own: report it, and replay it with a version that has it"
-    " mended.",
-    DeadReason.IGNORED: "Ignored under today's settings: leave it, or replay it once they are"
-    " changed back.",
+    DeadReason.UNREADABLE: "Find out what sent it: the source, or someone who knows the secret.",
+    DeadReason.UNKNOWN_TYPE: "Replay it with a version of relay that knows the type, or leave it.",
+    DeadReason.NO_RECIPIENT: "The event belongs to nobody: check how the email was sent.",
+    DeadReason.OVERSIZED: "Shorten what the email puts into the event: the destination takes no"
+    " more. If the webhook itself is too large, turn off Body Content in Customer.io.",
+    DeadReason.REJECTED: "Read the destination's answer, correct what it names, and replay it.",
+    DeadReason.POISON: "This is a fault in relay: report it, and replay it with a version that"
+    " corrects it.",
+    DeadReason.IGNORED: "Today's settings ignore it: leave it, or replay it once they are changed"
+    " back.",
 }
 """What an operator can do about a dead letter, by its reason."""
 
 
 class EmailEvent(Struct, frozen=True):
-    """One email event, whoever sent the webhook.
+    """One email event, the same for every source.
 
     Attributes:
-        collection: which of the seven.
-        occurred_at: when it happened, aware UTC; the time of receipt where the source did not
-            say or said something impossible.
-        reported_at: when the source says it happened, possible or not.
-        dedupe_key: what tells this event from all others of its source, in a fixed order; None
-            when nothing does, so that it must never be taken for a duplicate.
+        collection: one of the seven.
+        occurred_at: when it happened, aware UTC; the time of receipt if the source reported no
+            time or an impossible one.
+        reported_at: when it happened by the source's report, possible or not, aware UTC.
+        dedupe_key: identifies the event among all events of its source, in a fixed order; None if
+            nothing does, and then it never counts as a duplicate.
         user_id: the customer's id for the recipient.
-        email: the recipient's address, trimmed, as it came.
-        user_agent: of whoever opened or clicked.
-        properties: the track call's properties; non-blank trimmed strings only, because a
-            warehouse freezes a column's type at its first value.
+        email: the recipient's address, trimmed, otherwise as received.
+        user_agent: of the program that opened the email or followed the link.
+        properties: what else is known; only trimmed strings that are not blank, because a
+            warehouse fixes a column's type at its first value.
     """
 
     collection: Collection
@@ -86,11 +86,12 @@ class EmailEvent(Struct, frozen=True):
 
 
 class Ignored(Struct, frozen=True):
-    """Understood, and none of the seven.
+    """A webhook that relay understands and that belongs to no collection.
 
     Attributes:
-        reason: a short code; one of a fixed few for each source, fit for a metric's label.
-        setting: the variable that has it ignored; None where nothing else can be set.
+        reason: a short code, one of a fixed few for each source, so that it can be a metric's
+            label.
+        setting: the variable by which relay ignores it; None if no setting decides.
     """
 
     reason: str
@@ -101,8 +102,8 @@ class Unusable(Struct, frozen=True):
     """A webhook that cannot become an event and is kept as a dead letter.
 
     Attributes:
-        reason: which kind of fault.
-        detail: a sentence for the operator, without anything from the body that may be private.
+        reason: the kind of fault.
+        detail: a sentence for the operator that repeats nothing private from the body.
     """
 
     reason: DeadReason
@@ -110,4 +111,4 @@ class Unusable(Struct, frozen=True):
 
 
 ParseResult = EmailEvent | Ignored | Unusable
-"""What a source makes of a body."""
+"""The result of parsing a body."""

@@ -1,4 +1,4 @@
-"""Bodies that are too large to be kept whole."""
+"""Bodies that are too large to keep: only their beginning is stored, with a mark at its end."""
 
 import re
 from typing import Final
@@ -6,30 +6,31 @@ from typing import Final
 from relay.events import DeadReason, Unusable
 
 KEPT_BYTES: Final = 2**16
+"""Most bytes that are kept."""
 
 _END: Final = b" bytes came]"
 _MARK: Final = re.compile(rb"\n\[cut off by relay after (\d{1,9}) of (\d{1,9}) bytes came\]\Z")
 
 
 def cut(body: bytes | bytearray, size: int) -> bytes:
-    """The beginning of the body, with a mark at its end that it is cut off.
+    """Return the beginning of the body, at most `KEPT_BYTES`, with a mark that it is truncated.
 
-    The mark makes it no JSON: what is cut off might else be taken for the whole.
+    With the mark it is not JSON, so that it is never taken for a whole body.
 
     Args:
-        body: the beginning of what came.
-        size: of all that came.
+        body: the beginning of the received body, or all of it.
+        size: bytes of the received body.
     """
     kept = bytes(body[:KEPT_BYTES])
     return kept + b"\n[cut off by relay after %d of %d bytes came]" % (len(kept), size)
 
 
 def fault_of(body: bytes) -> Unusable | None:
-    """Why the stored body cannot become an event, where it is cut off."""
+    """Return why a truncated body cannot become an event; None if the body is whole."""
     mark = _MARK.search(body, max(len(body) - 80, 0)) if body.endswith(_END) else None
     if mark is None:
         return None
-    kept, came = map(int, mark.groups())
+    kept, size = map(int, mark.groups())
     return Unusable(
-        DeadReason.OVERSIZED, f"the webhook has {came} bytes, of which the first {kept} are kept"
+        DeadReason.OVERSIZED, f"the webhook has {size} bytes, of which the first {kept} are kept"
     )

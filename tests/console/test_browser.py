@@ -215,7 +215,9 @@ def test_a_dead_letter_is_replayed_to_delivered(desk: Desk, open_page: OpenPage)
     one_of_each(desk)
     page = open_page("/dead")
     rejected = page.get_by_role("region", name=re.compile("rejected"))
-    expect(rejected).to_contain_text("Read Segment's words, mend what they name, and replay it.")
+    expect(rejected).to_contain_text(
+        "Read the destination's answer, correct what it names, and replay it."
+    )
     rejected.get_by_role("link", name=re.compile("received")).click()
     expect(page.locator(".history")).to_contain_text("dead: rejected")
     page.get_by_role("button", name="Replay").click()
