@@ -18,16 +18,7 @@ from relay.outbox.entries import Query, State, StoredEntry
 from relay.outbox.protocol import Outbox
 from relay.routes import Rendered, Routes
 
-_FILTERS: Final = (
-    "state",
-    "collection",
-    "reason",
-    "source",
-    "destination",
-    "since",
-    "until",
-    "q",
-)
+_FILTERS: Final = ("state", "source", "destination", "collection", "reason", "since", "until", "q")
 
 
 class Row(Struct, frozen=True):
@@ -53,13 +44,7 @@ class EventList:
         pages: renders.
     """
 
-    def __init__(
-        self,
-        outbox: Outbox,
-        routes: Routes,
-        search: Search,
-        pages: Pages,
-    ) -> None:
+    def __init__(self, outbox: Outbox, routes: Routes, search: Search, pages: Pages) -> None:
         self._outbox = outbox
         self._routes = routes
         self._search = search

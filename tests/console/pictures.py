@@ -30,7 +30,7 @@ from tests.harness.routes import route, segment_at
 PICTURES: Final = Path(__file__).parents[2] / "pictures"
 
 _EVENTS: Final = 4_000
-_HEIGHTS: Final = {"overview": 1200, "events": 680, "event": 1330, "dead": 840, "playground": 1560}
+_HEIGHTS: Final = {"overview": 1200, "events": 680, "event": 1380, "dead": 850, "playground": 1720}
 
 
 def made_up_day(now: datetime) -> Iterator[Arrival]:
@@ -100,6 +100,8 @@ def shoot(browser: Browser, relay: RelayProcess, scheme: Scheme) -> None:
                 page.get_by_role("link", name=":").first.click()
             if name == "playground":
                 page.get_by_role("button", name="Try it").click()
+            if name == "overview":
+                expect(page.get_by_text("All is well.")).to_be_visible()
             if name in {"overview", "events"}:
                 expect(page.get_by_text("· live")).to_be_visible()
                 page.wait_for_timeout(2_500)  # until there is a rate

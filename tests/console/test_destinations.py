@@ -161,7 +161,7 @@ def test_the_overview_shows_every_destination(
     assert "Pending for Segment 1 the oldest for 20 s" in text
     assert "Pending for Other 2 the oldest for 20 s" in text
     assert "Nothing has been sent to Segment yet." in text
-    assert "On hold. Other answered HTTP 401" in text
+    assert "Other is on hold. Other answered HTTP 401" in text
     assert "The next probe goes in " in text
     assert "/console/events?state=pending&destination=other" in html.all("a", "href")
 

@@ -45,7 +45,7 @@ function makeChildrenLike(node, wanted) {
 
 function keepLive(region) {
   const status = document.getElementById("live");
-  const source = new EventSource(region.dataset.live);
+  const stream = new EventSource(region.dataset.live);
   const patient = "patient" in region.dataset;
   let latest = null;
 
@@ -63,14 +63,14 @@ function keepLive(region) {
     makeChildrenLike(region, wanted);
     status.textContent = "· live";
   };
-  source.onmessage = (event) => {
+  stream.onmessage = (event) => {
     latest = JSON.parse(event.data);
     show();
   };
   region.addEventListener("pointerleave", show);
-  source.onerror = () => {
-    status.textContent = source.readyState === EventSource.CLOSED
-      ? "· not live: reload the page" : "· connection lost, trying again";
+  stream.onerror = () => {
+    status.textContent = stream.readyState === EventSource.CLOSED
+      ? "· not live: reload the page" : "· connection lost, reconnecting";
   };
 }
 
