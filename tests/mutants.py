@@ -42,7 +42,7 @@ MUTANTS = [
     Mutant(
         "a forwarder that gets nowhere is left alone",
         "cli/run.py",
-        "if forwarder.pulse.look() >= STUCK_SECONDS:",
+        "if forwarders.look() >= STUCK_SECONDS:",
         "if False:",
         "tests/faults/test_hanging.py -k nowhere",
     ),
@@ -219,7 +219,7 @@ MUTANTS = [
     ),
     Mutant(
         "a redirect is followed",
-        "destinations/http.py",
+        "destinations/http/client.py",
         "redirect=False",
         "redirect=True",
         "tests/destinations/test_segment.py",

@@ -13,6 +13,7 @@ from tests.harness.processes import PostgresStore, RelayProcess, SqliteStore, St
 def _at_work(store: Store) -> Iterator[Desk]:
     with SegmentServer() as segment, RelayProcess(store, segment.url) as relay:
         yield Desk(store, relay, segment)
+        relay.end()
 
 
 @pytest.fixture(scope="session")

@@ -152,6 +152,7 @@ def at_work(store: Store) -> Iterator[Desk]:
     """Run a relay on the store."""
     with SegmentServer() as segment, RelayProcess(store, segment.url) as relay:
         yield Desk(store, relay, segment)
+        relay.end()
 
 
 def id_of(desk: Desk, message_id: str) -> int:

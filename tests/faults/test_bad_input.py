@@ -54,6 +54,7 @@ def segment() -> Iterator[SegmentServer]:
 def relay(store: Store, segment: SegmentServer) -> Iterator[RelayProcess]:
     with RelayProcess(store, segment.url, RELAY_LOG_LEVEL="debug") as relay:
         yield relay
+        relay.end()
 
 
 def counts(relay: RelayProcess) -> Counter[tuple[str, ...]]:

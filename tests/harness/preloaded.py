@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Final
 
 _ROOT: Final = Path(__file__).parents[2]
+_PASSED_ON: Final = ("PATH", "COVERAGE_PROCESS_CONFIG")  # the forks are measured with the tests
 _NUMBER: Final = struct.Struct("q")
 _LARGEST_REQUEST: Final = 2**17
 
@@ -96,7 +97,7 @@ class _Server:
             self._process = subprocess.Popen(  # noqa: S603 (its own Python and its own module)
                 [sys.executable, "-m", __name__],
                 cwd=_ROOT,
-                env={"PATH": os.environ["PATH"]},
+                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
                 stdin=its.fileno(),
                 start_new_session=True,  # the terminal's Ctrl-C is not for it
             )
@@ -114,7 +115,7 @@ def _serve(requests: socket.socket) -> list[str]:
     while True:
         request, files, _, _ = socket.recv_fds(requests, _LARGEST_REQUEST, 3)
         if not request:
-            os._exit(0)
+            sys.exit()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             requests.close()

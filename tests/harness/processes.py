@@ -350,6 +350,11 @@ class RelayProcess:
         """Ask it to end."""
         self._process.send_signal(number)
 
+    def end(self) -> None:
+        """Ask it to end and await that, so that it is measured what of relay it has run."""
+        self.terminate()
+        self.wait(_START_SECONDS)
+
     def alive(self) -> bool:
         """Whether it has not ended yet."""
         return self._process.poll() is None

@@ -51,6 +51,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
     secrets = f"{SECRET},{OTHER_SECRET}"
     with RelayProcess(outbox, NOBODY, RELAY_VERO_SECRET=secrets) as relay:
         yield relay
+        relay.end()
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
     outbox = tmp_path_factory.mktemp("large") / "relay.db"
     with RelayProcess(outbox, NOBODY, RELAY_CUSTOMERIO_SIGNING_KEY=KEY) as relay:
         yield relay
+        relay.end()
 
 
 @pytest.fixture
