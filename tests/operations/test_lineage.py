@@ -106,7 +106,7 @@ def test_what_tells_the_event_from_others_is_linked_to_its_message_id() -> None:
 
 def test_all_that_the_track_call_says_of_the_webhook_comes_from_somewhere() -> None:
     mapped = map_body(json.dumps(WEBHOOK).encode())
-    said = {named(path) for path, _ in leaves(mapped.message)}
+    said = {named(path) for path, _ in leaves(mapped.document)}
     fixed = {name for name in said if name.startswith(("context.integration", "context.library"))}
     fixed |= {name for name in said if name.startswith("integrations")}
     fixed |= {"type", "anonymousId"}  # the last is null where there is a user id
