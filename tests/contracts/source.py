@@ -28,7 +28,7 @@ VALUES = st.recursive(
 
 _SEGMENT = segment_at("https://example.com", "write-key")
 
-# How long an example takes says nothing but how busy the machine is.
+# The time that an example takes only shows how busy the machine is.
 _law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -36,12 +36,12 @@ class SourceContract:
     """A source: see `relay.sources.Source`.
 
     Attributes:
-        provider_class: the class to test.
+        source_class: the class to test.
         documents: webhooks that become email events, all different.
         shaped: objects with the source's own fields and any values in them.
     """
 
-    provider_class: ClassVar[type[Source]]
+    source_class: ClassVar[type[Source]]
     documents: ClassVar[Sequence[Mapping[str, Any]]]
     shaped: ClassVar[st.SearchStrategy[dict[str, Any]]]
 
@@ -52,26 +52,26 @@ class SourceContract:
 
     def source(self, *secrets: str) -> Source:
         """Return a source that is configured with the secrets."""
-        given = {self.credential: ",".join(secrets)} if secrets else {}
-        return self.provider_class(self.provider_class.settings_model(**given))
+        values = {self.credential: ",".join(secrets)} if secrets else {}
+        return self.source_class(self.source_class.settings_model(**values))
 
     def webhook(self, secret: str) -> Webhook:
         """Return a webhook that carries the secret."""
         return Webhook(secret, [], b"", NOON)
 
-    def read(self, body: bytes) -> ParseResult:
+    def parsed(self, body: bytes) -> ParseResult:
         """Parse a body received at noon."""
         return self.source(self.first).parse(body, NOON)
 
     def dedupe_key(self, document: object) -> tuple[str | None, ...] | None:
         """Return the dedupe key of the document's event; None if it is no event."""
-        reading = self.read(json.dumps(document).encode())
-        return reading.dedupe_key if isinstance(reading, EmailEvent) else None
+        result = self.parsed(json.dumps(document).encode())
+        return result.dedupe_key if isinstance(result, EmailEvent) else None
 
     def test_it_is_found_by_its_name(self) -> None:
-        name = self.provider_class.name
+        name = self.source_class.name
 
-        assert source_classes()[name] is self.provider_class
+        assert source_classes()[name] is self.source_class
         assert name.isidentifier()
         assert name.islower()
 
@@ -102,29 +102,29 @@ class SourceContract:
         assert not source.configured
         assert not source.authenticate(self.webhook(secret))
 
-    def test_any_bytes_give_a_lawful_reading(self) -> None:
+    def test_any_bytes_are_parsed_lawfully(self) -> None:
         @_law
         @given(st.binary())
         def check(body: bytes) -> None:
-            _assert_lawful(self.read(body))
+            _assert_lawful(self.parsed(body))
 
         check()
 
-    def test_any_object_gives_a_lawful_reading(self) -> None:
+    def test_any_object_is_parsed_lawfully(self) -> None:
         @_law
         @given(self.shaped | st.dictionaries(ANY_TEXT, VALUES))
         def check(document: dict[str, Any]) -> None:
-            _assert_lawful(self.read(json.dumps(document).encode()))
+            _assert_lawful(self.parsed(json.dumps(document).encode()))
 
         check()
 
-    def test_the_same_body_gives_the_same_reading(self) -> None:
+    def test_the_same_body_gives_the_same_result(self) -> None:
         @_law
         @given(self.shaped)
         def check(document: dict[str, Any]) -> None:
             body = json.dumps(document).encode()
 
-            assert self.read(body) == self.read(body)
+            assert self.parsed(body) == self.parsed(body)
 
         check()
 
@@ -136,35 +136,35 @@ class SourceContract:
 
         check()
 
-    def test_what_is_another_event_has_another_identity(self) -> None:
-        identities = [self.dedupe_key(document) for document in self.documents]
+    def test_different_events_have_different_dedupe_keys(self) -> None:
+        keys = [self.dedupe_key(document) for document in self.documents]
 
-        assert all(identities)
-        assert len(set(identities)) == len(identities)
+        assert all(keys)
+        assert len(set(keys)) == len(keys)
 
-    def test_nothing_private_stands_in_a_reason_or_a_detail(self) -> None:
+    def test_a_reason_or_a_detail_holds_nothing_private(self) -> None:
         private = "somebody@example.com"
         broken = [
             other for document in self.documents for other in _each_replaced(document, private)
         ]
-        readings = [self.read(json.dumps(document).encode()) for document in broken]
-        others = [reading for reading in readings if not isinstance(reading, EmailEvent)]
+        results = [self.parsed(json.dumps(document).encode()) for document in broken]
+        others = [result for result in results if not isinstance(result, EmailEvent)]
 
         assert others
-        assert all(private not in repr(reading) for reading in others)
+        assert all(private not in repr(result) for result in others)
 
 
-def _assert_lawful(reading: ParseResult) -> None:
+def _assert_lawful(result: ParseResult) -> None:
     """Assert that it can be stored, logged and sent."""
-    json.dumps(msgspec.to_builtins(reading), ensure_ascii=False).encode()
-    if isinstance(reading, EmailEvent):
-        optional = [reading.user_id, reading.email, reading.user_agent]
-        texts = [*reading.properties.values(), *(text for text in optional if text is not None)]
+    json.dumps(msgspec.to_builtins(result), ensure_ascii=False).encode()
+    if isinstance(result, EmailEvent):
+        optional = [result.user_id, result.email, result.user_agent]
+        texts = [*result.properties.values(), *(text for text in optional if text is not None)]
 
         assert all(type(text) is str and text and text == text.strip() for text in texts)
-        assert reading.user_id or reading.email
-        assert reading.occurred_at.tzinfo is UTC
-        assert len(_SEGMENT.message_id("p" * 20, reading.dedupe_key, reading.reported_at)) <= 100
+        assert result.user_id or result.email
+        assert result.occurred_at.tzinfo is UTC
+        assert len(_SEGMENT.message_id("p" * 20, result.dedupe_key, result.reported_at)) <= 100
 
 
 def _shuffled(value: object, random: Random) -> object:

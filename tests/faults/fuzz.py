@@ -1,4 +1,4 @@
-"""What must hold of any webhook body at all, and a search for one of which it does not.
+"""What must hold for any webhook body, and a search for one for which it does not.
 
 `python -m tests.faults.fuzz --seconds 600` searches, guided by coverage; it needs atheris, which
 has wheels for Linux on x86-64.
@@ -56,35 +56,35 @@ DOCUMENT: Final[dict[str, Any]] = {
         "sent_to": "reader@example.com",
     },
 }
-"""A webhook with something in every field that is read, and in one that is not."""
+"""A webhook with a value in every field that relay reads, and in one that it does not."""
 
 _NOON: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 _VERO: Final = vero.Vero(vero.VeroSettings.model_validate({"secret": "a-secret-for-the-tests"}))
 _SEGMENT: Final = segment_at("https://example.com", "write-key")
 _RECIPE: Final = b"\0"
-"""Begins what is not a body, but tells how one is composed."""
+"""Begins data that is not a body, but from which one is composed."""
 
 
 def check(body: bytes) -> None:
-    """What relay makes of the body is lawful, and the same whenever it comes."""
-    reading = _VERO.parse(body, _NOON)
+    """Assert that relay's result for the body is lawful, and the same at any time."""
+    result = _VERO.parse(body, _NOON)
     again = _VERO.parse(body, _NOON + timedelta(days=400))
 
-    assert isinstance(reading, EmailEvent | Ignored | Unusable)
-    assert type(again) is type(reading)
-    if not (isinstance(reading, EmailEvent) and isinstance(again, EmailEvent)):
-        assert again == reading
+    assert isinstance(result, EmailEvent | Ignored | Unusable)
+    assert type(again) is type(result)
+    if not (isinstance(result, EmailEvent) and isinstance(again, EmailEvent)):
+        assert again == result
         return
-    message_id = _message_id(reading)
+    message_id = _message_id(result)
     rendered = _SEGMENT.render(
-        reading, source=_VERO.name, message_id=message_id, integrations=_VERO.integrations
+        result, source=_VERO.name, message_id=message_id, integrations=_VERO.integrations
     )
     if isinstance(rendered, Unusable):
         assert rendered.reason is DeadReason.OVERSIZED
         return
     message = json.loads(rendered.encoded, parse_constant=_not_finite)
 
-    assert reading.dedupe_key is None or _message_id(again) == message_id
+    assert result.dedupe_key is None or _message_id(again) == message_id
     assert message["messageId"] == message_id
     assert len(message_id) <= 100
     assert message["event"] in {*Collection}
@@ -115,7 +115,7 @@ def _search(seconds: int, directory: Path) -> None:
     for module in (sources, vero, segment):
         for function in _functions(module):
             atheris.instrument_func(function)
-    rng = Random(1)  # noqa: S311 (no secret hangs on it)
+    rng = Random(1)  # noqa: S311 (no secret depends on it)
     webhooks = [make_webhook(rng, number).body for number in range(200)]
     recipes = [_RECIPE + rng.randbytes(300) for _ in range(100)]
     for number, seed in enumerate([json.dumps(DOCUMENT).encode(), *webhooks, *recipes]):
@@ -124,12 +124,12 @@ def _search(seconds: int, directory: Path) -> None:
     def tried(data: bytes) -> None:
         body = data
         if data.startswith(_RECIPE):
-            said = atheris.FuzzedDataProvider(data.removeprefix(_RECIPE))
-            body = json.dumps(_composed(DOCUMENT, said)).encode()
+            recipe = atheris.FuzzedDataProvider(data.removeprefix(_RECIPE))
+            body = json.dumps(_composed(DOCUMENT, recipe)).encode()
         try:
             check(body)
         except BaseException:
-            print(f"it breaks on {body!r}")  # noqa: T201 (it is what the search is for)
+            print(f"it breaks on {body!r}")  # noqa: T201 (the search's result)
             raise
 
     options = [f"-max_total_time={seconds}", "-max_len=4096", f"-artifact_prefix={directory}/"]
@@ -144,38 +144,38 @@ def _functions(module: ModuleType) -> Iterator[Any]:
                 yield function
 
 
-def _composed(document: dict[str, Any], said: Any) -> dict[str, Any]:  # noqa: ANN401 (of atheris)
-    """The document, changed as is said: of bytes that were changed hardly any are JSON."""
+def _composed(document: dict[str, Any], recipe: Any) -> dict[str, Any]:  # noqa: ANN401 (of atheris)
+    """Return the document, changed by the recipe: changed bytes are hardly ever JSON."""
     composed: dict[str, Any] = {}
     for key, value in document.items():
-        choice = said.ConsumeIntInRange(0, 9)
+        choice = recipe.ConsumeIntInRange(0, 9)
         if choice < 3:
-            composed[key] = _anything(said)
+            composed[key] = _anything(recipe)
         elif choice < 9:
-            composed[key] = _composed(value, said) if isinstance(value, dict) else value
+            composed[key] = _composed(value, recipe) if isinstance(value, dict) else value
     return composed
 
 
-def _anything(said: Any) -> object:  # noqa: ANN401 (of atheris)
+def _anything(recipe: Any) -> object:  # noqa: ANN401 (of atheris)
     kinds: list[Callable[[], object]] = [
-        lambda: said.PickValueInList([None, True, False, "", " ", 123, "steve@getvero.com"]),
-        lambda: said.ConsumeInt(9),
-        lambda: str(said.ConsumeInt(6)),
-        said.ConsumeFloat,
-        lambda: _time(said),
-        lambda: said.ConsumeUnicode(40),
-        lambda: [_anything(said) for _ in range(said.ConsumeIntInRange(0, 3))],
-        lambda: {said.ConsumeUnicode(5): _anything(said)},
+        lambda: recipe.PickValueInList([None, True, False, "", " ", 123, "steve@getvero.com"]),
+        lambda: recipe.ConsumeInt(9),
+        lambda: str(recipe.ConsumeInt(6)),
+        recipe.ConsumeFloat,
+        lambda: _time(recipe),
+        lambda: recipe.ConsumeUnicode(40),
+        lambda: [_anything(recipe) for _ in range(recipe.ConsumeIntInRange(0, 3))],
+        lambda: {recipe.ConsumeUnicode(5): _anything(recipe)},
     ]
-    return kinds[said.ConsumeIntInRange(0, len(kinds) - 1)]()
+    return kinds[recipe.ConsumeIntInRange(0, len(kinds) - 1)]()
 
 
-def _time(said: Any) -> str:  # noqa: ANN401 (of atheris)
-    moment = said.PickValueInList(
+def _time(recipe: Any) -> str:  # noqa: ANN401 (of atheris)
+    time = recipe.PickValueInList(
         ["0001-01-01T00:00:00", "1969-12-31T23:59:59", "2026-02-30", "9999-12-31T23:59:59.999999"]
     )
-    zone = said.PickValueInList(["", "Z", "+14:00", "-23:59", "+05:30:15.5"])
-    return f"{moment}{zone}"
+    zone = recipe.PickValueInList(["", "Z", "+14:00", "-23:59", "+05:30:15.5"])
+    return f"{time}{zone}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A relay under a clock that a test moves, and a way to Segment on which things go wrong."""
+"""A relay with a clock that a test moves, and a road to Segment on which requests fail."""
 
 import json
 import re
@@ -37,11 +37,11 @@ _LENGTH = re.compile(rb"content-length: (\d+)\r\n.*?\r\n\r\n", re.IGNORECASE | r
 
 
 class Relay:
-    """An outbox of either kind, and a forwarder that lets the clock pass where it would wait.
+    """An outbox of either kind, and a forwarder that moves the clock instead of waiting.
 
     Attributes:
         happened: when each event happened, by its email id.
-        every: how many seconds there are from one event to the next; 0: none arrive.
+        every: seconds between two events; 0 for no events.
     """
 
     happened: dict[str, datetime]
@@ -81,7 +81,7 @@ class Relay:
         )
 
     def add(self, count: int, **campaign: str) -> list[str]:
-        """Store so many events that happen now, as the receiver does; their email ids."""
+        """Store so many events that happen now, as the receiver does; return their email ids."""
         now = self.clock.now().replace(microsecond=0)
         first = len(self.happened)
         added = {f"mail-{number}": now for number in range(first, first + count)}
@@ -104,7 +104,7 @@ class Relay:
         return [*added]
 
     def pass_time(self, seconds: float) -> None:
-        """Let the time pass at once, and events arrive meanwhile."""
+        """Move the clock, and add the events that happen meanwhile."""
         until = self.clock.monotonic() + seconds
         while self.every and self._arrived_at + self.every <= until:
             self._arrived_at += self.every
@@ -113,12 +113,12 @@ class Relay:
         self.clock.sleep(until - self.clock.monotonic())
 
     def step(self) -> float:
-        """Forward one claim when its turn comes; the time when it came."""
+        """Forward one claim as soon as a permit is given; return the time then."""
         assert self._forwarder.step()
         return self.clock.monotonic()
 
     def waits(self, steps: int) -> list[int]:
-        """The seconds between so many steps."""
+        """Return the seconds between so many steps."""
         times = [self.step() for _ in range(steps)]
         return [round(later - earlier) for earlier, later in pairwise(times)]
 
@@ -127,7 +127,7 @@ class Relay:
         assert any(not self._forwarder.step() for _ in range(300)), "it goes on for ever"
 
     def fates(self) -> Counter[str]:
-        """How many entries are `pending` or `delivered`, or dead for which reason."""
+        """Return how many entries are `pending`, `delivered`, or dead for each reason."""
         return Counter(entry.reason or entry.state for entry in self.store.stored())
 
     def broken_promises(
@@ -137,19 +137,19 @@ class Relay:
         rejected: Collection[str] = (),
         doubted: Mapping[str, int] = MappingProxyType({}),
     ) -> list[str]:
-        """In what the store and Segment differ from: all of it arrived, once, as it happened.
+        """Return where store or Segment differ from: every event arrived, once, with its own time.
 
         Args:
-            server: what stands in for Segment.
-            rejected: which email ids it refuses.
-            doubted: how many more copies of each it may have.
+            server: the stand-in for Segment.
+            rejected: email ids of the events that it rejects.
+            doubted: how many more copies of each event it may have.
         """
         broken = []
         arrived = defaultdict(list)
         for message in server.accepted:
             arrived[email_id(message)].append((message["messageId"], message["timestamp"]))
         entries = {json.loads(entry.body)["message_id"]: entry for entry in self.store.stored()}
-        for name, moment in self.happened.items():
+        for name, at in self.happened.items():
             entry, came = entries[name], arrived.pop(name, [])
             fate = "rejected" if name in rejected else "delivered"
             most = 1 + doubted.get(name, 0)
@@ -159,24 +159,24 @@ class Relay:
                 broken.append(f"{name} was {fate} and arrived {len(came)} times")
             if len(came) > most:
                 broken.append(f"{name} arrived {len(came)} times, not {most} at the most")
-            if {*came} - {(entry.message_id, moment.isoformat(timespec="milliseconds"))}:
-                broken.append(f"{name} of {moment} arrived as {came}")
+            if {*came} - {(entry.message_id, at.isoformat(timespec="milliseconds"))}:
+                broken.append(f"{name} of {at} arrived as {came}")
         return broken + [f"arrived out of nowhere: {name}" for name in arrived]
 
 
 def email_id(message: Message) -> str:
-    """Which event the message tells of."""
+    """Return the email id of the message's event."""
     name: str = message["properties"]["email_id"]
     return name
 
 
 class Road:
-    """The way to a stand-in for Segment: a port of its own, at which things go wrong.
+    """The road to a stand-in for Segment: a port of its own, at which connections fail.
 
     Attributes:
-        fault: what is done to each connection instead of passing it on, if anything.
-        tls: what TLS is spoken with, if it is spoken.
-        lost: the ports by which the stand-in knows the connections whose answers were cut off.
+        fault: handles each connection instead of `pass_on`; None to pass connections on.
+        tls: the server's TLS context; None for plain text.
+        lost: ports from which the stand-in was reached for answers that were cut off.
     """
 
     tls: ssl.SSLContext | None = None
@@ -191,25 +191,25 @@ class Road:
         self.open()
 
     def host(self, scheme: str = "http") -> str:
-        """What `SEGMENT_HOST` is set to."""
+        """Return the value for `SEGMENT_HOST`."""
         return f"{scheme}://127.0.0.1:{self._port}"
 
     def open(self) -> None:
-        """Listen at its port."""
+        """Listen on its port."""
         if self._listener is None:
             self._listener = _Listener(self._port, self)
             serve = threading.Thread(target=self._listener.serve_forever, args=(0.01,), daemon=True)
             serve.start()
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         if self._listener is not None:
             self._listener.shutdown()
             self._listener.server_close()
             self._listener = None
 
     def carry(self, connection: socket.socket) -> None:
-        """Do to the connection what is to be done to it."""
+        """Handle one connection."""
         with suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.tls:
@@ -218,24 +218,24 @@ class Road:
                 (self.fault or self.pass_on)(connection)
 
     def pass_on(self, connection: socket.socket) -> None:
-        """Let the two talk until one of them has enough."""
+        """Pass bytes both ways until either side closes."""
         with self._reach() as server:
             peer = {connection: server, server: connection}
             while True:
                 readable, _, _ = select.select([*peer], [], [])
-                for source in readable:
-                    said = source.recv(2**16)
-                    if not said:
+                for side in readable:
+                    data = side.recv(2**16)
+                    if not data:
                         return
-                    peer[source].sendall(said)
+                    peer[side].sendall(data)
 
     def pass_on_and_lose_the_answer(self, connection: socket.socket) -> None:
-        """Segment takes the request, and nobody hears of it."""
+        """Pass the request on, and cut the connection off without an answer."""
         self._answer_of_server(connection)
         reset(connection)
 
     def pass_on_and_reset(self, connection: socket.socket) -> None:
-        """Segment takes the request and says so, which may or may not be heard."""
+        """Pass the request and its answer on, and reset: the answer may be lost."""
         connection.sendall(self._answer_of_server(connection))
         reset(connection)
 
@@ -267,31 +267,31 @@ class _Listener(ThreadingTCPServer):
 
 
 def read_request(connection: socket.socket) -> bytes:
-    """All of it."""
-    said = b""
-    while not (found := _LENGTH.search(said)) or len(said) < found.end() + int(found[1]):
+    """Return one whole request."""
+    request = b""
+    while not (found := _LENGTH.search(request)) or len(request) < found.end() + int(found[1]):
         more = connection.recv(2**16)
         if not more:
             raise ConnectionResetError
-        said += more
-    return said
+        request += more
+    return request
 
 
 def reset(connection: socket.socket) -> None:
-    """Cut the connection off."""
+    """Reset the connection."""
     # Lingering for no time makes close() send a reset.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
 def reset_while_reading(connection: socket.socket) -> None:
-    """Cut the connection off in the middle of the request."""
+    """Reset the connection in the middle of the request."""
     connection.recv(100)
     reset(connection)
 
 
 def reset_after_reading(connection: socket.socket) -> None:
-    """Cut the connection off instead of answering."""
+    """Reset the connection instead of answering."""
     read_request(connection)
     reset(connection)
 
@@ -303,7 +303,7 @@ def silent(connection: socket.socket) -> None:
 
 
 def says(head: bytes, drops: bytes = b"", *, seconds: float = 0) -> Fault:
-    """Answer with the head, then a byte every so many seconds, and close."""
+    """Return a fault: answer with the head, then a byte every so many seconds, and close."""
 
     def answer(connection: socket.socket) -> None:
         read_request(connection)
@@ -316,7 +316,7 @@ def says(head: bytes, drops: bytes = b"", *, seconds: float = 0) -> Fault:
 
 
 def for_ever(head: bytes, drop: bytes, *, seconds: float = 0.05, reads: bool = True) -> Fault:
-    """Answer with the head, then with the drop again and again, as long as somebody listens."""
+    """Return a fault: answer with the head, then with the drop again and again, without end."""
 
     def answer(connection: socket.socket) -> None:
         if reads:

@@ -100,7 +100,7 @@ def signed(key: str, body: bytes = b"{}", sent_at: bytes = SENT_AT) -> Webhook:
 
 
 class TestCustomerio(SourceContract):
-    provider_class = Customerio
+    source_class = Customerio
     credential = "signing_key"
     documents = (CLICKED, LEGACY, BARE, {**CLICKED, "event_id": "another"})
     shaped = st.fixed_dictionaries(

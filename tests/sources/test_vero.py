@@ -116,7 +116,7 @@ _TIMES = [f"{kind}_at" for kind in COLLECTIONS]
 
 
 class TestVero(SourceContract):
-    provider_class = Vero
+    source_class = Vero
     documents = (
         OPENED,
         UNSUBSCRIBED,
