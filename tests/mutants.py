@@ -41,7 +41,7 @@ MUTANTS = [
     ),
     Mutant(
         "a forwarder that gets nowhere is left alone",
-        "cli/run.py",
+        "forwarder/process.py",
         "if forwarders.look() >= STUCK_SECONDS:",
         "if False:",
         "tests/faults/test_hanging.py -k nowhere",

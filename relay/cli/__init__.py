@@ -1,7 +1,6 @@
-"""The commands: they join the parts and decide nothing."""
+"""The commands: each connects the parts and decides nothing."""
 
-from relay.cli import changes, entries, files
-from relay.cli import run as serving
+from relay.cli import changes, check, copies, demo, entries, jsonlines, reference, run
 from relay.cli.app import main
 
-__all__ = ["changes", "entries", "files", "main", "serving"]
+__all__ = ["changes", "check", "copies", "demo", "entries", "jsonlines", "main", "reference", "run"]

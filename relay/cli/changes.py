@@ -1,4 +1,4 @@
-"""The commands that change entries: send them again, forget them; and the record of both."""
+"""The commands that change entries, replay and erase, and the record of their use."""
 
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -8,29 +8,29 @@ from msgspec import structs
 
 from relay.cli.app import main
 from relay.cli.context import Context, open_context
-from relay.cli.filters import (
+from relay.cli.options import (
     as_json_option,
     criteria_of,
-    described,
+    criteria_text,
     dry_run_option,
-    filters,
-    person,
+    filter_options,
+    person_options,
     reveal_option,
     yes_option,
 )
 from relay.cli.output import Output, counted, progress
 from relay.operations.replay import DEDUPLICATION, Plan, plan
-from relay.operations.replay import replay as replayed
-from relay.operations.search import PAGE, Criteria
-from relay.operations.views import moment
+from relay.operations.replay import replay as requeue
+from relay.operations.search import BATCH_ROWS, Criteria
 from relay.outbox.entries import Operation, State
+from relay.times import isoformat
 
-_MOST_OPERATIONS: Final = 100_000
+_MAX_OPERATIONS: Final = 100_000
 _DRY_RUN: Final = "nothing was changed (--dry-run)"
 
 
 @main.command()
-@filters
+@filter_options
 @dry_run_option
 @yes_option
 @as_json_option
@@ -41,43 +41,44 @@ def replay(
     yes: bool,
     as_json: bool,
     reveal: bool,
-    **given: Any,  # noqa: ANN401 (the filters)
+    **filters: Any,  # noqa: ANN401 (the filter options)
 ) -> None:
-    """Map stored webhooks anew and send them again, each under the messageId it has.
+    """Send stored webhooks again, each under its messageId.
 
-    Dead letters only, unless --state, --id or --message-id names others. Interrupted and started
-    again with the same options, it replays nothing twice.
+    Each is mapped as a new webhook would be. Without --state, --id or --message-id, only dead
+    letters are replayed. If it is interrupted, run the same command again: nothing is replayed
+    twice.
     """
-    if not any(given.values()):
-        raise click.UsageError("say which: --id, --state, --reason, --since or another filter")
-    if not (given["states"] or given["ids"] or given["message_id"]):
-        given["states"] = (State.DEAD.value,)
+    if not any(filters.values()):
+        raise click.UsageError("choose entries: --id, --state, --reason, --since or another filter")
+    if not (filters["states"] or filters["ids"] or filters["message_id"]):
+        filters["states"] = (State.DEAD.value,)
     with open_context(as_json=as_json, reveal=reveal) as ctx:
-        what = described(given, ctx.fingerprint)
-        begun = _unfinished(ctx, "replay", what)
-        began_at = begun.started_at if begun else datetime.now(UTC)
-        criteria = criteria_of(given, now=began_at)
+        what = criteria_text(filters, ctx.fingerprint)
+        unfinished = _unfinished(ctx, "replay", what)
+        began_at = unfinished.started_at if unfinished else datetime.now(UTC)
+        criteria = criteria_of(filters, now=began_at)
         planned = _planned(ctx, criteria, began_at)
         if not as_json:
-            _tell_plan(ctx.output, planned, begun)
+            _print_plan(ctx.output, planned, unfinished)
         if dry_run:
             _show_examples(ctx.output, planned)
             return
         if planned.again and not yes:
-            click.confirm(f"Send {planned.again:,} delivered ones again?", abort=True, err=True)
+            click.confirm(f"Send {planned.again:,} delivered entries again?", abort=True, err=True)
         requeued = _replay(ctx, criteria, planned, what, began_at)
         if as_json:
             ctx.output.lines([{**_numbers(planned), "replayed": requeued}])
         else:
-            ctx.output.say(
+            ctx.output.print(
                 f"{counted(requeued)} replayed"
-                + (": pending now, and forwarded by `relay serve`" if requeued else "")
+                + (": now pending, `relay serve` forwards them" if requeued else "")
             )
 
 
 def _unfinished(ctx: Context, kind: str, what: str) -> Operation | None:
-    """The same operation, begun earlier and interrupted, which this one will go on with."""
-    for operation in ctx.outbox.entries.operations(_MOST_OPERATIONS):
+    """Return the same operation if it was begun earlier and interrupted: this one continues it."""
+    for operation in ctx.outbox.entries.operations(_MAX_OPERATIONS):
         if (operation.kind, operation.what, operation.finished_at) == (kind, what, None):
             return operation
     return None
@@ -95,7 +96,7 @@ def _replay(ctx: Context, criteria: Criteria, planned: Plan, what: str, began_at
     found = ctx.search.find(criteria, newest_first=False, with_history=True)
     requeued = 0
     with progress("replaying", planned.found) as tick:
-        for looked_at, made_pending in replayed(
+        for looked_at, made_pending in requeue(
             entries, found, ctx.routes, operation, began_at=began_at
         ):
             requeued += made_pending
@@ -105,77 +106,79 @@ def _replay(ctx: Context, criteria: Criteria, planned: Plan, what: str, began_at
 
 
 def _numbers(planned: Plan) -> dict[str, Any]:
-    told = structs.asdict(planned)
-    del told["examples"]
-    return told
+    numbers = structs.asdict(planned)
+    del numbers["examples"]
+    return numbers
 
 
-def _tell_plan(output: Output, planned: Plan, begun: Operation | None) -> None:
-    if begun:
-        output.say(
-            f"going on with the same replay, begun at {moment(begun.started_at)} and interrupted;"
-            f" {counted(begun.entries)} replayed by then"
+def _print_plan(output: Output, planned: Plan, unfinished: Operation | None) -> None:
+    if unfinished:
+        output.print(
+            f"continuing the same replay, begun at {isoformat(unfinished.started_at)} and"
+            f" interrupted; {counted(unfinished.entries)} replayed so far"
         )
-    output.say(f"{counted(planned.to_send)} to send")
+    output.print(f"{counted(planned.to_send)} to send")
     if planned.again:
-        output.say(f"  {planned.again:,} of them Segment has had before")
+        output.print(f"  {planned.again:,} of them delivered to Segment before")
     if planned.too_late:
         hours = DEDUPLICATION.total_seconds() / 3600
-        output.say(
+        output.print(
             f"  {planned.too_late:,} of these more than {hours:.0f} h ago: Segment recognises a"
-            " messageId no longer than that, so they may count twice"
+            " messageId only for that long, so they may count twice"
         )
     if planned.pending:
-        output.say(f"{counted(planned.pending)} left alone: on the way already")
+        output.print(f"{counted(planned.pending)} left alone: pending already")
     if planned.done:
-        output.say(f"{counted(planned.done)} left alone: settled since the replay began")
+        output.print(f"{counted(planned.done)} left alone: settled since the replay began")
     for reason, count in planned.unusable.most_common():
-        output.say(f"{counted(count)} left alone: still {reason}")
+        output.print(f"{counted(count)} left alone: still {reason}")
 
 
 def _show_examples(output: Output, planned: Plan) -> None:
     if output.as_json:
-        shown = [{"id": r.id, "track": rendered.document} for r, rendered in planned.examples]
+        shown = [
+            {"id": entry.id, "track": rendered.document} for entry, rendered in planned.examples
+        ]
         output.lines([{**_numbers(planned), "examples": shown}])
         return
     for entry, rendered in planned.examples:
-        output.say("", f"entry {entry.id} would be sent as", output.pretty(rendered.document))
-    output.say("", _DRY_RUN)
+        output.print("", f"entry {entry.id} would be sent as", output.pretty(rendered.document))
+    output.print("", _DRY_RUN)
 
 
 @main.command()
-@person
+@person_options
 @dry_run_option
 @yes_option
 @as_json_option
 def erase(
     *, user_id: str | None, address: str | None, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
-    """Forget everything about one person, in every state.
+    """Erase every entry about one person.
 
-    Dead letters that cannot be read go, too, if they name the person. What Segment has already is
-    Segment's to delete.
+    Dead letters that cannot be read are erased, too, if they name the person. What was delivered to
+    Segment must be deleted there.
     """
     if (user_id is None) == (address is None):
-        raise click.UsageError("say whom: --user-id or --address")
+        raise click.UsageError("choose a person: --user-id or --address")
     with open_context(as_json=as_json) as ctx:
         output = ctx.output
         ids, states = _about(ctx, Criteria(user_id=user_id, address=address))
         if not as_json:
-            told = ", ".join(f"{count:,} {state}" for state, count in states.items())
-            output.say(f"{counted(len(ids))} found" + (f": {told}" if told else ""))
+            found = ", ".join(f"{count:,} {state}" for state, count in states.items())
+            output.print(f"{counted(len(ids))} found" + (f": {found}" if found else ""))
         if ids and not dry_run and not yes:
-            click.confirm("Erase them for good?", abort=True, err=True)
-        what = described({"user_id": user_id, "address": address}, ctx.fingerprint)
+            click.confirm("Erase them? This cannot be undone.", abort=True, err=True)
+        what = criteria_text({"user_id": user_id, "address": address}, ctx.fingerprint)
         erased = 0 if dry_run else _erase(ctx, ids, what)
         if as_json:
             output.lines([{"found": len(ids), "states": states, "erased": erased}])
         elif dry_run:
-            output.say(_DRY_RUN)
+            output.print(_DRY_RUN)
         else:
-            output.say(f"{counted(erased)} erased")
+            output.print(f"{counted(erased)} erased")
             if states.get(State.PENDING):
-                output.say("What was being posted at this moment may still reach Segment.")
+                output.print("Entries that were being sent at this moment may still reach Segment.")
 
 
 def _about(ctx: Context, criteria: Criteria) -> tuple[list[int], dict[State, int]]:
@@ -189,15 +192,15 @@ def _about(ctx: Context, criteria: Criteria) -> tuple[list[int], dict[State, int
 
 
 def _erase(ctx: Context, ids: list[int], what: str) -> int:
-    """Erase them; that nobody was found is noted, too."""
+    """Erase the entries and record it, even if there were none; return how many were erased."""
     entries = ctx.outbox.entries
     operation = entries.begin("erase", what)
     erased = 0
     with progress("erasing", len(ids)) as tick:
-        for first in range(0, len(ids), PAGE):
-            step = ids[first : first + PAGE]
-            erased += entries.erase(step, operation)
-            tick(len(step))
+        for first in range(0, len(ids), BATCH_ROWS):
+            batch = ids[first : first + BATCH_ROWS]
+            erased += entries.erase(batch, operation)
+            tick(len(batch))
     entries.finish(operation)
     return erased
 
@@ -207,20 +210,20 @@ def _erase(ctx: Context, ids: list[int], what: str) -> int:
     "--limit",
     default=20,
     show_default=True,
-    type=click.IntRange(0, _MOST_OPERATIONS),
-    help="How many.",
+    type=click.IntRange(0, _MAX_OPERATIONS),
+    help="Show at most this many.",
 )
 @as_json_option
 def operations(*, limit: int, as_json: bool) -> None:
-    """List what operators did: replays and erasures."""
+    """List the replays and erasures by operators."""
     with open_context(as_json=as_json) as ctx:
         rows = [
             {
                 "id": operation.id,
                 "what": operation.kind,
                 "which": operation.what,
-                "started": moment(operation.started_at),
-                "finished": moment(operation.finished_at),
+                "started": isoformat(operation.started_at),
+                "finished": operation.finished_at and isoformat(operation.finished_at),
                 "entries": operation.entries,
             }
             for operation in ctx.outbox.entries.operations(limit)
@@ -228,6 +231,6 @@ def operations(*, limit: int, as_json: bool) -> None:
         if as_json:
             ctx.output.lines(rows)
         elif rows:
-            ctx.output.table([*rows[0]], [[*row.values()] for row in rows], widest=300)
+            ctx.output.table([*rows[0]], [[*row.values()] for row in rows], max_cell=300)
         else:
-            ctx.output.say("no operations")
+            ctx.output.print("no operations")

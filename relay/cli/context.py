@@ -1,16 +1,12 @@
-"""What every command for entries works with."""
+"""The open outbox and its surroundings, for the commands that read or change entries."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from msgspec import Struct
 
-from relay.cli.app import (
-    configure_logs,
-    load_settings,
-    open_outbox_or_exit,
-    outbox_errors,
-)
+from relay.cli.app import configure_logs, load_settings
+from relay.cli.outbox import open_outbox_or_exit, outbox_errors
 from relay.cli.output import Output
 from relay.operations.search import Search
 from relay.outbox.protocol import Outbox
@@ -18,10 +14,10 @@ from relay.routes import Routes
 
 
 class Context(Struct):
-    """The outbox, how to search it, the routes, and how to print.
+    """The outbox, its search, the routes and the output of one command.
 
     Attributes:
-        fingerprint: what stands for an address or an id in the record of operations.
+        fingerprint: returns what stands for an address or an id in the record of operations.
     """
 
     outbox: Outbox
@@ -33,7 +29,7 @@ class Context(Struct):
 
 @contextmanager
 def open_context(*, as_json: bool, reveal: bool = False) -> Iterator[Context]:
-    """Open the outbox for a command; the command ends when it fails."""
+    """Open the outbox for a command; exit with a sentence if it fails."""
     settings, routes = load_settings()
     configure_logs(settings)
     with open_outbox_or_exit(settings) as outbox, outbox_errors():

@@ -1,79 +1,41 @@
-"""How the operator's commands print: tables for people, JSON for programs, no address unasked."""
+"""Output of the commands: tables for people, JSON for programs; addresses only on request."""
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import click
-from msgspec import Struct
 from tabulate import tabulate
 
 from relay.addresses import mask, masked
 from relay.errors import UnreadableError
 from relay.sources.fields import read_object
 
-WIDEST: Final = 60
-"""Characters of a table's cell."""
+MAX_CELL: Final = 60
+"""Characters in a cell of a table."""
 
-_PATIENCE_SECONDS: Final = 1.0
-_AGO: Final = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-class When(Struct, frozen=True):
-    """A point in time as it was given: so long ago, or fixed."""
-
-    said: str
-    ago: timedelta | None = None
-    fixed: datetime | None = None
-
-    def seen_from(self, now: datetime) -> datetime:
-        """The moment that was meant at that time."""
-        return self.fixed or now - (self.ago or timedelta(0))
-
-
-class Moment(click.ParamType[When]):
-    """A point in time: so long ago (`30m`, `2h`, `7d`), or an ISO 8601 date or time, else UTC."""
-
-    name = "when"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> When:
-        """The point in time."""
-        said = value.strip()
-        try:
-            if ago := _AGO.fullmatch(said):
-                when = When(said, ago=timedelta(**{_UNITS[ago[2]]: int(ago[1])}))
-                when.seen_from(datetime.now(UTC))
-                return when
-            moment = datetime.fromisoformat(said)
-            return When(said, fixed=moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC))
-        except (ValueError, OverflowError):
-            self.fail(
-                f"{value!r} is neither like 30m, 2h, 7d nor like 2026-03-01T12:00", param, ctx
-            )
+_BAR_AFTER_SECONDS: Final = 1.0
 
 
 class Output:
-    """Prints entries, masked unless they are to be revealed."""
+    """A printer of entries that masks addresses unless `reveal` is set."""
 
     def __init__(self, *, as_json: bool, reveal: bool) -> None:
         self.as_json = as_json
         self._reveal = reveal
 
     def text(self, value: object) -> str:
-        """The value for a person: on one line, with nothing a terminal would take for a command."""
+        """Return the value as one line of text, without control characters for a terminal."""
         shown = "" if value is None else str(value)
         plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
         return plain if self._reveal else mask(plain)
 
-    def say(self, *lines: str) -> None:
-        """Print lines for a person."""
+    def print(self, *lines: str) -> None:
+        """Print lines of text."""
         _write(f"{line}\n" for line in lines)
 
     def lines(self, documents: Iterable[Mapping[str, Any]]) -> None:
@@ -81,56 +43,57 @@ class Output:
         _write(f"{self._json(document)}\n" for document in documents)
 
     def pretty(self, document: object) -> str:
-        """JSON for a person."""
+        """Return the document as indented JSON."""
         return self._json(document, indent=2)
 
     def _json(self, document: object, *, indent: int | None = None) -> str:
-        # ASCII only, so that no character of it can command a terminal.
+        # ASCII only: no character of it can control a terminal.
         return json.dumps(document if self._reveal else masked(document), indent=indent)
 
     def body(self, body: bytes) -> str:
-        """A webhook's body for a person, whatever it is."""
+        """Return a webhook's body as indented JSON, or as lines of text if it is no JSON."""
         try:
             return self.pretty(read_object(body))
         except UnreadableError:
             return "\n".join(map(self.text, body.decode(errors="replace").splitlines()))
 
     def table(
-        self, headings: Sequence[str], rows: Iterable[Sequence[object]], *, widest: int = WIDEST
+        self, headings: Sequence[str], rows: Iterable[Sequence[object]], *, max_cell: int = MAX_CELL
     ) -> None:
         """Print a table."""
-        shown = [[_cut(self.text(cell), widest) for cell in row] for row in rows]
-        self.say(tabulate(shown, headings, tablefmt="plain", disable_numparse=True))
+        shown = [[_cut(self.text(cell), max_cell) for cell in row] for row in rows]
+        self.print(tabulate(shown, headings, tablefmt="plain", disable_numparse=True))
 
     def row(self, cells: Iterable[object], widths: Iterable[int]) -> None:
-        """Print a row of a table whose other rows are not known yet."""
-        shown = (_cut(self.text(cell), WIDEST) for cell in cells)
+        """Print a row of a table whose later rows are not known yet."""
+        shown = (_cut(self.text(cell), MAX_CELL) for cell in cells)
         padded = (cell.ljust(width) for cell, width in zip(shown, widths, strict=True))
-        self.say("  ".join(padded).rstrip())
+        self.print("  ".join(padded).rstrip())
 
 
-def _cut(text: str, widest: int) -> str:
-    return text if len(text) <= widest else text[: widest - 1] + "\N{HORIZONTAL ELLIPSIS}"
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _write(texts: Iterable[str]) -> None:
-    """Print, and see to it that all of it has been taken."""
+    """Print and flush, so that a failure shows here."""
     try:
         sys.stdout.writelines(texts)
         sys.stdout.flush()
     except BrokenPipeError:
-        raise  # nobody reads on, which is no fault; click ends the command
+        raise  # the reader has gone, which is no fault; click ends the command
     except OSError as error:
-        # What could not be written would be tried once more at the end.
+        # Python would try to write the rest again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.ClickException(f"the output cannot be written: {error.strerror}") from None
 
 
 @contextmanager
 def progress(label: str, length: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal and it takes longer than a second.
+    """Show a progress bar on standard error, if that is a terminal and it takes over a second.
 
-    It is told of each step's size.
+    Yields:
+        Call it with the size of each step that is done.
     """
     started, done = time.monotonic(), 0
     bar: Any = None
@@ -140,11 +103,11 @@ def progress(label: str, length: int | None = None) -> Iterator[Callable[[int], 
         done += count
         if bar is not None:
             bar.update(count)
-        elif shown_at_all and time.monotonic() - started > _PATIENCE_SECONDS:
+        elif on_terminal and time.monotonic() - started > _BAR_AFTER_SECONDS:
             bar = bars.enter_context(_bar(label, length))
             bar.update(done)
 
-    shown_at_all = sys.stderr.isatty()
+    on_terminal = sys.stderr.isatty()
     with ExitStack() as bars:
         yield tick
 
@@ -155,10 +118,10 @@ def _bar(label: str, length: int | None) -> Any:  # noqa: ANN401 (click has no p
 
 
 def _unknown() -> Iterator[int]:
-    """Steps of which nobody knows how many there are."""
+    """Return steps of unknown number."""
     yield from ()
 
 
 def counted(count: int, singular: str = "entry", plural: str = "entries") -> str:
-    """So many of them."""
+    """Return the count with its noun, such as `1 entry` or `2,000 entries`."""
     return f"{count:,} {singular if count == 1 else plural}"

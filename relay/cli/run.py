@@ -1,20 +1,14 @@
-"""The commands that run relay and look whether it can run."""
+"""The commands that run relay: serve, forward, migrate."""
 
-import errno
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
-from itertools import count
-from pathlib import Path
-from random import Random
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Final
 
@@ -23,34 +17,24 @@ import structlog
 from prometheus_client import generate_latest
 
 from relay import __version__
-from relay.cli.app import (
-    NoOutboxError,
-    configure_logs,
-    load_settings,
-    main,
-    open_outbox_or_exit,
-    outbox_errors,
-    settings_models,
-    warn,
-)
-from relay.demo.demo import SECRET, Ledger, StandIn, Traffic, introduction, outages, playing
-from relay.errors import CrashError, DestinationError, OutboxBrokenError, OutboxError
-from relay.forwarder.forwarder import STUCK_SECONDS
-from relay.forwarder.forwarders import Forwarders
+from relay.cli.app import configure_logs, load_settings, log_warnings, main
+from relay.cli.listening import host_option, listen_or_exit, port_option
+from relay.cli.outbox import open_outbox_or_exit, outbox_errors
+from relay.errors import CrashError, OutboxBrokenError, OutboxError
+from relay.forwarder.process import ForwarderProcess
 from relay.forwarder.report import reporting
-from relay.forwarder.retention import Retention
 from relay.metrics.definitions import (
-    ALL,
     FORWARDER_LOG_LINES_DROPPED,
     FORWARDING,
     RECEIVER_LOG_LINES_DROPPED,
 )
-from relay.outbox.entries import Role, total
+from relay.outbox.entries import Role
+from relay.outbox.protocol import Outbox
 from relay.process import systemd
 from relay.process.files import raise_file_limit
 from relay.process.threads import end_with_any_thread
 from relay.receiver.metrics_page import MetricsPage, serving_aside
-from relay.receiver.server import base_url, listen
+from relay.routes import Routes
 from relay.service import (
     DRAIN_SECONDS,
     Service,
@@ -58,23 +42,17 @@ from relay.service import (
     end_within,
     spare_the_collector,
 )
-from relay.settings import variables
+from relay.settings import Settings
 
 _END_SECONDS: Final = 15
-"""How long a forwarder has to end: for its posts, and to settle them."""
+"""How long a forwarder has to end: to have its requests answered, and to settle them."""
 
 _log = structlog.get_logger()
 
 
-_host = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-_port = click.option(
-    "--port", type=click.IntRange(0, 65535), help="Port to listen on; otherwise $PORT, or 8000."
-)
-
-
 @main.command()
-@_host
-@_port
+@host_option
+@port_option
 @click.option(
     "--no-forward", is_flag=True, help="Receive only; `relay forward` forwards elsewhere."
 )
@@ -83,12 +61,13 @@ def serve(host: str, port: int | None, *, no_forward: bool) -> None:
     raise_file_limit()
     settings, routes = load_settings()
     configure_logs(settings, dropped=RECEIVER_LOG_LINES_DROPPED.inc)
-    warn(routes)
-    listener = _listen(host, settings.port if port is None else port, "--port")
-    _run(Service(settings, routes, listener, None if no_forward else os.environ))
+    log_warnings(routes)
+    listener = listen_or_exit(host, settings.port if port is None else port, "--port")
+    run_service(Service(settings, routes, listener, None if no_forward else os.environ))
 
 
-def _run(service: Service) -> None:
+def run_service(service: Service) -> None:
+    """Run it until it ends; on a failure, exit with the code for it."""
     try:
         service.run()
     except OutboxBrokenError:
@@ -101,12 +80,15 @@ def _run(service: Service) -> None:
 
 @main.command()
 @click.option(
-    "--metrics-host", default="127.0.0.1", show_default=True, help="Address to tell metrics at."
+    "--metrics-host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to serve metrics on.",
 )
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
-    help="Port to answer /metrics and /healthz on; otherwise none.",
+    help="Port to serve /metrics and /healthz on; if unset, they are not served.",
 )
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 @click.option("--after-crash", is_flag=True, hidden=True)
@@ -126,216 +108,87 @@ def forward(
     raise_file_limit()
     settings, routes = load_settings()
     configure_logs(settings, dropped=FORWARDER_LOG_LINES_DROPPED.inc)
-    crashed = threading.Event()
-    end_with_any_thread(crashed.set)
-    aside: AbstractContextManager[None] = nullcontext()
-    if metrics_port is not None:
-        listener = _listen(metrics_host, metrics_port, "--metrics-port")
-        aside = serving_aside(MetricsPage([FORWARDING], token=settings.metrics_token), listener)
-    leave = _LeaveOnce()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
-    if until_stdin_closes:
-        threading.Thread(target=_leave_with_stdin, daemon=True).start()
-    progress = _Progress()
-    report = progress.reporting() if until_stdin_closes else nullcontext()
-    logged = _logged() if until_stdin_closes else nullcontext()
-    with (
-        logged,
-        aside,
-        report,
-        open_outbox_or_exit(settings, patient=True) as outbox,
-        outbox_errors(),
-    ):
-        # That of a relay that was killed ends by itself, when it has posted what it had in hand.
+    process = ForwarderProcess(
+        routes,
+        retention=timedelta(days=settings.retention_days),
+        stop_seconds=DRAIN_SECONDS,
+        lineage=lineage,
+        cut_short=end_at_once,
+    )
+    end_with_any_thread(process.crash)
+    with ExitStack() as stack:
+        if metrics_port is not None:
+            listener = listen_or_exit(metrics_host, metrics_port, "--metrics-port")
+            page = MetricsPage([FORWARDING], token=settings.metrics_token)
+            stack.enter_context(serving_aside(page, listener))
+        _leave_with_a_signal()
+        if until_stdin_closes:
+            stack.enter_context(_supervised(process))
+        outbox = stack.enter_context(open_outbox_or_exit(settings, patient=True))
+        stack.enter_context(outbox_errors())
+        # The forwarder of a relay that was killed ends when the requests in its hands are answered.
         patience = DRAIN_SECONDS + 2 if until_stdin_closes else 0
         outbox.lock_role(Role.FORWARDER, patience=timedelta(seconds=patience))
         if after_crash and lineage is not None:
             outbox.count_crash(lineage)
-        forwarders = Forwarders(outbox, routes, lineage=lineage)
-        progress.forwarders = forwarders
-        retention = Retention(outbox, timedelta(days=settings.retention_days))
-        try:
-            forwarders.start()
-            retention.start()
-            if not until_stdin_closes:
-                warn(routes)
-                for warning in outbox.warnings():
-                    _log.warning("outbox.warning", warning=warning)
-                _log.info("forward.started", version=__version__, **settings.shown())
-            spare_the_collector()
-            systemd.notify(systemd.READY)
-            while not (crashed.wait(1) or forwarders.broken):
-                if forwarders.look() >= STUCK_SECONDS:
-                    _log.critical("forward.stuck", seconds=STUCK_SECONDS)
-                    end_at_once()
-                systemd.notify(systemd.ALIVE)
-        finally:
-            forwarders.stop(DRAIN_SECONDS)
-            retention.stop()
-    sys.exit(os.EX_IOERR if forwarders.broken else os.EX_SOFTWARE)
+        spare_the_collector()
+        by_itself = partial(_log_start, settings, routes, outbox)
+        process.run(outbox, (lambda: None) if until_stdin_closes else by_itself)
+    sys.exit(os.EX_IOERR if process.broken else os.EX_SOFTWARE)
 
 
 @main.command()
 def migrate() -> None:
-    """Bring the outbox up to date with this version, and end; `relay serve` does so by itself."""
+    """Update the outbox to this version; `relay serve` does it, too."""
     settings, _ = load_settings()
     configure_logs(settings)
     with open_outbox_or_exit(settings, create=True):
         click.echo(f"outbox ok: {settings.outbox_shown} is up to date")
 
 
-class _Progress:
-    """How far a forwarder has come, for the process that started it."""
-
-    forwarders: Forwarders | None = None
-
-    def reporting(self) -> AbstractContextManager[None]:
-        """Tell what it counts, and why it does not get on."""
-        counted = partial(generate_latest, FORWARDING)
-        return reporting(counted, sys.stdout.fileno(), problem=self._problem)
-
-    def _problem(self) -> str | None:
-        return self.forwarders.problem if self.forwarders else "it waits for the outbox"
+def _log_start(settings: Settings, routes: Routes, outbox: Outbox) -> None:
+    log_warnings(routes)
+    for warning in outbox.warnings():
+        _log.warning("outbox.warning", warning=warning)
+    _log.info("forward.started", version=__version__, **settings.shown())
 
 
 @contextmanager
-def _logged() -> Iterator[None]:
-    """Log what ends a forwarder that nobody has started by hand, as all else that it says."""
+def _supervised(process: ForwarderProcess) -> Iterator[None]:
+    """Report to the relay that has started this process, and end with it."""
+    threading.Thread(target=_leave_with_stdin, daemon=True).start()
+    counted = partial(generate_latest, FORWARDING)
     try:
-        yield
+        with reporting(counted, sys.stdout.fileno(), problem=process.problem):
+            yield
     except click.ClickException as error:
+        # Nobody reads a sentence on a terminal here.
         _log.error("forward.ended", error=error.message)
         sys.exit(error.exit_code)
 
 
-class _LeaveOnce:
-    """Ends the process at the first signal; a second one must not cut the ending short."""
+def _leave_with_a_signal() -> None:
+    """End the process at the first SIGINT or SIGTERM; later ones must not cut the end short."""
+    leaving = False
 
-    def __init__(self) -> None:
-        self._leaving = False
-
-    def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        if not self._leaving:
-            self._leaving = True
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        nonlocal leaving
+        if not leaving:
+            leaving = True
             systemd.notify(systemd.STOPPING)
             end_within(_END_SECONDS)
             sys.exit(0)
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+
 
 def _leave_with_stdin() -> None:
-    # Not through sys.stdin, whose lock this thread would hold when Python ends.
-    with suppress(OSError):  # one that cannot be read is as good as closed
+    # Not through sys.stdin: this thread would hold its lock when Python ends.
+    with suppress(OSError):  # an unreadable one counts as closed
         while os.read(0, 1024):
             pass
-    # To the main thread, which is asleep: a signal to this one would not wake it.
+    # To the main thread, which sleeps: a signal to this one would not wake it.
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     time.sleep(_END_SECONDS)  # the main thread may hang, too
     end_at_once()
-
-
-@main.command()
-@_host
-@_port
-def demo(host: str, port: int | None) -> None:
-    """See it work: the real relay between a stand-in for Vero and one for Segment."""
-    ledger = Ledger()
-    with (
-        TemporaryDirectory(prefix="relay-demo-") as directory,
-        StandIn(ledger).running() as segment,
-    ):
-        environ = {
-            "SEGMENT_WRITE_KEY": "demo-write-key",
-            "SEGMENT_HOST": segment.url,
-            "RELAY_VERO_SECRET": SECRET,
-            "RELAY_OUTBOX_URL": f"sqlite:///{directory}/relay.db",
-            "RELAY_ALLOW_EPHEMERAL": "1",
-            "RELAY_LOG_LEVEL": "warning",
-            # A proxy that the environment names would carry the events off this machine.
-            "NO_PROXY": "*",
-            "no_proxy": "*",
-        }
-        environ |= {name: os.environ[name] for name in ("PATH", "PORT") if name in os.environ}
-        settings, routes = load_settings(environ)
-        configure_logs(settings, dropped=RECEIVER_LOG_LINES_DROPPED.inc)
-        listener = _listen(host, settings.port if port is None else port, "--port")
-        host, port = listener.getsockname()[:2]
-        traffic = Traffic(host, port, ledger, Random())  # noqa: S311 (it makes up names)
-        with playing(traffic.run, partial(outages, segment, ledger)):
-            tell_link = partial(_tell_in_demo, ledger, base_url(listener), count())
-            _run(Service(settings, routes, listener, environ, tell_link=tell_link))
-        with open_outbox_or_exit(settings) as outbox:
-            click.echo("\n" + ledger.summary(total(outbox.counts()).pending))
-
-
-def _tell_in_demo(ledger: Ledger, url: str, links: Iterator[int], link: str) -> None:
-    if next(links) == 0:
-        click.echo(introduction(url, link))
-        ledger.headings()
-    else:
-        ledger.tell(f"For another browser: {link}")
-
-
-@main.command()
-def check() -> None:
-    """Check the settings, the outbox and the way to Segment; print the URL to paste into Vero."""
-    settings, routes = load_settings()
-    click.echo("settings  ok")
-    for destination in routes.destinations:
-        for warning in destination.warnings():
-            click.echo(f"warning   {warning}")
-    try:
-        with open_outbox_or_exit(settings) as outbox, outbox_errors():
-            outbox.check()
-            counts = total(outbox.counts())
-            warnings = outbox.warnings()
-        said = f"takes writes; {counts.pending} pending, {counts.delivered} delivered,"
-        click.echo(f"outbox    ok: {settings.outbox_shown} {said} {counts.dead} dead")
-        for warning in warnings:
-            click.echo(f"warning   {warning}")
-    except NoOutboxError:
-        path = Path(settings.outbox.removeprefix("sqlite:///"))
-        if settings.on_sqlite and not os.access(path.parent, os.W_OK | os.X_OK):
-            raise click.ClickException(f"outbox: {path} cannot be made") from None
-        click.echo(
-            f"outbox    ok: {settings.outbox_shown} is not there yet; `relay serve` makes it"
-        )
-    for destination in routes.destinations:
-        try:
-            destination.connect()
-        except DestinationError as error:
-            raise click.ClickException(f"{destination.name}: {destination.url}: {error}") from None
-        click.echo(f"{destination.name:<9} ok: {destination.url} can be reached")
-    receiving = [route.source for route in routes.receiving]
-    for source in receiving:
-        secret = "" if source.signs_body else "/<secret>"
-        click.echo(f"webhook   https://<where relay is reached>/webhooks/{source.name}{secret}")
-    if not receiving:
-        raise click.ClickException("no source has a secret: relay would receive nothing")
-
-
-@main.command("settings")
-def settings_table() -> None:
-    """Print the table of all settings."""
-    click.echo("| variable | default | meaning |\n|---|---|---|")
-    for variable in variables(*settings_models()):
-        click.echo(f"| `{variable.name}` | {variable.default} | {variable.description} |")
-
-
-@main.command("metrics")
-def metrics_table() -> None:
-    """Print the table of all metrics."""
-    click.echo("| metric | kind | the question it answers |\n|---|---|---|")
-    for metric in ALL:
-        labels = f"{{{','.join(metric.labels)}}}" if metric.labels else ""
-        click.echo(f"| `{metric.name}{labels}` | {metric.kind} | {metric.question} |")
-
-
-def _listen(host: str, port: int, option: str) -> socket.socket:
-    try:
-        return listen(host, port)
-    except OSError as error:
-        at_fault = option.replace("port", "host") if error.errno == errno.EADDRNOTAVAIL else option
-        raise click.ClickException(
-            f"cannot listen on {host}, port {port}: {error.strerror}; {at_fault} names another"
-        ) from None

@@ -9,7 +9,7 @@ from relay.addresses import mask, masked
 from relay.console.documents import Line, lines
 from relay.errors import UnreadableError
 from relay.events import Unusable
-from relay.operations.lineage import Link, Path, links, named, traced
+from relay.operations.lineage import FieldLink, Path, followed_fields, links, path_text
 from relay.outbox.entries import Arrival
 from relay.routes import Rendered, Route, Routes, Stored
 from relay.sources.fields import read_object
@@ -58,14 +58,14 @@ def compare(
         document = None
 
     def name(path: Path) -> str:  # a field's name may be an address, too
-        return named(tuple(show(step) for step in path))
+        return path_text(tuple(show(step) for step in path))
 
     def render(body: bytes) -> Rendered | Unusable:
         return routes.render(
             Arrival(stored.source, stored.destination, stored.message_id, stored.received_at, body)
         )
 
-    found: list[Link] = []
+    found: list[FieldLink] = []
     if document and isinstance(rendered, Rendered):
         found = links(document, rendered, render, name=name)
     origins: dict[str, list[str]] = {}
@@ -79,7 +79,7 @@ def compare(
         left=None if document is None else lines(show(document)),
         right=None if message is None else lines(show(message)),
         origins=origins,
-        unused={name(path) for path, _ in traced(document or {})} - used,
+        unused={name(path) for path, _ in followed_fields(document or {})} - used,
         links=[(link.source, link.target) for link in found],
         commands=_commands(routes.get(stored.source), stored, message, show),
     )

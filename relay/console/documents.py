@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from msgspec import Struct, json
 
-from relay.operations.lineage import Path, named
+from relay.operations.lineage import Path, path_text
 
 MAX_LINES: Final = 3_000
 """A longer document is cut off here; the page shows its bytes besides."""
@@ -44,10 +44,10 @@ def lines(document: Any) -> list[Line]:  # noqa: ANN401 (any JSON)
 def _lines(value: Any, path: Path, name: str | None, *, comma: bool) -> Iterator[Line]:  # noqa: ANN401 (any JSON)
     depth = len(path)
     if not isinstance(value, dict | list) or not value:
-        yield Line(depth, name, _json(value), named(path), is_leaf=True, comma=comma)
+        yield Line(depth, name, _json(value), path_text(path), is_leaf=True, comma=comma)
         return
     brackets = "{}" if isinstance(value, dict) else "[]"
-    yield Line(depth, name, brackets[0], named(path), is_leaf=False, comma=False)
+    yield Line(depth, name, brackets[0], path_text(path), is_leaf=False, comma=False)
     members = [*value.items()] if isinstance(value, dict) else [*enumerate(value)]
     for number, (key, member) in enumerate(members, 1):
         key_name = _json(key) if isinstance(key, str) else None

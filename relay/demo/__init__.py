@@ -1,1 +1,1 @@
-"""`relay demo`: the real relay between stand-ins."""
+"""What `relay demo` shows: made-up traffic, a stand-in for Segment, and a display of both."""

@@ -1,4 +1,4 @@
-"""Import: webhook bodies from a file, one JSON a line, stored as if they had just come in."""
+"""Import webhook bodies from a file, one JSON a line, as if they had just come in."""
 
 import time
 from collections import Counter
@@ -15,14 +15,14 @@ from relay.outbox.entries import Arrival, Clock, utc_now
 from relay.outbox.protocol import Outbox
 from relay.routes import Route
 
-STEP: Final = 1_000
+BATCH_LINES: Final = 1_000
 """Lines stored in one transaction."""
 MAX_LINE_BYTES: Final = 2**20
-"""As of a webhook's body."""
+"""As many as the body of a webhook may have."""
 
 
 class BadLine(Struct, frozen=True):
-    """A line that is no event: what is wrong with it, and whether it is kept as a dead letter."""
+    """A line that is no event, what is wrong with it, and whether it is kept as a dead letter."""
 
     number: int
     error: str
@@ -30,13 +30,13 @@ class BadLine(Struct, frozen=True):
 
 
 class ImportCounts(Struct):
-    """What became of the lines so far.
+    """What became of a batch of lines.
 
     Attributes:
-        outcomes: as a webhook is answered: `accepted`, `duplicate`, `ignored`, `dead`; or
-            `refused` for a line that is too long.
-        bad: lines that are no events, in their order.
-        bytes: how much has been read.
+        outcomes: the answer that a webhook would get: `accepted`, `duplicate`, `ignored`, `dead`;
+            or `refused` for a line that is too long.
+        bad: the lines that are no events, in their order.
+        bytes: how many were read.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -45,13 +45,13 @@ class ImportCounts(Struct):
 
 
 class Importer:
-    """Stores lines of webhook bodies; the same lines again add nothing.
+    """An import of lines of webhook bodies; importing the same lines again adds nothing.
 
     Args:
-        outbox: where to.
-        route: on which they come.
-        exceeded: why nothing more is to be stored now, if so.
-        clock: tells when they are received.
+        outbox: stores them.
+        route: accepts them.
+        exceeded: returns why nothing more may be stored now; None if it may.
+        clock: returns the time at which a line counts as received.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Importer:
         self._copies: Counter[bytes] = Counter()
 
     def run(self, lines: Iterable[bytes]) -> Iterator[ImportCounts]:
-        """Store all of them; after each step, what became of those of the step.
+        """Store the lines; yield after each batch what became of it.
 
         Raises:
-            OutboxError: those of this step are not stored; those before are.
+            OutboxError: this batch is not stored; those before it are.
         """
-        counts, step = ImportCounts(), list[tuple[int, Arrival]]()
+        counts, batch = ImportCounts(), list[tuple[int, Arrival]]()
         for number, line in enumerate(lines, 1):
             counts.bytes += len(line)
             body = line.strip()
@@ -87,11 +87,11 @@ class Importer:
                 if isinstance(arrival, Ignored):
                     counts.outcomes["ignored"] += 1
                 else:
-                    step.append((number, arrival))
-            if number % STEP == 0:
-                yield self._store(step, counts)
-                counts, step = ImportCounts(), []
-        yield self._store(step, counts)
+                    batch.append((number, arrival))
+            if number % BATCH_LINES == 0:
+                yield self._store(batch, counts)
+                counts, batch = ImportCounts(), []
+        yield self._store(batch, counts)
 
     def _arrival(self, body: bytes) -> Arrival | Ignored:
         def nth_copy() -> tuple[str, ...]:
@@ -101,12 +101,12 @@ class Importer:
 
         return self._route.accept(body, self._clock(), fallback_key=nth_copy)
 
-    def _store(self, step: list[tuple[int, Arrival]], counts: ImportCounts) -> ImportCounts:
-        if step and (exceeded := self._exceeded()):
+    def _store(self, batch: list[tuple[int, Arrival]], counts: ImportCounts) -> ImportCounts:
+        if batch and (exceeded := self._exceeded()):
             raise OutboxError(exceeded)
         started = time.monotonic()
-        new = self._outbox.add([arrival for _, arrival in step])
-        for (number, arrival), is_new in zip(step, new, strict=True):
+        new = self._outbox.add([arrival for _, arrival in batch])
+        for (number, arrival), is_new in zip(batch, new, strict=True):
             if arrival.fault:
                 counts.outcomes["dead"] += 1
                 counts.bad.append(
@@ -114,14 +114,14 @@ class Importer:
                 )
             else:
                 counts.outcomes["accepted" if is_new else "duplicate"] += 1
-        counts.bad.sort(key=attrgetter("number"))  # those too long were told at once
-        # Webhooks that come in meanwhile have their turn at the disk.
+        counts.bad.sort(key=attrgetter("number"))  # lines that are too long were added first
+        # Leave the disk to webhooks that come in meanwhile.
         time.sleep(min(time.monotonic() - started, 1))
         return counts
 
 
 def lines(file: BinaryIO) -> Iterator[bytes]:
-    """The file's lines; of one that is too long only as much as shows it, so memory is bounded."""
+    """Yield the file's lines; of one that is too long just over the limit, so memory is bounded."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         yield line
         while line and not line.endswith(b"\n") and len(line) > MAX_LINE_BYTES:

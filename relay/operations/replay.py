@@ -1,4 +1,4 @@
-"""Replay: today's mapping over stored bodies, sent again under the `messageId` each has."""
+"""Replay: render stored bodies by today's mapping and send each again under its `messageId`."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,9 +13,9 @@ from relay.outbox.protocol import EntryStore
 from relay.routes import Rendered, Routes
 
 DEDUPLICATION: Final = timedelta(hours=24)
-"""For how long Segment recognises a `messageId` (segment-docs, guides/duplicate-data.md)."""
-STEP: Final = 500
-"""Entries made pending at a time: nothing else waits long for so few."""
+"""How long Segment recognises a `messageId` (segment-docs, guides/duplicate-data.md)."""
+BATCH_ROWS: Final = 500
+"""Entries requeued in one transaction: few enough that nothing else waits long."""
 
 _SETTLED: Final = ("dead", "delivered", "replayed")
 
@@ -24,13 +24,14 @@ class Plan(Struct):
     """What a replay would do.
 
     Attributes:
-        to_send: of these, how many will be sent.
-        again: of those, how many Segment has had before.
-        too_late: of those, how many it no longer recognises, and will count twice.
-        pending: already on their way.
-        done: settled since the replay began, by itself before it was interrupted most likely.
-        unusable: nothing can be sent for these, by today's reason.
-        examples: some of what will be sent.
+        to_send: how many entries will be sent.
+        again: of those, how many were delivered before.
+        too_late: of these, how many Segment no longer recognises and will count twice.
+        pending: how many are waiting to be sent already.
+        done: how many were settled since the replay began; most likely this replay sent them
+            before it was interrupted.
+        unusable: how many cannot be sent, by today's reason.
+        examples: some of the entries that will be sent.
     """
 
     to_send: int = 0
@@ -43,7 +44,7 @@ class Plan(Struct):
 
     @property
     def found(self) -> int:
-        """How many were looked at."""
+        """How many entries were looked at."""
         return self.to_send + self.pending + self.done + sum(self.unusable.values())
 
 
@@ -55,9 +56,14 @@ def plan(
     began_at: datetime,
     examples: int = 3,
 ) -> Plan:
-    """What a replay of the records, begun then, would do; nothing is changed.
+    """Return what a replay of the entries would do; change nothing.
 
-    The records come with their histories.
+    Args:
+        entries: with their histories.
+        routes: every route.
+        now: the time of day.
+        began_at: when the replay began; before `now` if it was interrupted.
+        examples: how many examples to keep.
     """
     planned = Plan()
     for entry in entries:
@@ -95,32 +101,38 @@ def replay(
     *,
     began_at: datetime,
 ) -> Iterator[tuple[int, int]]:
-    """Make the records pending again that something can be sent for.
+    """Make every entry pending again that can be sent.
 
-    What has been settled since the replay began is left alone: begun again after an interruption
-    it sends nothing twice, and what comes in meanwhile is none of its business. The records come
-    with their histories.
+    What was settled since the replay began is left alone, and so is what came in since then: a
+    replay that is interrupted and started again sends nothing twice.
+
+    Args:
+        outbox: the store of the entries.
+        entries: with their histories.
+        routes: every route.
+        operation: the record of this replay.
+        began_at: when the replay began.
 
     Yields:
-        After each step: how many records were looked at, and how many of them made pending.
+        After each batch: how many entries were looked at, and how many of them became pending.
     """
     looked_at = 0
-    step: list[Requeue] = []
+    batch: list[Requeue] = []
     for entry in entries:
         looked_at += 1
         to_do = entry.state is not State.PENDING and not _is_done(entry, began_at)
         rendered = routes.render(entry) if to_do else None
         if isinstance(rendered, Rendered):
             event = rendered.event
-            step.append(Requeue(entry.id, event.collection, keys_of(event)))
-        if looked_at == STEP:
-            yield looked_at, outbox.requeue(step, operation)
-            looked_at, step = 0, []
-    yield looked_at, outbox.requeue(step, operation) if step else 0
+            batch.append(Requeue(entry.id, event.collection, keys_of(event)))
+        if looked_at == BATCH_ROWS:
+            yield looked_at, outbox.requeue(batch, operation)
+            looked_at, batch = 0, []
+    yield looked_at, outbox.requeue(batch, operation) if batch else 0
 
 
 def _is_done(entry: StoredEntry, began_at: datetime) -> bool:
     settled = [event.at for event in entry.history if event.what in _SETTLED]
     settled += [entry.received_at, *([entry.delivered_at] if entry.delivered_at else [])]
-    # Stores keep milliseconds.
+    # Stores keep milliseconds only.
     return max(settled) >= began_at.replace(microsecond=began_at.microsecond // 1000 * 1000)

@@ -101,7 +101,7 @@ def test_check_makes_no_outbox_and_says_who_will(tmp_path: Path) -> None:
         done = run("check", **environ(tmp_path, SEGMENT_HOST=server.url))
 
     assert done.returncode == 0
-    assert "is not there yet; `relay serve` makes it" in done.stdout
+    assert "does not exist yet; `relay serve` creates it" in done.stdout
     assert [*tmp_path.iterdir()] == []
 
 
@@ -172,7 +172,9 @@ def test_a_host_that_is_no_address_of_this_machine_is_told(
 
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: cannot listen on {host}, port ")
-    assert done.stderr.endswith(f": it is no address of this machine; {option} names another\n")
+    assert done.stderr.endswith(
+        f": it is no address of this machine; choose another with {option}\n"
+    )
 
 
 def test_serve_forwards_what_comes_and_logs_nothing_private(tmp_path: Path) -> None:

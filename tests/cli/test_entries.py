@@ -183,7 +183,7 @@ def test_show_tells_the_whole_story(desk: Desk) -> None:
     (told,) = desk.told("show", message_id, "--json")
     shown = desk.run("show", str(told["id"]))
 
-    assert [(step["what"], step["said"]) for step in told["history"]] == [
+    assert [(step["what"], step["detail"]) for step in told["history"]] == [
         ("posted", "503 Service Unavailable"),
         ("dead", "rejected"),
         ("replayed", ""),
@@ -208,7 +208,7 @@ def test_show_tells_a_dead_letter_that_no_json_parser_would_take(sqlite_desk: De
 
 @pytest.mark.parametrize("entry", ["vero-nobody", "9" * 18, "9" * 30])
 def test_show_tells_that_there_is_no_such_entry(sqlite_desk: Desk, entry: str) -> None:
-    assert sqlite_desk.run("show", entry, code=1) == f"Error: no entry goes by {entry}\n"
+    assert sqlite_desk.run("show", entry, code=1) == f"Error: no entry has the id {entry}\n"
 
 
 def test_dead_groups_by_reason_and_says_what_to_do(desk: Desk) -> None:

@@ -64,7 +64,7 @@ def test_an_erasure_is_asked_for_and_noted_though_nobody_is_found(sqlite_desk: D
     nobody = sqlite_desk.run("erase", "--user-id", "user-nobody")
     latest = sqlite_desk.told("operations", "--json", "--limit", "1")[0]
 
-    assert "Erase them for good? [y/N]" in asked
+    assert "Erase them? This cannot be undone. [y/N]" in asked
     assert sqlite_desk.states("asked")
     assert nobody == "0 entries found\n0 entries erased\n"
     assert (latest["what"], latest["entries"]) == ("erase", 0)

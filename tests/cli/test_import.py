@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay.errors import OutboxError
-from relay.operations.importing import MAX_LINE_BYTES, STEP, BadLine, Importer, lines
+from relay.operations.importing import BATCH_LINES, MAX_LINE_BYTES, BadLine, Importer, lines
 from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.cli.desk import Desk, kill_once, webhook
@@ -68,7 +68,7 @@ def test_a_file_that_is_cut_off_is_told_when_all_of_it_is_stored(sqlite_desk: De
     kept = len(sqlite_desk.states("cut"))
 
     assert 0 < kept < 200
-    assert said.startswith(f"{kept} accepted\nError: {file} cannot be read to its end; what comes")
+    assert said.startswith(f"{kept} accepted\nError: {file} cannot be read to its end; what could")
 
 
 def test_bad_lines_are_told_by_their_numbers_and_kept(sqlite_desk: Desk) -> None:
@@ -108,20 +108,20 @@ def test_an_import_killed_in_the_middle_and_begun_again_leaves_nothing_out(desk:
 
 def test_a_limit_ends_it_and_the_same_command_goes_on(sqlite_desk: Desk) -> None:
     store = SqliteStore(sqlite_desk.store.logs / "limited.db")
-    file = sqlite_desk.file(webhook("limited", number) for number in range(3 * STEP))
+    file = sqlite_desk.file(webhook("limited", number) for number in range(3 * BATCH_LINES))
     command = ("import", str(file))
     said = sqlite_desk.run(
-        *command, code=1, RELAY_OUTBOX_URL=store.url, RELAY_MAX_BACKLOG=str(STEP)
+        *command, code=1, RELAY_OUTBOX_URL=store.url, RELAY_MAX_BACKLOG=str(BATCH_LINES)
     )
     kept = len(store.stored())
     rest = sqlite_desk.run(*command, RELAY_OUTBOX_URL=store.url)
 
     assert said == (
-        f"{kept:,} accepted\nError: stopped: more than {STEP} entries wait (RELAY_MAX_BACKLOG)."
-        " The same command again goes on from there\n"
+        f"{kept:,} accepted\nError: stopped: more than {BATCH_LINES} entries wait"
+        " (RELAY_MAX_BACKLOG). Run the same command again to continue\n"
     )
-    assert kept == 2 * STEP
-    assert rest == f"{STEP:,} accepted, {kept:,} duplicate\n"
+    assert kept == 2 * BATCH_LINES
+    assert rest == f"{BATCH_LINES:,} accepted, {kept:,} duplicate\n"
 
 
 def test_lines_that_nothing_tells_apart_are_each_an_event_of_their_own(
@@ -153,11 +153,11 @@ def test_the_step_that_cannot_be_stored_is_told_and_those_before_are_kept(
             return super().add(arrivals)
 
     with closing(Filling(sqlite_store.path)) as outbox:
-        given = [webhook("filling", number) for number in range(STEP + 1)]
+        given = [webhook("filling", number) for number in range(BATCH_LINES + 1)]
         with pytest.raises(OutboxError, match="full"):
             imported(outbox, *given)
 
-        assert total(outbox.counts()).pending == STEP
+        assert total(outbox.counts()).pending == BATCH_LINES
 
 
 def test_a_line_as_long_as_a_webhook_may_be_is_taken_and_a_longer_one_costs_no_memory(

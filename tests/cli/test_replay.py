@@ -103,9 +103,11 @@ def test_delivered_ones_are_sent_again_only_after_a_yes(desk: Desk) -> None:
     said = desk.run(*command, "--yes")
     desk.settle()
 
-    assert asked.startswith("2 entries to send\n  2 of them Segment has had before\n  1 of these")
+    assert asked.startswith(
+        "2 entries to send\n  2 of them delivered to Segment before\n  1 of these"
+    )
     assert "more than 24 h ago" in asked
-    assert "Send 2 delivered ones again? [y/N]" in asked
+    assert "Send 2 delivered entries again? [y/N]" in asked
     assert arrived_by_then == 2
     assert "2 entries replayed" in said
     assert Counter(m["messageId"] for m in desk.arrivals("again")) == {recent: 2, old: 2}
@@ -139,7 +141,7 @@ def test_a_replay_killed_in_the_middle_and_begun_again_sends_nothing_twice(desk:
     operation = desk.told("operations", "--json", "--limit", "1")[0]
 
     assert 0 < done < MANY
-    assert said.startswith("going on with the same replay, begun at ")
+    assert said.startswith("continuing the same replay, begun at ")
     assert f"{MANY - done:,} entries replayed" in said
     assert set(arrived.values()) == {2}
     assert len(arrived) == MANY

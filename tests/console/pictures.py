@@ -18,7 +18,7 @@ from typing import Any, Final, get_args
 
 from playwright.sync_api import Browser, expect
 
-from relay.demo.demo import Webhook, journeys
+from relay.demo.traffic import Webhook, journeys
 from relay.outbox import open_outbox
 from relay.outbox.entries import Arrival
 from relay.sources import source_classes

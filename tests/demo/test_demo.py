@@ -19,7 +19,9 @@ from typing import Any
 import click
 import pytest
 
-from relay.demo.demo import Ledger, StandIn, Webhook, journeys
+from relay.demo.display import Ledger
+from relay.demo.standins import SegmentStandIn
+from relay.demo.traffic import Webhook, journeys
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.sources.vero import Vero, VeroSettings
 from tests.harness.fakes import Clock
@@ -231,12 +233,12 @@ def test_the_summary_counts_what_came_in_and_what_became_of_it() -> None:
     summary = screen.ledger.summary(waiting=1)
 
     assert summary.startswith(
-        "8 webhooks sent in: 3 accepted, 1 duplicate, 3 ignored, 1 dead."
-        " At Segment: 2; still waiting: 1."
+        "8 webhooks sent: 3 accepted, 1 duplicate, 3 ignored, 1 dead."
+        " Delivered to Segment: 2; still waiting: 1."
     )
 
 
-def _post(stand_in: StandIn, body: bytes) -> int:
+def _post(stand_in: SegmentStandIn, body: bytes) -> int:
     batch = gzip.compress(json.dumps({"batch": [_message(body)]}).encode())
     with closing(HTTPConnection(stand_in.url.removeprefix("http://"), timeout=10)) as connection:
         connection.request("POST", "/v1/batch", batch, {"Content-Encoding": "gzip"})
@@ -246,7 +248,7 @@ def _post(stand_in: StandIn, body: bytes) -> int:
 def test_what_the_stand_in_refuses_while_down_arrives_afterwards() -> None:
     screen = Screen()
 
-    with StandIn(screen.ledger).running() as stand_in:
+    with SegmentStandIn(screen.ledger).running() as stand_in:
         stand_in.down = True
         refused = _post(stand_in, SENT.body)
         stand_in.down = False
@@ -284,7 +286,7 @@ def test_the_demo_shows_events_at_segment_and_ends_cleanly(tmp_path: Path) -> No
         rest, errors = process.communicate()
 
     assert re.search(r"accepted Email \w.* userId \d+ .*\d\.\d\d s$", shown)
-    assert "webhooks sent in: " in rest
+    assert "webhooks sent: " in rest
     assert (process.returncode, errors) == (0, "")
     assert list(tmp_path.iterdir()) == []
 

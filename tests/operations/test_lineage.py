@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from relay.console.documents import MAX_LINES, lines
 from relay.operations.lineage import (
-    MOST_BYTES,
-    MOST_FIELDS,
-    Link,
+    MAX_BYTES,
+    MAX_FIELDS,
+    FieldLink,
     Path,
+    followed_fields,
     leaves,
     links,
-    named,
-    traced,
+    path_text,
 )
 from relay.outbox.entries import Arrival
 from relay.routes import Rendered
@@ -70,7 +70,7 @@ def map_body(body: bytes) -> Any:  # noqa: ANN401 (as Route's)
     return ROUTE.render(Arrival("vero", "segment", "vero-1", AT, body))
 
 
-def of(document: dict[str, Any], **options: Any) -> list[Link]:  # noqa: ANN401 (passed on)
+def of(document: dict[str, Any], **options: Any) -> list[FieldLink]:  # noqa: ANN401 (passed on)
     mapped = map_body(json.dumps(document).encode())
     assert isinstance(mapped, Rendered)
     return links(document, mapped, map_body, **options)
@@ -106,12 +106,12 @@ def test_what_tells_the_event_from_others_is_linked_to_its_message_id() -> None:
 
 def test_all_that_the_track_call_says_of_the_webhook_comes_from_somewhere() -> None:
     mapped = map_body(json.dumps(WEBHOOK).encode())
-    said = {named(path) for path, _ in leaves(mapped.document)}
-    fixed = {name for name in said if name.startswith(("context.integration", "context.library"))}
-    fixed |= {name for name in said if name.startswith("integrations")}
+    paths = {path_text(path) for path, _ in leaves(mapped.document)}
+    fixed = {name for name in paths if name.startswith(("context.integration", "context.library"))}
+    fixed |= {name for name in paths if name.startswith("integrations")}
     fixed |= {"type", "anonymousId"}  # the last is null where there is a user id
 
-    assert {link.target for link in of(WEBHOOK)} == said - fixed
+    assert {link.target for link in of(WEBHOOK)} == paths - fixed
 
 
 def test_what_goes_nowhere_is_linked_to_nothing() -> None:
@@ -150,7 +150,7 @@ def test_names_are_told_as_they_are_asked_for() -> None:
     def slashed(path: Path) -> str:
         return "/".join(map(str, path))
 
-    assert Link("campaign/tags/0", "properties/tags") in of(WEBHOOK, name=slashed)
+    assert FieldLink("campaign/tags/0", "properties/tags") in of(WEBHOOK, name=slashed)
 
 
 def test_nothing_is_changed_by_it() -> None:
@@ -161,12 +161,12 @@ def test_nothing_is_changed_by_it() -> None:
 
 
 def test_the_larger_a_webhook_the_fewer_fields_are_traced() -> None:
-    small = {f"f{number}": 1 for number in range(MOST_FIELDS + 9)}
-    large = {"type": "opened", "x": "x" * (MOST_BYTES // 4), "y": 1, "z": 1, "a": 1}
+    small = {f"f{number}": 1 for number in range(MAX_FIELDS + 9)}
+    large = {"type": "opened", "x": "x" * (MAX_BYTES // 4), "y": 1, "z": 1, "a": 1}
 
-    assert len(traced(small)) == MOST_FIELDS
-    assert [path for path, _ in traced(large)] == [("type",), ("x",), ("y",)]
-    assert traced({}) == [((), {})]
+    assert len(followed_fields(small)) == MAX_FIELDS
+    assert [path for path, _ in followed_fields(large)] == [("type",), ("x",), ("y",)]
+    assert followed_fields({}) == [((), {})]
     assert len(lines({"numbers": [0] * MAX_LINES})) == MAX_LINES + 1
 
 
@@ -204,7 +204,7 @@ def test_it_makes_something_of_any_webhook_that_is_mapped(
     mapped = map_body(json.dumps(document).encode())
     if not isinstance(mapped, Rendered):
         return
-    names = {named(path) for path, _ in leaves(document)}
+    names = {path_text(path) for path, _ in leaves(document)}
 
     assert {link.source for link in links(document, mapped, map_body)} <= names
     assert lines(document)[-1].value in {"}", "{}"}

@@ -1,0 +1,70 @@
+"""The command that checks whether relay could run here."""
+
+import os
+from pathlib import Path
+
+import click
+
+from relay.cli.app import load_settings, main
+from relay.cli.outbox import NoOutboxError, open_outbox_or_exit, outbox_errors
+from relay.destinations import Destination
+from relay.errors import DestinationError
+from relay.outbox.entries import total
+from relay.routes import Routes
+from relay.settings import Settings
+
+
+@main.command()
+def check() -> None:
+    """Check settings, outbox and destinations; print the webhook URLs."""
+    settings, routes = load_settings()
+    click.echo("settings  ok")
+    for destination in routes.destinations:
+        _print_warnings(destination.warnings())
+    _check_outbox(settings)
+    for destination in routes.destinations:
+        _check_destination(destination)
+    _print_urls(routes)
+
+
+def _print_warnings(warnings: list[str]) -> None:
+    for warning in warnings:
+        click.echo(f"warning   {warning}")
+
+
+def _check_outbox(settings: Settings) -> None:
+    try:
+        with open_outbox_or_exit(settings) as outbox, outbox_errors():
+            outbox.check()
+            counts = total(outbox.counts())
+            warnings = outbox.warnings()
+    except NoOutboxError:
+        path = Path(settings.outbox.removeprefix("sqlite:///"))
+        if settings.on_sqlite and not os.access(path.parent, os.W_OK | os.X_OK):
+            raise click.ClickException(f"outbox: {path} cannot be created") from None
+        click.echo(
+            f"outbox    ok: {settings.outbox_shown} does not exist yet; `relay serve` creates it"
+        )
+        return
+    click.echo(
+        f"outbox    ok: {settings.outbox_shown} can be written; {counts.pending} pending,"
+        f" {counts.delivered} delivered, {counts.dead} dead"
+    )
+    _print_warnings(warnings)
+
+
+def _check_destination(destination: Destination) -> None:
+    try:
+        destination.connect()
+    except DestinationError as error:
+        raise click.ClickException(f"{destination.name}: {destination.url}: {error}") from None
+    click.echo(f"{destination.name:<9} ok: {destination.url} can be reached")
+
+
+def _print_urls(routes: Routes) -> None:
+    sources = [route.source for route in routes.receiving]
+    if not sources:
+        raise click.ClickException("no source has a secret: relay would receive nothing")
+    for source in sources:
+        secret = "" if source.signs_body else "/<secret>"
+        click.echo(f"webhook   https://<your host>/webhooks/{source.name}{secret}")

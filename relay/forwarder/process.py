@@ -1,0 +1,92 @@
+"""What a process that forwards does: its forwarders, its retention, and a look at them each second.
+
+It runs until a signal ends the process, or until going on makes no sense.
+"""
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from relay.forwarder.forwarder import STUCK_SECONDS
+from relay.forwarder.forwarders import Forwarders
+from relay.forwarder.retention import Retention
+from relay.outbox.protocol import Outbox
+from relay.process import systemd
+from relay.routes import Routes
+
+_LOOK_SECONDS: Final = 1
+
+_log = structlog.get_logger()
+
+
+class ForwarderProcess:
+    """The forwarding of one process.
+
+    Args:
+        routes: every route.
+        retention: how long settled entries are kept.
+        stop_seconds: how long requests under way have to be answered at the end.
+        lineage: see `Forwarder`.
+        cut_short: ends the process at once; called if a worker hangs.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        *,
+        retention: timedelta,
+        stop_seconds: float,
+        lineage: int | None,
+        cut_short: Callable[[], object],
+    ) -> None:
+        self._routes = routes
+        self._retention = retention
+        self._stop_seconds = stop_seconds
+        self._lineage = lineage
+        self._cut_short = cut_short
+        self._crashed = threading.Event()
+        self._forwarders: Forwarders | None = None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the outbox does nothing more in this process."""
+        return self._forwarders is not None and self._forwarders.broken
+
+    def problem(self) -> str | None:
+        """Return why it makes no progress; None if it does."""
+        return self._forwarders.problem if self._forwarders else "it waits for the outbox"
+
+    def crash(self) -> None:
+        """Have `run` end, since a thread of this process has ended."""
+        self._crashed.set()
+
+    def run(self, outbox: Outbox, started: Callable[[], object]) -> None:
+        """Forward until the process ends.
+
+        Return only if a thread has ended, or if the outbox is broken.
+
+        Args:
+            outbox: what to forward; this process has the role of its forwarder.
+            started: called when forwarding has begun.
+        """
+        forwarders = self._forwarders = Forwarders(outbox, self._routes, lineage=self._lineage)
+        retention = Retention(outbox, self._retention)
+        try:
+            forwarders.start()
+            retention.start()
+            started()
+            systemd.notify(systemd.READY)
+            self._watch(forwarders)
+        finally:
+            forwarders.stop(self._stop_seconds)
+            retention.stop()
+
+    def _watch(self, forwarders: Forwarders) -> None:
+        while not (self._crashed.wait(_LOOK_SECONDS) or forwarders.broken):
+            if forwarders.look() >= STUCK_SECONDS:
+                _log.critical("forward.stuck", seconds=STUCK_SECONDS)
+                self._cut_short()
+            systemd.notify(systemd.ALIVE)
