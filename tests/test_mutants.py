@@ -25,5 +25,5 @@ def test_the_tests_of_a_mutant_exist(mutant: Mutant) -> None:
     assert all((ROOT / file).is_file() for file in files)
 
 
-def test_mutants_have_names_of_their_own() -> None:
+def test_no_two_mutants_have_the_same_name() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

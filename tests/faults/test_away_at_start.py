@@ -81,7 +81,7 @@ def test_database_away_at_start_is_awaited_behind_503(
     assert ready
 
 
-def test_relay_that_awaits_its_database_ends_when_told(
+def test_relay_that_awaits_its_database_ends_at_a_signal(
     postgres: PostgresServer, postgres_store: PostgresStore
 ) -> None:
     with (

@@ -48,7 +48,7 @@ def outbox(store: Store, clock: WallClock) -> Iterator[Outbox]:
 
 
 @_steps
-def test_a_clock_put_right_keeps_nothing_waiting(
+def test_a_corrected_clock_keeps_nothing_waiting(
     outbox: Outbox, clock: WallClock, step: timedelta
 ) -> None:
     outbox.add([arrival("new", received_at=clock.now()), arrival("released")])
@@ -66,7 +66,7 @@ def test_a_clock_put_right_keeps_nothing_waiting(
 
 
 @_steps
-def test_a_clock_put_right_gives_nothing_to_two_on_one_machine(
+def test_a_corrected_clock_leases_nothing_twice_on_one_machine(
     outbox: Outbox, clock: WallClock, step: timedelta, kind: str
 ) -> None:
     """In PostgreSQL a lease is told by the clock: there the fence sees to it."""

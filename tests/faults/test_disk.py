@@ -77,7 +77,7 @@ def broken_by_cut(
         yield f"cut at {cut}: {promise}"
 
 
-def test_what_is_told_stored_after_a_sync_has_failed_is_there(tmp_path: Path) -> None:
+def test_what_is_answered_as_stored_after_a_failed_sync_is_there(tmp_path: Path) -> None:
     """What the failed sync was to write may be read for ever, and is on the disk never.
 
     So it is if a claim had been noted in the log before: a log is read back up to its first gap.
@@ -141,7 +141,7 @@ def test_what_was_stored_before_a_checkpoint_failed_to_sync_is_there(tmp_path: P
 
 
 @pytest.mark.parametrize("sync", ["never called", "failed"])
-def test_what_a_killed_process_did_not_sync_is_told_stored_once_it_is(
+def test_what_a_killed_process_did_not_sync_is_answered_as_stored_once_it_is(
     tmp_path: Path, sync: str
 ) -> None:
     """The next process can read it, and takes the copy of it that comes for a duplicate."""
@@ -172,7 +172,9 @@ def test_what_a_killed_process_did_not_sync_is_told_stored_once_it_is(
 
 
 @pytest.mark.timeout(900)
-def test_whichever_sync_fails_what_is_told_stored_is_there(tmp_path: Path, times: Times) -> None:
+def test_whichever_sync_fails_what_is_answered_as_stored_is_there(
+    tmp_path: Path, times: Times
+) -> None:
     broken: list[str] = []
     failures = 0
     for permit in range(times(20, 150)):

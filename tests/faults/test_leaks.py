@@ -91,7 +91,7 @@ def test_an_address_that_is_omitted_does_not_leave_relay(store: Store, user_id: 
     assert "canary" not in _read(json.dumps(segment.accepted)).lower()
 
 
-def test_neither_an_address_nor_a_secret_is_told_to_anyone(
+def test_neither_an_address_nor_a_secret_is_shown_to_anyone(
     store: Store, request: pytest.FixtureRequest
 ) -> None:
     key = {"Authorization": f"Bearer {SECRET}x", "User-Agent": ADDRESS, "X-Key": WRITE_KEY}

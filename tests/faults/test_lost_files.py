@@ -188,7 +188,7 @@ def test_what_relay_writes_is_nobodys_to_read_but_its_owners(path: Path, mask: i
     )
 
 
-def test_wider_files_are_told_of_at_the_start_and_left(path: Path) -> None:
+def test_files_that_others_may_read_are_logged_at_the_start_and_left_so(path: Path) -> None:
     SqliteOutbox(path).close()
     path.chmod(0o644)
     with SegmentServer() as segment, RelayProcess(path, segment.url) as relay:

@@ -60,7 +60,7 @@ _REASONS = "SELECT reason, count(*) FROM entries WHERE state = 'dead' GROUP BY r
 
 
 @pytest.mark.slow
-def test_kills_of_all_of_relay_while_segment_is_silent_condemn_nobody(store: Store) -> None:
+def test_kills_of_all_of_relay_while_segment_is_silent_make_no_dead_letter(store: Store) -> None:
     ledger = Ledger(Random(6))  # noqa: S311 (no secret hangs on it)
     webhook = next(w for w in iter(ledger.next, None) if w.fate == "delivered" and w.unique)
     asked: list[int] = []

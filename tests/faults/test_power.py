@@ -76,7 +76,7 @@ def broken_by_cuts(
 
 @pytest.mark.timeout(900)
 @pytest.mark.slow
-def test_whenever_the_power_is_cut_what_was_told_stored_is_there(
+def test_whenever_the_power_is_cut_what_was_answered_as_stored_is_there(
     tmp_path: Path, times: Times
 ) -> None:
     for number in range(times(1, 5)):
@@ -175,7 +175,7 @@ def fail(operation: Operation) -> None:
         raise sync_error()
 
 
-def test_a_file_whose_making_the_power_cut_can_be_opened(tmp_path: Path, times: Times) -> None:
+def test_a_file_whose_creation_the_power_cut_can_be_opened(tmp_path: Path, times: Times) -> None:
     seed = time.time_ns()
     rng = Random(seed)  # noqa: S311 (no secret hangs on it)
     with Disk() as disk:

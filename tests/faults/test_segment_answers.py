@@ -53,7 +53,7 @@ def well(_batch: list[Message]) -> Answer:
         ("a date", 600, 20),
     ],
 )
-def test_in_a_storm_of_429_each_request_waits_for_as_long_as_it_was_told(
+def test_in_a_storm_of_429_each_request_waits_as_long_as_segment_asks(
     relay: Relay, server: SegmentServer, asked: str | None, seconds: int, slack: int
 ) -> None:
     """A date is compared with the time of day, which goes on meanwhile: hence the slack."""
@@ -233,7 +233,7 @@ def test_a_limit_of_segments_own_is_found_and_only_what_is_over_it_by_itself_die
 
 
 @pytest.mark.parametrize("problem", [Answer(401), Answer(429), Answer(0)])
-def test_trouble_in_the_middle_of_halving_condemns_nobody(
+def test_an_outage_in_the_middle_of_halving_makes_no_dead_letter(
     relay: Relay, server: SegmentServer, problem: Answer
 ) -> None:
     guilty = {relay.add(100)[70]}

@@ -207,7 +207,7 @@ def test_a_proxy_that_is_gone_keeps_everything_waiting(
 
 
 @pytest.mark.parametrize("fault", ["expired", "of another host", "not trusted"])
-def test_a_certificate_that_is_no_good_keeps_everything_waiting(
+def test_an_invalid_certificate_keeps_everything_waiting(
     relay: Relay,
     server: SegmentServer,
     road: Road,

@@ -59,7 +59,7 @@ def test_a_long_reader_keeps_no_webhook_from_being_stored(tmp_path: Path) -> Non
             health = relay.ask("GET", "/readyz")
             assert health.status == 200
             assert health.content["status"] == "ready"
-            assert "somebody reads from the SQLite file" in health.content["warnings"][0]
+            assert "a reader of the SQLite file keeps its log" in health.content["warnings"][0]
             assert gauge(relay, "relay_outbox_log_held") == 1
             assert gauge(relay, "relay_outbox_log_bytes") > _LONG_LOG
         assert within(_WAIT_SECONDS, lambda: logged_bytes(relay) < _LONG_LOG / 2)
@@ -78,7 +78,7 @@ def test_a_long_reader_keeps_no_webhook_from_being_stored(tmp_path: Path) -> Non
     ],
     ids="; ".join,
 )
-def test_who_holds_the_writers_lock_is_answered_for_in_time(
+def test_webhooks_are_answered_in_time_while_another_program_holds_the_write_lock(
     tmp_path: Path, statements: list[str]
 ) -> None:
     with SegmentServer() as segment, RelayProcess(tmp_path / "relay.db", segment.url) as relay:
@@ -100,7 +100,7 @@ def test_who_holds_the_writers_lock_is_answered_for_in_time(
 @pytest.mark.parametrize(
     "statement", ["VACUUM", "ANALYZE", "PRAGMA wal_checkpoint(TRUNCATE)", "REINDEX"]
 )
-def test_what_somebody_does_to_the_file_is_over_when_it_is_over(
+def test_what_another_program_did_to_the_file_has_no_effect_afterwards(
     tmp_path: Path, statement: str
 ) -> None:
     with SegmentServer() as segment, RelayProcess(tmp_path / "relay.db", segment.url) as relay:
