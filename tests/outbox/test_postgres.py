@@ -22,9 +22,9 @@ from relay.outbox.entries import Keys, Role, total
 from relay.outbox.postgres.store import PostgresOutbox
 from relay.outbox.protocol import Outbox
 from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.by_destination import ByDestinationContract
 from tests.contracts.changes import ChangesContract, RunSql
 from tests.contracts.counters import CountersContract
-from tests.contracts.destinations import DestinationsContract
 from tests.contracts.entries import EntryStoreContract
 from tests.contracts.outbox import (
     FAULT,
@@ -73,7 +73,7 @@ class TestPostgresOutbox(
     ChangesContract,
     SuspectsContract,
     CountersContract,
-    DestinationsContract,
+    ByDestinationContract,
 ):
     lives = 15  # each is a database
     claimers = 2

@@ -20,9 +20,9 @@ from relay.outbox import open_outbox
 from relay.outbox.entries import Role
 from relay.outbox.sqlite.migrations import MIGRATIONS
 from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.by_destination import ByDestinationContract
 from tests.contracts.changes import ChangesContract, RunSql
 from tests.contracts.counters import CountersContract
-from tests.contracts.destinations import DestinationsContract
 from tests.contracts.entries import EntryStoreContract
 from tests.contracts.outbox import (
     FAULT,
@@ -45,7 +45,7 @@ class TestSqliteOutbox(
     ChangesContract,
     SuspectsContract,
     CountersContract,
-    DestinationsContract,
+    ByDestinationContract,
 ):
     claimers = 1
 

@@ -65,7 +65,7 @@ def crash(outbox: Outbox, clock: Clock, destination: str) -> None:
     clock.sleep(60)
 
 
-class DestinationsContract:
+class ByDestinationContract:
     """Two destinations in one outbox: see `relay.outbox.protocol.Outbox`."""
 
     @_every_destination
