@@ -292,7 +292,7 @@ MUTANTS = [
         "receiver/backpressure.py",
         "if free is not None and free < self._min_free_disk * _MEBIBYTE:",
         "if False:",
-        "tests/receiver/test_limits.py",
+        "tests/receiver/test_backpressure.py",
     ),
     Mutant(
         "an interrupted replay begins anew",

@@ -13,7 +13,7 @@ from relay.events import Ignored, Unusable
 from relay.outbox.entries import Clock, Query
 from relay.outbox.protocol import Outbox
 from relay.receiver.answers import Answer, answer_to
-from relay.receiver.bodies import MAX_BODY_BYTES
+from relay.receiver.body import MAX_BODY_BYTES
 from relay.routes import Route, Routes
 
 

@@ -32,6 +32,27 @@ class Answer(Struct, frozen=True):
         return self.status, headers, body
 
 
+class RequestRefusedError(Exception):
+    """The request is refused without regard to its content.
+
+    Attributes:
+        answer: to the request.
+        drain: whether the sender may still be sending; it then gets time to finish, so that it
+            reads the answer.
+        why: the reason for the log, one of a few sentences.
+    """
+
+    def __init__(
+        self, status: int, error: str, *headers: tuple[bytes, bytes], drain: bool = True
+    ) -> None:
+        super().__init__(error)
+        self.answer = Answer(
+            status, {"status": "refused", "error": error}, (*headers, (b"connection", b"close"))
+        )
+        self.drain = drain
+        self.why = error
+
+
 def answer_to(
     source: Source, arrival: Arrival | Ignored, result: StoreResult | None = None
 ) -> Answer:

@@ -14,16 +14,9 @@ from relay.events import Ignored
 from relay.logs.sampling import LogSampler
 from relay.metrics.definitions import WEBHOOKS
 from relay.outbox.entries import Arrival, Clock, utc_now
-from relay.receiver.answers import Answer, answer_to
-from relay.receiver.bodies import (
-    BODY_SECONDS,
-    MAX_BODY_BYTES,
-    Bodies,
-    Body,
-    RequestRefusedError,
-    SenderGoneError,
-    is_encoded,
-)
+from relay.receiver.answers import Answer, RequestRefusedError, answer_to
+from relay.receiver.bodies import BODY_SECONDS, Bodies, SenderGoneError, is_encoded
+from relay.receiver.body import MAX_BODY_BYTES, Body
 from relay.receiver.buffered import Headers, Reply
 from relay.receiver.committer import Committer, StoreResult
 from relay.routes import Route, Routes

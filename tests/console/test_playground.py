@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from relay.receiver.bodies import MAX_BODY_BYTES
+from relay.receiver.body import MAX_BODY_BYTES
 from tests.cli.desk import Desk, webhook
 from tests.console.client import (
     act,

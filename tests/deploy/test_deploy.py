@@ -10,7 +10,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # it comes without annotations
 
 from relay.cli import main
-from relay.receiver.bodies import MAX_BODY_BYTES
+from relay.receiver.body import MAX_BODY_BYTES
 from relay.settings import Settings, variables
 from tests.harness.routes import settings_models
 

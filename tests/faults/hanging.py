@@ -1,6 +1,6 @@
 """`relay` with a fault in one place: `python -m tests.faults.hanging FAULT ARGUMENT...`.
 
-It is the real one, but for the fault, and for how soon what hangs is judged to.
+It is the real relay, except for the fault and a shorter time after which something counts as stuck.
 """
 
 import sys
@@ -17,12 +17,12 @@ SECONDS = 2
 
 
 def hang(*_: object, **__: object) -> Any:  # noqa: ANN401 (it never returns)
-    """Stay for ever."""
+    """Never return."""
     time.sleep(100_000)
 
 
 def fail(*_: object, **__: object) -> Any:  # noqa: ANN401 (it never returns)
-    """Fail as nobody has foreseen."""
+    """Fail with an unexpected error."""
     raise KeyError("a fault of relay's own")
 
 

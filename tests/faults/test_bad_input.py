@@ -58,7 +58,7 @@ def relay(store: Store, segment: SegmentServer) -> Iterator[RelayProcess]:
 
 
 def counts(relay: RelayProcess) -> Counter[tuple[str, ...]]:
-    """Webhooks by outcome, source and what they were, as /metrics has them."""
+    """Return the number of webhooks by outcome, source and what they were, as in /metrics."""
     with closing(HTTPConnection("127.0.0.1", relay.port, timeout=30)) as connection:
         connection.request("GET", "/metrics")
         page = connection.getresponse().read().decode()
@@ -67,12 +67,12 @@ def counts(relay: RelayProcess) -> Counter[tuple[str, ...]]:
 
 
 def kept(store: Store, body: bytes) -> list[str]:
-    """For each entry with this body, why it is a dead letter, or that it is none."""
+    """Return for each entry with this body why it is a dead letter, or that it is none."""
     return [entry.reason or "event" for entry in store.stored() if entry.body == body]
 
 
 def assert_forwarded(relay: RelayProcess, segment: SegmentServer, accepted: set[str]) -> None:
-    """Everything accepted has arrived, but for what is too large for Segment."""
+    """Check that everything accepted has arrived, except what is too large for Segment."""
     assert within(60, lambda: pending(relay.store) == 0)
     arrived = {message["messageId"] for message in segment.accepted}
     oversized = {e.message_id for e in relay.store.stored() if e.reason == "oversized"}
@@ -156,7 +156,9 @@ def test_each_webhook_is_answered_counted_and_kept_as_the_table_says(
 @pytest.mark.parametrize(
     "body", [opened("s1"), opened("s2", user={}), b"s3"], ids=["event", "nobody", "not JSON"]
 )
-def test_what_the_store_refuses_is_told_to_come_again(relay: RelayProcess, body: bytes) -> None:
+def test_what_the_store_refuses_is_answered_503_with_retry_after(
+    relay: RelayProcess, body: bytes
+) -> None:
     relay.store.run_sql("ALTER TABLE entries RENAME TO away")
     before = counts(relay)
     broken = relay.post(body)
@@ -176,12 +178,12 @@ def deep(*openings: bytes) -> bytes:
 
 
 def among(value: bytes) -> bytes:
-    """An event with the value in a field that nobody reads."""
+    """Return an event with the value in a field that relay does not read."""
     return b'{"type":"opened","user":{"id":1},"more":' + value + b"}"
 
 
 def read(value: bytes) -> bytes:
-    """An event with the value in a field that is read."""
+    """Return an event with the value in a field that relay reads."""
     return b'{"type":"opened","user":{"id":1},"campaign":{"tags":' + value + b"}}"
 
 
@@ -225,7 +227,7 @@ def outcome(reply: Reply) -> tuple[int, str]:
     return reply.status, reply.content.get("reason") or reply.content["status"]
 
 
-def test_no_body_however_hostile_does_harm(relay: RelayProcess, segment: SegmentServer) -> None:
+def test_hostile_bodies_do_no_harm(relay: RelayProcess, segment: SegmentServer) -> None:
     outcomes, unwell, accepted = {}, [], set()
     for number, (name, (body, _)) in enumerate(BODIES.items()):
         reply, well = relay.post(body), relay.post(opened(f"well {number}"))
@@ -244,7 +246,7 @@ VALUES += [b'[" ",null,[[{}]]]', b"{}", b'{"id":{"email":[]},"type":"sent"}', b'
 
 
 def each_replaced(document: Mapping[str, Any], value: object) -> Iterator[dict[str, Any]]:
-    """The document, with the value in place of each of its own in turn."""
+    """Return the document several times, each with the value in place of another of its own."""
     for key, own in document.items():
         yield {**document, key: value}
         if isinstance(own, dict):

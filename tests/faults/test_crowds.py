@@ -1,4 +1,4 @@
-"""Strangers in great number take no memory and no files that good senders need."""
+"""Many unauthenticated senders take no memory and no files that good senders need."""
 
 import hmac
 import json
@@ -50,7 +50,7 @@ class WatchedRelay(RelayProcess):
         return len([*Path(f"/proc/{self.pid}/fd").iterdir()])
 
     def most_memory(self) -> int:
-        """The most that it has ever held, in bytes."""
+        """Return the largest resident memory it ever had, in bytes."""
         status = Path(f"/proc/{self.pid}/status").read_text().split()
         return int(status[status.index("VmHWM:") + 1]) * 1024
 
@@ -63,7 +63,7 @@ class WatchedRelay(RelayProcess):
 
 
 class ConfinedRelay(WatchedRelay):
-    """It may have few files open."""
+    """A relay that may have few files open."""
 
     def _program(self) -> list[str]:
         confine = f'ulimit -n {MOST_FILES} && exec "$@"'
@@ -83,7 +83,7 @@ def begin(sender: socket.socket, *headers: str) -> None:
 
 
 def push(sender: socket.socket, size: int) -> None:
-    """Send so much of a body, or as much as is taken."""
+    """Send so much of a body, or as much as relay reads."""
     sender.settimeout(5)
     with suppress(OSError):
         sender.sendall(b"x" * size)
@@ -105,7 +105,7 @@ def status(sender: socket.socket) -> bytes:
         ("X-CIO-Timestamp: now", f"X-CIO-Signature: {'0' * 64}"),
     ],
 )
-def test_without_a_signature_of_the_right_form_no_body_is_awaited(
+def test_no_body_is_read_without_a_well_formed_signature(
     relay: WatchedRelay, headers: tuple[str, ...]
 ) -> None:
     with relay.connect() as sender:
@@ -114,8 +114,8 @@ def test_without_a_signature_of_the_right_form_no_body_is_awaited(
         assert status(sender) == b"401"
 
 
-def test_bodies_of_strangers_take_bounded_memory(relay: WatchedRelay) -> None:
-    """Each has a signature that looks like one, and all but the end of a large body."""
+def test_bodies_of_unauthenticated_senders_take_bounded_memory(relay: WatchedRelay) -> None:
+    """Each sends a well-formed signature and all but the end of a large body."""
     forged = ("X-CIO-Timestamp: 1772366400", f"X-CIO-Signature: {'0' * 64}")
     before = relay.most_memory()
     with ExitStack() as stack:
@@ -133,7 +133,7 @@ def test_bodies_of_strangers_take_bounded_memory(relay: WatchedRelay) -> None:
     assert relay.most_memory() - before < 150 * MEBIBYTE
 
 
-def test_heads_of_strangers_take_bounded_memory(relay: WatchedRelay) -> None:
+def test_heads_of_unauthenticated_senders_take_bounded_memory(relay: WatchedRelay) -> None:
     before = relay.most_memory()
     with ExitStack() as stack:
         senders = [stack.enter_context(relay.connect()) for _ in range(500)]
@@ -148,7 +148,7 @@ def test_heads_of_strangers_take_bounded_memory(relay: WatchedRelay) -> None:
     assert relay.most_memory() - before < 60 * MEBIBYTE
 
 
-def test_a_head_has_so_many_headers_at_the_most(relay: WatchedRelay) -> None:
+def test_the_number_of_headers_is_limited(relay: WatchedRelay) -> None:
     most = {f"x-{number}": "1" for number in range(MAX_HEADERS - 3)}
     within_it = relay.post(opened("mail-1"), most)
     with relay.connect() as sender:
@@ -180,7 +180,7 @@ def test_idle_connections_leave_files_for_everything_else(tmp_path: Path) -> Non
     assert forwarded
 
 
-def test_as_many_files_are_used_as_the_process_may_let_itself(tmp_path: Path) -> None:
+def test_the_limit_of_open_files_is_raised_as_far_as_allowed(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
@@ -200,7 +200,7 @@ class ToldForwarder(ForwarderProcess):
         return ["forward", "--metrics-port", str(self.port)]
 
 
-def test_idle_connections_do_not_keep_a_forwarder_from_telling(tmp_path: Path) -> None:
+def test_idle_connections_do_not_keep_a_forwarder_from_showing_its_metrics(tmp_path: Path) -> None:
     outbox = tmp_path / "relay.db"
     with RelayProcess(outbox, NOBODY, options=["--no-forward"]):
         pass
@@ -212,26 +212,26 @@ def test_idle_connections_do_not_keep_a_forwarder_from_telling(tmp_path: Path) -
     assert [reply.status for reply in replies] == [200] * 3
 
 
-class Stranger:
+class FakeHolder:
     def __init__(self) -> None:
-        self.is_out = False
+        self.is_evicted = False
 
     def evict(self) -> None:
-        self.is_out = True
+        self.is_evicted = True
 
 
-def test_who_has_held_the_longest_makes_room() -> None:
-    first, second, third = strangers = [Stranger() for _ in range(3)]
+def test_the_longest_holder_is_evicted_first() -> None:
+    first, second, third = holders = [FakeHolder() for _ in range(3)]
     budget = Budget(10)
     budget.hold(first, 2)
     budget.hold(second, 6)
     budget.release(first)
     budget.hold(first, 4)
-    full = [stranger.is_out for stranger in strangers]
+    full = [holder.is_evicted for holder in holders]
     budget.hold(third, 5)
-    over = [stranger.is_out for stranger in strangers]
+    over = [holder.is_evicted for holder in holders]
     budget.hold(third, 11)
 
     assert full == [False] * 3
     assert over == [False, True, False]
-    assert [stranger.is_out for stranger in strangers] == [True] * 3
+    assert [holder.is_evicted for holder in holders] == [True] * 3

@@ -1,4 +1,4 @@
-"""What hangs, or has ended, within one of relay's processes."""
+"""A part of a relay process hangs, or has ended."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.harness.webhooks import opened
 
 
 class FaultyRelay(RelayProcess):
-    """`relay serve --no-forward` with a fault."""
+    """A `relay serve --no-forward` with a fault."""
 
     fault = ""
 
@@ -24,7 +24,7 @@ class FaultyRelay(RelayProcess):
 
 
 class FaultyForwarder(ForwarderProcess):
-    """`relay forward` with a fault."""
+    """A `relay forward` with a fault."""
 
     fault = ""
 
@@ -33,7 +33,7 @@ class FaultyForwarder(ForwarderProcess):
 
 
 class Systemd:
-    """What systemd is told."""
+    """The socket on which systemd receives notifications."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -41,11 +41,11 @@ class Systemd:
         self._socket.settimeout(30)
 
     def heard(self) -> str:
-        """The next message."""
+        """Return the next message."""
         return self._socket.recv(1000).decode()
 
     def falls_silent(self) -> bool:
-        """Whether nothing more comes for some seconds."""
+        """Return whether no message comes for some seconds."""
         self._socket.settimeout(5)
         for _ in range(30):
             try:
@@ -55,7 +55,7 @@ class Systemd:
         return False
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Close the socket."""
         self._socket.close()
 
 
@@ -77,7 +77,7 @@ def test_a_forwarder_that_gets_nowhere_ends_itself(
             relay.post(opened(1))
         with FaultyForwarder(file, server.url) as forwarder:
             assert forwarder.wait(60) == os.EX_SOFTWARE
-            # Between these two and behind them, workers may tell that they fail.
+            # Between these two and after them, workers may log that they fail.
             ends = {"forward.stuck", "process.cut_short"}
             events = [line["event"] for line in forwarder.log()]
             assert [event for event in events if event in ends] == [
@@ -88,7 +88,7 @@ def test_a_forwarder_that_gets_nowhere_ends_itself(
             assert within(60, lambda: len(server.accepted) == 1)
 
 
-def test_a_forwarder_one_of_whose_threads_ends_ends_as_a_whole(
+def test_a_forwarder_ends_with_any_of_its_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FaultyForwarder, "fault", "claiming ends")
@@ -101,7 +101,7 @@ def test_a_forwarder_one_of_whose_threads_ends_ends_as_a_whole(
             assert "thread.died" in [line["event"] for line in forwarder.log()]
 
 
-def test_a_commit_that_never_ends_makes_relay_unhealthy_and_systemd_hears_no_more(
+def test_a_commit_that_never_ends_makes_relay_unhealthy_and_stops_the_watchdog_messages(
     tmp_path: Path, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FaultyRelay, "fault", "committing hangs")
@@ -133,7 +133,7 @@ def test_relay_ends_with_its_committing_thread(
 
 @pytest.mark.parametrize("process", [FaultyRelay, FaultyForwarder])
 @pytest.mark.slow
-def test_the_end_comes_in_time_though_the_outbox_never_closes(
+def test_relay_ends_in_time_although_the_outbox_never_closes(
     tmp_path: Path, process: type[RelayProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "fault", "closing hangs")
@@ -147,9 +147,7 @@ def test_the_end_comes_in_time_though_the_outbox_never_closes(
             assert relay.wait(30) == os.EX_SOFTWARE
 
 
-def test_a_look_that_fails_is_not_the_last_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_that_fails_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FaultyRelay, "fault", "looking fails")
     options = ["--no-forward"]
     with FaultyRelay(tmp_path / "relay.db", "http://127.0.0.1:9", options=options) as relay:
@@ -158,7 +156,7 @@ def test_a_look_that_fails_is_not_the_last_one(
         )
 
 
-def test_systemd_hears_when_relay_is_ready_that_it_lives_and_that_it_stops(
+def test_systemd_is_notified_when_relay_is_ready_alive_and_stopping(
     tmp_path: Path, systemd: Systemd
 ) -> None:
     path = str(tmp_path / "notify")
@@ -179,7 +177,7 @@ def test_systemd_hears_when_relay_is_ready_that_it_lives_and_that_it_stops(
         assert relay.wait(20) == 0
 
 
-def test_systemd_hears_the_same_of_a_forwarder_of_its_own(tmp_path: Path, systemd: Systemd) -> None:
+def test_systemd_is_notified_by_a_lone_forwarder_too(tmp_path: Path, systemd: Systemd) -> None:
     path, file = str(tmp_path / "notify"), tmp_path / "relay.db"
     with SegmentServer() as server:
         with RelayProcess(file, server.url, options=["--no-forward"]):

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from relay.receiver.bodies import MAX_BODY_BYTES
+from relay.receiver.body import MAX_BODY_BYTES
 from tests.harness.processes import (
     PATH,
     SECRET,
@@ -30,7 +30,7 @@ GUESS = "/webhooks/vero/a-guess-at-the-secret"
 
 
 def request(body: bytes, *headers: str, path: str = PATH) -> bytes:
-    """A webhook as it is sent; with no header of its length but those given."""
+    """Return a webhook as it is sent, without a length except in the headers given."""
     return "\r\n".join([f"POST {path} HTTP/1.1", "Host: relay", *headers, "", ""]).encode() + body
 
 
@@ -39,10 +39,10 @@ def whole(body: bytes, *headers: str, path: str = PATH) -> bytes:
 
 
 class WatchedRelay(RelayProcess):
-    """With a view from outside on what it holds."""
+    """A relay whose memory is watched from outside."""
 
     def most_memory(self) -> int:
-        """The most that it has ever held, in bytes."""
+        """Return the largest resident memory it ever had, in bytes."""
         status = Path(f"/proc/{self._process.pid}/status").read_text().split()
         return int(status[status.index("VmHWM:") + 1]) * 1024
 
@@ -56,13 +56,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedRelay]:
 
 @pytest.fixture
 def relay(shared: WatchedRelay) -> WatchedRelay:
-    """The shared one, with nothing stored."""
+    """Return the shared relay, with nothing stored."""
     run_sql(shared.outbox, "DELETE FROM entries")
     return shared
 
 
 def converse(relay: RelayProcess, sent: bytes, *, ends: bool = False) -> list[int]:
-    """The status of each answer until relay hangs up.
+    """Return the status of each answer until relay closes the connection.
 
     Args:
         relay: who is spoken to.
@@ -80,7 +80,7 @@ def converse(relay: RelayProcess, sent: bytes, *, ends: bool = False) -> list[in
 
 
 def bodies(relay: RelayProcess) -> list[bytes]:
-    """Of everything that is stored."""
+    """Return the bodies of all entries."""
     return [entry.body for entry in stored(relay.outbox)]
 
 
@@ -118,7 +118,7 @@ DOUBTFUL = {
 
 
 @pytest.mark.parametrize("sent", DOUBTFUL.values(), ids=DOUBTFUL)
-def test_what_is_framed_in_doubt_is_refused_with_all_that_follows(
+def test_an_ambiguously_framed_request_is_refused_with_all_that_follows(
     relay: WatchedRelay, sent: bytes
 ) -> None:
     assert converse(relay, sent + SMUGGLED) == [400]
@@ -146,7 +146,7 @@ LIES: dict[str, tuple[bytes, list[int], list[bytes]]] = {
 
 
 @pytest.mark.parametrize(("sent", "statuses", "kept"), LIES.values(), ids=LIES)
-def test_a_lie_about_where_a_request_ends_stores_nothing_more(
+def test_a_wrong_length_stores_nothing_more(
     relay: WatchedRelay, sent: bytes, statuses: list[int], kept: list[bytes]
 ) -> None:
     waits_for_more = not statuses
@@ -162,7 +162,7 @@ def test_a_head_may_end_and_another_begin_in_a_large_piece(relay: WatchedRelay) 
     replies = []
     with relay.connect() as sender:
         sender.sendall(large[:5])
-        relay.ask("GET", "/healthz")  # by now it has been seen
+        relay.ask("GET", "/healthz")  # by now it has been read
         for piece in (large[5:] + last[:5], last[5:]):
             sender.sendall(piece)
             response = HTTPResponse(sender)
@@ -174,7 +174,7 @@ def test_a_head_may_end_and_another_begin_in_a_large_piece(relay: WatchedRelay) 
 
 @pytest.mark.parametrize("path", [PATH, GUESS, "/nowhere"])
 @pytest.mark.parametrize("unit", [b"x" * 2**16, b"X: 1\r\n" * 10_000], ids=["one line", "lines"])
-def test_a_trailer_without_end_is_refused(relay: WatchedRelay, path: str, unit: bytes) -> None:
+def test_an_endless_trailer_is_refused(relay: WatchedRelay, path: str, unit: bytes) -> None:
     sent = 0
     with relay.connect() as sender, suppress(ConnectionError):
         sender.sendall(request(b"2\r\n{}\r\n0\r\nX: ", CHUNKED, path=path))
@@ -187,7 +187,7 @@ def test_a_trailer_without_end_is_refused(relay: WatchedRelay, path: str, unit: 
 
 
 def bomb(size: int) -> bytes:
-    """So many bytes of blanks, a thousandth of that when compressed."""
+    """Return so many bytes of blanks, compressed to a thousandth of that."""
     squeeze = zlib.compressobj(9, wbits=31)
     return (
         b"".join(squeeze.compress(b" " * MEBIBYTE) for _ in range(size // MEBIBYTE))
@@ -195,7 +195,7 @@ def bomb(size: int) -> bytes:
     )
 
 
-def test_what_is_compressed_is_inflated_within_the_limits(relay: WatchedRelay) -> None:
+def test_a_compressed_body_is_decompressed_within_the_limits(relay: WatchedRelay) -> None:
     body = bomb(512 * MEBIBYTE)
     before = relay.most_memory()
     replies = [relay.post(body, {"Content-Encoding": "gzip"}) for _ in range(10)]
@@ -208,7 +208,7 @@ def test_what_is_compressed_is_inflated_within_the_limits(relay: WatchedRelay) -
     assert relay.most_memory() - before < 100 * MEBIBYTE
 
 
-def test_requests_sent_ahead_take_no_more_memory_than_they_may(relay: WatchedRelay) -> None:
+def test_pipelined_requests_take_bounded_memory(relay: WatchedRelay) -> None:
     before = relay.most_memory()
     with ExitStack() as stack:
         senders = [stack.enter_context(relay.connect()) for _ in range(10)]
@@ -241,7 +241,7 @@ WRONG += [f"{SECRET}/..", f"../vero/{SECRET}", f"/{SECRET}", "x" * 50_000]
 def test_no_guess_at_the_secret_is_right(
     relay: WatchedRelay, times: Callable[[int, int], int]
 ) -> None:
-    """Each on a connection that was let in just before: the next request has to be let in anew."""
+    """Each follows an accepted request on its connection: every request needs its own secret."""
     token = token_hex(8)
     guesses = WRONG + [f"{token}-{number}" for number in range(times(1_000, 10_000))]
     statuses: Counter[tuple[int, int]] = Counter()
@@ -256,7 +256,7 @@ def test_no_guess_at_the_secret_is_right(
     assert not [line for line in relay.log() if token in str(line) or SECRET[:-1] in str(line)]
 
 
-def test_after_a_wrong_guess_nothing_more_is_heard_on_its_connection(relay: WatchedRelay) -> None:
+def test_after_a_wrong_guess_nothing_more_is_read_from_its_connection(relay: WatchedRelay) -> None:
     guesses = b"".join(whole(EVENT, path=f"/webhooks/vero/{number}") for number in range(50))
 
     assert converse(relay, guesses + whole(EVENT)) == [401]

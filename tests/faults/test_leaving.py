@@ -1,4 +1,4 @@
-"""relay is told to stop: what the kernel has taken by then is answered."""
+"""relay is stopped: every request that the kernel has accepted by then is answered."""
 
 import signal
 import socket
@@ -42,7 +42,7 @@ def answer_to(sender: socket.socket) -> Reply:
 
 
 class StoppableRelay(RelayProcess):
-    """Does nothing for a while when told so, as on a machine that is busy."""
+    """A relay that can be suspended, as on a busy machine."""
 
     def suspend(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
@@ -60,7 +60,7 @@ class StoppableRelay(RelayProcess):
         self.resume()
 
     def is_leaving(self) -> bool:
-        """Whether it has noticed that it is to end."""
+        """Return whether it has begun to end."""
         return self.ask("GET", "/healthz").headers.get("connection") == "close"
 
 
@@ -76,7 +76,7 @@ def test_a_request_sent_as_the_end_begins_is_answered(relay: StoppableRelay, sen
     whole = request("mail-1")
     with relay.connect() as sender:
         sender.sendall(whole[:sent])
-        relay.ask("GET", "/healthz")  # by now the first part has been seen
+        relay.ask("GET", "/healthz")  # by now the first part has been read
         with relay.suspended():
             relay.terminate()
             sender.sendall(whole[len(whole[:sent]) :])
@@ -124,7 +124,7 @@ def test_a_request_sent_a_moment_after_the_end_has_begun_is_answered(
     assert relay.wait(20) == 0
 
 
-def test_requests_sent_ahead_are_all_answered_at_the_end(relay: StoppableRelay) -> None:
+def test_pipelined_requests_are_all_answered_at_the_end(relay: StoppableRelay) -> None:
     healthz = b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n"
     with relay.connect() as sender:
         relay.ask("GET", "/healthz")
@@ -138,7 +138,7 @@ def test_requests_sent_ahead_are_all_answered_at_the_end(relay: StoppableRelay) 
     assert relay.wait(20) == 0
 
 
-def test_a_connection_that_never_asks_does_not_hold_up_the_end(relay: StoppableRelay) -> None:
+def test_a_connection_without_a_request_does_not_delay_the_end(relay: StoppableRelay) -> None:
     with relay.connect() as silent, relay.connect() as halting:
         halting.sendall(b"POST /webhooks/ve")
         relay.ask("GET", "/healthz")
@@ -152,7 +152,7 @@ def test_a_connection_that_never_asks_does_not_hold_up_the_end(relay: StoppableR
 
 @dataclass
 class Senders:
-    """Who posts on and on, whether relay is there or not.
+    """Senders that post on and on, whether relay is there or not.
 
     Attributes:
         answered: webhooks that got a 200.
@@ -167,7 +167,7 @@ class Senders:
 
     @contextmanager
     def posting(self, once: int, kept: int) -> Iterator[None]:
-        """Some of them with a connection for each webhook, some keep theirs."""
+        """Post, some with a connection for each webhook, some on one that they keep."""
         threads = [threading.Thread(target=self._post, args=(False,)) for _ in range(once)]
         threads += [threading.Thread(target=self._post, args=(True,)) for _ in range(kept)]
         for thread in threads:
@@ -188,7 +188,7 @@ class Senders:
                     pass
 
     def _post_one(self, connection: HTTPConnection) -> bool:
-        """Whether the connection stays open."""
+        """Return whether the connection stays open."""
         mail = f"mail-{next(self.numbers)}"
         try:
             reply = ask(connection, "POST", PATH, opened(mail))
@@ -206,7 +206,7 @@ class Senders:
 
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("machine", ["fast", "slow"])
-def test_no_request_is_left_without_an_answer_by_restarts(
+def test_restarts_leave_no_request_without_an_answer(
     tmp_path: Path, machine: str, times: Callable[[int, int], int]
 ) -> None:
     outbox, port = tmp_path / "relay.db", closed_port()

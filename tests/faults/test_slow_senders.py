@@ -39,22 +39,22 @@ SLOW = {
     "a body that nobody reads": (METRICS + LENGTH, b" ", "200"),
     UNREAD: (METRICS + b"\r\n", b"", "200"),
 }
-SHOWN_OUT_SECONDS = 20
+DISCONNECTED_WITHIN_SECONDS = 20
 
 
 class WatchedRelay(RelayProcess):
-    """With a view from outside on what it holds."""
+    """A relay whose files, memory and connections are watched from outside."""
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def descriptors(self) -> int:
-        """How many files and connections it has open."""
+        """Return how many files and connections it has open."""
         return len([*Path(f"/proc/{self.pid}/fd").iterdir()])
 
     def memory(self) -> int:
-        """What it holds in memory, in MiB."""
+        """Return its resident memory, in MiB."""
         (line,) = (
             line
             for line in Path(f"/proc/{self.pid}/status").read_text().splitlines()
@@ -63,7 +63,7 @@ class WatchedRelay(RelayProcess):
         return int(line.split()[1]) // 1024
 
     def connected(self) -> set[int]:
-        """The ports of those whose connection it has not closed, read or unread."""
+        """Return the ports of the clients whose connections it has not closed, accepted or not."""
         _, *rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
         return {
             int(remote.rpartition(":")[2], 16)
@@ -85,7 +85,7 @@ class Sender:
         return port
 
     def answer(self) -> str:
-        """The status of its answer; empty where there is none."""
+        """Return the status of its answer; empty if there is none."""
         with suppress(BlockingIOError, ConnectionResetError):
             return self.connection.recv(12)[9:].decode()
         return ""
@@ -93,7 +93,7 @@ class Sender:
 
 @dataclass
 class Scene:
-    """What came of slow senders who held on for as long as they were let, and of good ones.
+    """What happened to slow senders, who stayed as long as they could, and to good ones.
 
     Attributes:
         seconds: that each good webhook took.
@@ -111,7 +111,7 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def most_files() -> Iterator[int]:
-    """How many files a process may have open: as many as this system lets it have."""
+    """Let processes open as many files as this system allows; yield how many."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = min(before[1], 20_000) if before[1] > 0 else 20_000
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
@@ -123,7 +123,7 @@ def most_files() -> Iterator[int]:
 def scene(
     most_files: int, times: Callable[[int, int], int], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
-    """All of them at once: each takes ten seconds to be shown out."""
+    """Run all kinds at once: each takes ten seconds to be disconnected."""
     counts = {kind: times(38, 100) for kind in SLOW}
     counts |= {IDLE: min(times(38, 2_000), most_files // 2), UNREAD: 1}
     outbox = tmp_path_factory.mktemp("slow") / "relay.db"
@@ -154,7 +154,7 @@ def scene(
 
 def _hold_on(relay: WatchedRelay, scene: Scene, began: float) -> None:
     staying, seen = scene.senders, set[int]()
-    while staying and time.monotonic() - began < SHOWN_OUT_SECONDS:
+    while staying and time.monotonic() - began < DISCONNECTED_WITHIN_SECONDS:
         for sender in staying:
             with suppress(BlockingIOError, ConnectionError):
                 sender.connection.send(sender.again)
@@ -167,7 +167,7 @@ def _hold_on(relay: WatchedRelay, scene: Scene, began: float) -> None:
 
 
 def _ask_on(connection: socket.socket) -> None:
-    """Ask for so much, one thing after the other, that the answers no longer fit on their way."""
+    """Send so many requests that the answers no longer fit into the socket's buffers."""
     with suppress(OSError):
         for _ in range(5_000):
             connection.send(METRICS + b"\r\n")
@@ -182,7 +182,7 @@ def _post_well(relay: RelayProcess, scene: Scene, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_a_slow_sender_is_answered_and_shown_out(scene: Scene, kind: str) -> None:
+def test_a_slow_sender_is_answered_and_disconnected(scene: Scene, kind: str) -> None:
     senders = [sender for sender in scene.senders if sender.kind == kind]
 
     assert senders
@@ -190,7 +190,7 @@ def test_a_slow_sender_is_answered_and_shown_out(scene: Scene, kind: str) -> Non
     assert {sender.answer() for sender in senders} == {SLOW[kind][2]}
 
 
-def test_good_senders_are_not_stuck_behind_slow_ones(scene: Scene) -> None:
+def test_good_senders_do_not_wait_for_slow_ones(scene: Scene) -> None:
     ordered = sorted(scene.seconds)
     median, p99 = statistics.median(ordered), ordered[int(len(ordered) * 0.99)]
 
@@ -199,7 +199,7 @@ def test_good_senders_are_not_stuck_behind_slow_ones(scene: Scene) -> None:
     assert scene.good_seconds < 20, f"median {median:.3f} s, 99th percentile {p99:.3f} s"
 
 
-def test_what_slow_senders_took_is_given_back(scene: Scene) -> None:
+def test_files_and_memory_of_slow_senders_are_freed(scene: Scene) -> None:
     before, after = scene.descriptors
     memory_before, memory_after = scene.memory
 

@@ -47,29 +47,29 @@ def line(log: Callable[[], object]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("secret", ["a", "wk", "e4", "?"])
-def test_a_secret_of_a_few_letters_leaves_the_words_alone(secret: str) -> None:
+def test_a_short_secret_is_not_masked_within_words(secret: str) -> None:
     words = "forward.held: a week awaits? at=1 he4d: wait"
-    told = [f"postgresql://owner:{secret}@db/events", f"password={secret}", f"key={secret}&a=1"]
+    texts = [f"postgresql://owner:{secret}@db/events", f"password={secret}", f"key={secret}&a=1"]
 
     assert logs.mask(words, [secret, SECRET]) == words
-    assert [logs.mask(text, [secret]) for text in told] == [
+    assert [logs.mask(text, [secret]) for text in texts] == [
         *("postgresql://owner:***", "password=***", "key=***&a=1")
     ]
 
 
-def test_a_secret_of_a_few_letters_does_not_keep_others_from_being_hidden() -> None:
+def test_a_short_secret_does_not_keep_others_from_being_masked() -> None:
     assert logs.mask(f"said {SECRET}", ["a", SECRET]) == "said ***"
 
 
-def _say() -> None:
+def _log() -> None:
     structlog.get_logger().warning(f"said {PRIVATE}", to=ADDRESS, url=f"/webhooks/vero/{SECRET}")
 
 
-def _say_by_the_standard_library() -> None:
+def _log_by_the_standard_library() -> None:
     logging.getLogger("uvicorn.error").warning("said %s of %s", PRIVATE, {"to": ADDRESS})
 
 
-def _say_with_a_stack() -> None:
+def _log_with_a_stack() -> None:
     logging.getLogger("asyncio").error(PRIVATE, stack_info=True)
 
 
@@ -80,35 +80,35 @@ def _fail() -> None:
         raise RuntimeError(PRIVATE) from error
 
 
-def _say_with_a_traceback() -> None:
+def _log_a_traceback() -> None:
     try:
         _fail()
     except RuntimeError:
         structlog.get_logger().exception("failed")
 
 
-def _say_with_a_traceback_by_the_standard_library() -> None:
+def _log_a_traceback_by_the_standard_library() -> None:
     try:
         _fail()
     except RuntimeError:
         logging.getLogger("asyncio").exception("failed")
 
 
-_SAYINGS = [
-    _say,
-    _say_by_the_standard_library,
-    _say_with_a_stack,
-    _say_with_a_traceback,
-    _say_with_a_traceback_by_the_standard_library,
+_LOG_CALLS = [
+    _log,
+    _log_by_the_standard_library,
+    _log_with_a_stack,
+    _log_a_traceback,
+    _log_a_traceback_by_the_standard_library,
 ]
 
 
 @pytest.mark.parametrize("style", ["json", "console"])
-@pytest.mark.parametrize("say", _SAYINGS)
+@pytest.mark.parametrize("log", _LOG_CALLS)
 def test_no_address_and_no_secret_is_written(
-    say: Callable[[], None], style: Literal["json", "console"]
+    log: Callable[[], None], style: Literal["json", "console"]
 ) -> None:
-    text = written(say, style=style)
+    text = written(log, style=style)
 
     assert "***" in text
     assert SECRET not in text
@@ -116,34 +116,34 @@ def test_no_address_and_no_secret_is_written(
     assert "example.com" not in text
 
 
-@pytest.mark.parametrize("say", _SAYINGS)
-def test_every_record_is_one_json_object_on_one_line(say: Callable[[], None]) -> None:
-    assert {"event", "level", "timestamp"} <= line(say).keys()
+@pytest.mark.parametrize("log", _LOG_CALLS)
+def test_every_record_is_one_json_object_on_one_line(log: Callable[[], None]) -> None:
+    assert {"event", "level", "timestamp"} <= line(log).keys()
 
 
-def test_a_line_says_what_happened_and_when() -> None:
-    said = line(lambda: structlog.get_logger().info("forward.sent", messages=3, answer=None))
-    timestamp = said.pop("timestamp")
+def test_a_line_has_its_event_level_values_and_time() -> None:
+    record = line(lambda: structlog.get_logger().info("forward.sent", messages=3, answer=None))
+    timestamp = record.pop("timestamp")
 
-    assert said == {"event": "forward.sent", "level": "info", "messages": 3, "answer": None}
+    assert record == {"event": "forward.sent", "level": "info", "messages": 3, "answer": None}
     assert timestamp.endswith("Z")
 
 
 def test_a_traceback_is_in_the_line_of_its_error() -> None:
-    said = line(_say_with_a_traceback)
+    record = line(_log_a_traceback)
 
-    assert "ValueError: invalid literal" in said["exception"]
-    assert "RuntimeError: *** at" in said["exception"]
+    assert "ValueError: invalid literal" in record["exception"]
+    assert "RuntimeError: *** at" in record["exception"]
 
 
 @settings(deadline=None)
 @given(st.text(st.characters()) | st.sampled_from(HOSTILE))
-def test_whatever_is_said_it_is_one_line_of_plain_ascii(text: str) -> None:
-    for say in (
+def test_any_text_is_logged_as_one_line_of_ascii(text: str) -> None:
+    for log in (
         lambda: structlog.get_logger().info(text, value=text),
         lambda: logging.getLogger("asyncio").warning("%s", text),
     ):
-        (only, end) = written(say).split("\n")
+        (only, end) = written(log).split("\n")
 
         assert json.loads(only)["event"] == logs.mask(text)
         assert only.isascii()
@@ -162,24 +162,24 @@ def test_an_address_is_masked_wherever_it_stands(text: str) -> None:
     assert masked.endswith(" after")
 
 
-def test_what_is_less_severe_than_the_level_is_not_written() -> None:
-    def say() -> None:
+def test_lines_below_the_level_are_not_written() -> None:
+    def log() -> None:
         structlog.get_logger().info("forward.sent")
 
-    assert "forward.sent" in written(say, level="debug")
-    assert "forward.sent" in written(say, level="info")
-    assert written(say, level="warning") == ""
+    assert "forward.sent" in written(log, level="debug")
+    assert "forward.sent" in written(log, level="info")
+    assert written(log, level="warning") == ""
 
 
 @pytest.mark.parametrize(
     "value", [ValueError(PRIVATE), {ADDRESS: SECRET}, [PRIVATE], (PRIVATE,), PRIVATE.encode()]
 )
-def test_what_is_wrapped_up_is_masked_too(value: object) -> None:
-    said = written(lambda: structlog.get_logger().info("said", value=value))
+def test_nested_values_are_masked_too(value: object) -> None:
+    text = written(lambda: structlog.get_logger().info("said", value=value))
 
-    assert ADDRESS not in said
-    assert SECRET not in said
+    assert ADDRESS not in text
+    assert SECRET not in text
 
 
-def test_a_secret_that_begins_another_leaves_nothing_of_it() -> None:
+def test_of_two_secrets_that_begin_alike_the_longer_is_masked_whole() -> None:
     assert logs.mask("first-secret-tail", ["first-secret", "first-secret-tail"]) == "***"

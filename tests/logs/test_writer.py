@@ -32,7 +32,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def read_until(reading: int, complete: Callable[[bytes], bool]) -> bytes:
-    """What comes until it is complete, or nothing more does for a long time."""
+    """Return what comes until it is complete, or nothing comes for 30 s."""
     text = b""
     while not complete(text) and select.select([reading], [], [], 30)[0]:
         text += os.read(reading, 2**16)
@@ -43,32 +43,32 @@ def numbered(number: int) -> str:
     return f"{number:06} {'x' * 992}\n"
 
 
-def test_nobody_waits_for_a_reader_that_stalls_and_what_is_dropped_is_counted_and_told(
+def test_a_stalled_reader_blocks_no_writer_and_dropped_lines_are_counted_and_reported(
     pipe: tuple[int, int],
 ) -> None:
     reading, writing = pipe
     counted: list[int] = []
 
-    def tell(lines: int) -> None:
+    def report_dropped(lines: int) -> None:
         writer.write(f"{lines} dropped\n")
 
     writer = BackgroundWriter(
-        writing, dropped=counted.append, resumed=tell, max_waiting_bytes=50_000
+        writing, dropped=counted.append, resumed=report_dropped, max_waiting_bytes=50_000
     )
     for number in range(_LINES):
         writer.write(numbered(number))
     text = read_until(reading, lambda text: text.endswith(b"dropped\n"))
-    *lines, told = text.decode().splitlines(keepends=True)
+    *lines, report = text.decode().splitlines(keepends=True)
     writer.write("afterwards\n")
 
     assert 50 <= len(lines) < 60
     assert lines == [numbered(number) for number in range(len(lines))]
-    assert told == f"{_LINES - len(lines)} dropped\n"
+    assert report == f"{_LINES - len(lines)} dropped\n"
     assert sum(counted) == _LINES - len(lines)
     assert read_until(reading, lambda text: text.endswith(b"\n")) == b"afterwards\n"
 
 
-def test_what_was_written_is_out_once_it_is_drained(pipe: tuple[int, int]) -> None:
+def test_draining_waits_until_everything_is_written(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     writer = BackgroundWriter(writing)
     writer.write("first\n")
@@ -78,16 +78,14 @@ def test_what_was_written_is_out_once_it_is_drained(pipe: tuple[int, int]) -> No
     assert os.read(reading, 1000) == b"first\nsecond \\ud800\n"
 
 
-def test_draining_ends_though_nobody_reads(pipe: tuple[int, int]) -> None:
+def test_draining_ends_although_nothing_is_read(pipe: tuple[int, int]) -> None:
     writer = BackgroundWriter(pipe[1])
     writer.write("x" * 100_000)
     writer.drain(0.1)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5])
-def test_a_pipe_that_is_set_not_to_block_gets_all_of_it(
-    pipe: tuple[int, int], seconds: float
-) -> None:
+def test_a_non_blocking_pipe_gets_the_whole_text(pipe: tuple[int, int], seconds: float) -> None:
     reading, writing = pipe
     os.set_blocking(writing, False)
     writer = BackgroundWriter(writing)
@@ -97,18 +95,18 @@ def test_a_pipe_that_is_set_not_to_block_gets_all_of_it(
     assert read_until(reading, lambda text: text.endswith(b"\n")) == b"x" * 99_999 + b"\n"
 
 
-def test_a_reader_that_is_gone_fails_nobody() -> None:
+def test_a_reader_that_is_gone_makes_no_writer_fail() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     counted: list[int] = []
-    told: list[int] = []
-    writer = BackgroundWriter(writing, dropped=counted.append, resumed=told.append)
+    resumed: list[int] = []
+    writer = BackgroundWriter(writing, dropped=counted.append, resumed=resumed.append)
     writer.write("one\n")
     writer.write("two\nthree\n")
     writer.drain(60)
 
     assert counted == [1, 2]
-    assert told == []
+    assert resumed == []
 
 
 def test_lines_of_two_writers_on_one_pipe_stay_whole(pipe: tuple[int, int]) -> None:
@@ -141,7 +139,7 @@ else:
 
 
 @pytest.mark.parametrize("arguments", [[], ["in a thread"]])
-def test_a_crash_is_told_after_all_that_was_said_before(arguments: list[str]) -> None:
+def test_a_crash_is_written_after_all_lines_before_it(arguments: list[str]) -> None:
     done = subprocess.run(  # noqa: S603 (its own Python)
         [sys.executable, "-c", _CRASHES, *arguments],
         capture_output=True,
@@ -191,7 +189,7 @@ def ask_once(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("level", ["debug", "info"])
-def test_a_stalled_reader_of_the_log_stops_neither_webhooks_nor_forwarding_nor_the_end(
+def test_a_stalled_log_reader_stops_neither_webhooks_nor_forwarding_nor_the_end(
     tmp_path: Path, pipe: tuple[int, int], level: str, number: signal.Signals
 ) -> None:
     with (
@@ -213,7 +211,7 @@ def test_a_stalled_reader_of_the_log_stops_neither_webhooks_nor_forwarding_nor_t
         assert len(server.accepted) == 40
 
 
-def test_a_reader_that_is_back_gets_every_line_in_order(
+def test_a_reader_that_resumes_gets_every_line_in_order(
     tmp_path: Path, pipe: tuple[int, int]
 ) -> None:
     with (
@@ -278,7 +276,7 @@ def environment(outbox: Path) -> dict[str, str]:
     }
 
 
-def test_relay_starts_though_nobody_reads_what_it_prints(
+def test_relay_starts_although_its_output_is_not_read(
     tmp_path: Path, pipe: tuple[int, int]
 ) -> None:
     """As in a container whose log has stalled: both outputs are one pipe."""
@@ -298,7 +296,7 @@ def test_relay_starts_though_nobody_reads_what_it_prints(
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
-def test_relay_runs_and_ends_well_where_standard_files_are_closed(
+def test_relay_runs_and_ends_cleanly_with_standard_files_closed(
     tmp_path: Path, closed: str
 ) -> None:
     port = closed_port()

@@ -38,7 +38,7 @@ def test_only_so_many_wait_and_the_others_do_not() -> None:
         await asyncio.sleep(0)
         waiting = [task for task in tasks if not task.done()]
         at_once = [task.result() for task in tasks if task.done()]
-        for task in waiting:  # whoever asked has gone
+        for task in waiting:  # the client has gone
             task.cancel()
         await asyncio.wait(waiting)
         freed = asyncio.create_task(attempts.hold_back("word"))
@@ -120,8 +120,8 @@ def test_nobody_is_locked_out_by_guesses(relay: RelayProcess) -> None:
         operator[0].request("GET", "/metrics")
         metrics = operator[0].getresponse().read().decode()
 
-    told = [line for line in relay.log() if line["event"] == "credentials.wrong"]
+    lines = [line for line in relay.log() if line["event"] == "credentials.wrong"]
     count = f'relay_wrong_credentials_total{{credential="password",door="console"}} {3.0 * FLOOD}'
     assert count in metrics
-    assert 1 <= len(told) <= 3 * 4
-    assert {line["credential"] for line in told} == {"password"}
+    assert 1 <= len(lines) <= 3 * 4
+    assert {line["credential"] for line in lines} == {"password"}

@@ -20,7 +20,7 @@ from tests.harness.processes import run_sql, stored
 
 
 class WatchedOutbox(SqliteOutbox):
-    """A real outbox that tells what it is given and can be made to wait.
+    """A real outbox that records what it is given and can be made to wait.
 
     Attributes:
         groups: the size of each group it was given.
@@ -60,7 +60,7 @@ def arrival(name: object, *, body: bytes = b"{}") -> Arrival:
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop, the time of which a test can move on.
+    """An event loop whose clock a test can move on.
 
     Attributes:
         skipped: seconds.
@@ -69,7 +69,7 @@ class Loop(asyncio.SelectorEventLoop):
     skipped = 0.0
 
     def time(self) -> float:
-        """The time by which it does what is due."""
+        """Return the loop's time, with what was skipped."""
         return super().time() + self.skipped
 
 
@@ -84,7 +84,7 @@ def run(
     outbox: WatchedOutbox,
     scenario: Callable[[Committer], Awaitable[None]],
 ) -> None:
-    """Play the scenario with a running intake."""
+    """Play the scenario with a running committer."""
 
     async def play() -> None:
         committer = Committer(outbox)
@@ -101,15 +101,15 @@ def run(
 
 
 async def store(committer: Committer, arrival: Arrival) -> bool:
-    """Store one arrival and hear of it."""
-    heard: asyncio.Future[StoreResult] = asyncio.get_running_loop().create_future()
+    """Store one arrival and return its result."""
+    result: asyncio.Future[StoreResult] = asyncio.get_running_loop().create_future()
 
-    def told(new: StoreResult) -> None:
-        if not heard.done():
-            heard.set_result(new)
+    def on_stored(new: StoreResult) -> None:
+        if not result.done():
+            result.set_result(new)
 
-    committer.store(arrival, told)
-    new = await heard
+    committer.store(arrival, on_stored)
+    new = await result
     if isinstance(new, OutboxError):
         raise new
     return new
@@ -139,12 +139,12 @@ def test_a_lone_webhook_is_committed_at_once(outbox: WatchedOutbox, path: Path) 
     assert outbox.groups == [1, 1, 1]
 
 
-def test_a_crowd_shares_a_commit(outbox: WatchedOutbox, path: Path) -> None:
+def test_simultaneous_webhooks_share_a_commit(outbox: WatchedOutbox, path: Path) -> None:
     async def scenario(committer: Committer) -> None:
-        crowd = await queued(outbox, committer, [arrival(name) for name in range(51)])
+        tasks = await queued(outbox, committer, [arrival(name) for name in range(51)])
         outbox.free.set()
 
-        assert await asyncio.gather(*crowd) == [True] * 51
+        assert await asyncio.gather(*tasks) == [True] * 51
 
     run(outbox, scenario)
 
@@ -152,56 +152,56 @@ def test_a_crowd_shares_a_commit(outbox: WatchedOutbox, path: Path) -> None:
     assert len(stored(path)) == 51
 
 
-def test_a_commit_has_an_end(outbox: WatchedOutbox) -> None:
+def test_a_commit_group_has_a_largest_size(outbox: WatchedOutbox) -> None:
     async def scenario(committer: Committer) -> None:
         count = 2 * LARGEST_GROUP + 2
-        crowd = await queued(outbox, committer, [arrival(name) for name in range(count)])
+        tasks = await queued(outbox, committer, [arrival(name) for name in range(count)])
         outbox.free.set()
-        await asyncio.gather(*crowd)
+        await asyncio.gather(*tasks)
 
     run(outbox, scenario)
 
     assert outbox.groups == [1, LARGEST_GROUP, LARGEST_GROUP, 1]
 
 
-def test_nobody_is_told_before_the_commit(outbox: WatchedOutbox) -> None:
+def test_nothing_is_answered_before_the_commit(outbox: WatchedOutbox) -> None:
     async def scenario(committer: Committer) -> None:
-        crowd = await queued(outbox, committer, [arrival(1), arrival(2)])
+        tasks = await queued(outbox, committer, [arrival(1), arrival(2)])
 
-        assert not any(waiting.done() for waiting in crowd)
+        assert not any(task.done() for task in tasks)
 
     run(outbox, scenario)
 
 
-def test_each_is_told_whether_it_was_new(outbox: WatchedOutbox) -> None:
+def test_each_result_says_whether_the_arrival_was_new(outbox: WatchedOutbox) -> None:
     async def scenario(committer: Committer) -> None:
         names = ("first", "same", "same", "first", "other")
-        crowd = await queued(outbox, committer, [arrival(name) for name in names])
+        tasks = await queued(outbox, committer, [arrival(name) for name in names])
         outbox.free.set()
 
-        assert await asyncio.gather(*crowd) == [True, True, False, False, True]
+        assert await asyncio.gather(*tasks) == [True, True, False, False, True]
 
     run(outbox, scenario)
 
 
-def test_a_failure_reaches_everyone_in_the_group_and_no_one_after_it(
+def test_a_failure_reaches_all_of_its_group_and_nothing_after_it(
     outbox: WatchedOutbox, path: Path
 ) -> None:
     async def scenario(committer: Committer) -> None:
         run_sql(path, "ALTER TABLE entries RENAME TO away")
-        crowd = await queued(outbox, committer, [arrival(name) for name in range(10)])
+        tasks = await queued(outbox, committer, [arrival(name) for name in range(10)])
         outbox.free.set()
-        told = await asyncio.gather(*crowd, return_exceptions=True)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
         run_sql(path, "ALTER TABLE away RENAME TO entries")
 
-        assert [type(answer) for answer in told] == [OutboxError] * 10
+        assert [type(answer) for answer in results] == [OutboxError] * 10
         assert await store(committer, arrival(1))
 
     run(outbox, scenario)
 
 
 class FaultyOutbox(WatchedOutbox):
-    """Fails once as no outbox should."""
+    """An outbox that fails once, with an error that is none of an outbox."""
 
     def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
         """See `Outbox.add`."""
@@ -211,7 +211,7 @@ class FaultyOutbox(WatchedOutbox):
         return super().add(arrivals)
 
 
-def test_a_fault_of_relays_own_is_told_and_does_not_stop_the_others(path: Path) -> None:
+def test_an_unexpected_error_is_reported_and_does_not_stop_the_committer(path: Path) -> None:
     async def scenario(committer: Committer) -> None:
         with pytest.raises(OutboxError, match="KeyError"):
             await store(committer, arrival("first"))
@@ -229,25 +229,25 @@ def test_an_outbox_too_far_behind_takes_no_more_until_it_has_caught_up(
     large = arrival("large", body=bytes(MAX_WAITING_BYTES // 8))
 
     async def scenario(committer: Committer) -> None:
-        crowd = await queued(outbox, committer, [large] * 8)
+        tasks = await queued(outbox, committer, [large] * 8)
         with pytest.raises(OutboxError, match="too many"):
             await store(committer, arrival("small"))
         outbox.free.set()
-        await asyncio.gather(*crowd)
+        await asyncio.gather(*tasks)
 
         assert await store(committer, arrival("small"))
 
     run(outbox, scenario)
 
 
-def test_a_request_that_has_gone_disturbs_no_other(outbox: WatchedOutbox, path: Path) -> None:
+def test_a_cancelled_request_does_not_disturb_others(outbox: WatchedOutbox, path: Path) -> None:
     async def scenario(committer: Committer) -> None:
-        crowd = await queued(outbox, committer, [arrival(name) for name in range(3)])
-        crowd[1].cancel()
-        await asyncio.wait([crowd[1]])
+        tasks = await queued(outbox, committer, [arrival(name) for name in range(3)])
+        tasks[1].cancel()
+        await asyncio.wait([tasks[1]])
         outbox.free.set()
 
-        assert await crowd[2]
+        assert await tasks[2]
 
     run(outbox, scenario)
 
@@ -256,51 +256,51 @@ def test_a_request_that_has_gone_disturbs_no_other(outbox: WatchedOutbox, path: 
 
 def test_closing_commits_what_waits(outbox: WatchedOutbox, path: Path) -> None:
     async def scenario(committer: Committer) -> None:
-        crowd = await queued(outbox, committer, [arrival(name) for name in range(20)])
+        tasks = await queued(outbox, committer, [arrival(name) for name in range(20)])
         closing = asyncio.create_task(committer.close())
         await asyncio.sleep(0)
         outbox.free.set()
         await closing
 
-        assert await asyncio.gather(*crowd) == [True] * 20
+        assert await asyncio.gather(*tasks) == [True] * 20
 
     run(outbox, scenario)
 
     assert len(stored(path)) == 20
 
 
-class Ear:
-    """Whom an intake tells.
+class Callback:
+    """A callback of the committer that keeps its results.
 
     Attributes:
-        heard: all of it.
-        first: set when it hears anything.
+        results: all of them.
+        called: set with the first.
     """
 
     def __init__(self) -> None:
-        self.heard: list[StoreResult] = []
-        self.first = asyncio.Event()
+        self.results: list[StoreResult] = []
+        self.called = asyncio.Event()
 
-    def __call__(self, fate: StoreResult) -> None:
-        self.heard.append(fate)
-        self.first.set()
+    def __call__(self, result: StoreResult) -> None:
+        self.results.append(result)
+        self.called.set()
 
 
-def test_whoever_has_waited_too_long_is_told_so_once_and_later_ones_are_fine(
+def test_a_wait_that_is_too_long_is_answered_once_and_later_arrivals_are_stored(
     outbox: WatchedOutbox, path: Path
 ) -> None:
     async def scenario(committer: Committer) -> None:
-        ear = Ear()
-        crowd = await queued(outbox, committer, [arrival(1), arrival(2)])
-        committer.store(arrival(3), ear)
-        await asyncio.sleep(0)  # handed over
+        callback = Callback()
+        tasks = await queued(outbox, committer, [arrival(1), arrival(2)])
+        committer.store(arrival(3), callback)
+        await asyncio.sleep(0)  # queued
         wait_too_long()
-        late = await asyncio.gather(*crowd, return_exceptions=True)
-        await ear.first.wait()
+        late = await asyncio.gather(*tasks, return_exceptions=True)
+        await callback.called.wait()
         outbox.free.set()
 
         assert await store(committer, arrival(4))
-        assert [str(error) for error in (*late, *ear.heard)] == [
+        assert [str(error) for error in (*late, *callback.results)] == [
             "the outbox does not answer in time"
         ] * 3
         # They were stored after all, and the sender's next try finds them.
@@ -311,7 +311,7 @@ def test_whoever_has_waited_too_long_is_told_so_once_and_later_ones_are_fine(
 
 
 class StuckOutbox(WatchedOutbox):
-    """Waits at its third group.
+    """An outbox that waits at its third group.
 
     Attributes:
         stuck: set when it does.
@@ -329,42 +329,44 @@ class StuckOutbox(WatchedOutbox):
         return super().add(arrivals)
 
 
-def test_of_those_that_came_together_nobody_is_told_twice(path: Path) -> None:
+def test_no_arrival_of_a_batch_is_answered_twice(path: Path) -> None:
     outbox = StuckOutbox(path)
 
     async def scenario(committer: Committer) -> None:
-        ears = [Ear() for _ in range(LARGEST_GROUP + 1)]
+        callbacks = [Callback() for _ in range(LARGEST_GROUP + 1)]
         await queued(outbox, committer, [arrival("first")])
-        for number, ear in enumerate(ears):
-            committer.store(arrival(number), ear)
-        await asyncio.sleep(0)  # handed over, all of them at once
+        for number, callback in enumerate(callbacks):
+            committer.store(arrival(number), callback)
+        await asyncio.sleep(0)  # queued, all of them at once
         outbox.free.set()
-        await ears[0].first.wait()
+        await callbacks[0].called.wait()
         await asyncio.to_thread(outbox.stuck.wait, 30)
         wait_too_long()
-        await ears[-1].first.wait()
+        await callbacks[-1].called.wait()
         outbox.free.set()
 
         assert await store(committer, arrival("last"))
-        assert [ear.heard for ear in ears[:-1]] == [[True]] * LARGEST_GROUP
-        assert [type(fate) for fate in ears[-1].heard] == [OutboxError]
+        assert [callback.results for callback in callbacks[:-1]] == [[True]] * LARGEST_GROUP
+        assert [type(result) for result in callbacks[-1].results] == [OutboxError]
 
     run(outbox, scenario)
     outbox.close()
 
 
-def test_one_that_cannot_be_told_keeps_nobody_else_from_being_told(outbox: WatchedOutbox) -> None:
-    def gone(_fate: StoreResult) -> None:
+def test_a_callback_that_fails_does_not_keep_others_from_their_results(
+    outbox: WatchedOutbox,
+) -> None:
+    def gone(_result: StoreResult) -> None:
         raise ConnectionResetError
 
     async def scenario(committer: Committer) -> None:
         await queued(outbox, committer, [arrival(1)])
         committer.store(arrival(2), gone)
         for number in (3, 4):
-            ear = Ear()
-            committer.store(arrival(number), ear)
-            await asyncio.sleep(0)  # handed over
+            callback = Callback()
+            committer.store(arrival(number), callback)
+            await asyncio.sleep(0)  # queued
             wait_too_long()
-            await ear.first.wait()
+            await callback.called.wait()
 
     run(outbox, scenario)

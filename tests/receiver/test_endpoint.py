@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from relay.events import ParseResult
 from relay.outbox.sqlite.store import SqliteOutbox
-from relay.receiver.bodies import MAX_BODY_BYTES
+from relay.receiver.body import MAX_BODY_BYTES
 from relay.receiver.committer import Committer
 from relay.receiver.endpoint import Webhooks
 from relay.receiver.server import base_url, listen
@@ -97,7 +97,7 @@ def answer_to(sender: socket.socket) -> Reply:
     return read_reply(response)
 
 
-def test_an_event_is_stored_as_it_came_before_it_is_accepted(relay: RelayProcess) -> None:
+def test_an_event_is_stored_unchanged_before_it_is_accepted(relay: RelayProcess) -> None:
     body = b"\n " + opened() + b"\n"
     reply = relay.post(body)
     (entry,) = stored(relay.outbox)
@@ -132,7 +132,7 @@ def test_of_many_copies_at_once_one_is_accepted(relay: RelayProcess) -> None:
         (opened(campaign={"channel": "sms"}), "other_channel"),
     ],
 )
-def test_what_is_none_of_the_seven_is_ignored(
+def test_an_event_outside_the_seven_collections_is_ignored(
     relay: RelayProcess, body: bytes, reason: str
 ) -> None:
     reply = relay.post(body)
@@ -148,7 +148,7 @@ def test_what_is_none_of_the_seven_is_ignored(
         (opened(user={}), "no_recipient"),
     ],
 )
-def test_what_cannot_become_an_event_is_a_dead_letter_and_not_worth_sending_again(
+def test_a_webhook_that_is_no_event_becomes_a_dead_letter_and_is_not_sent_again(
     relay: RelayProcess, body: bytes, reason: str
 ) -> None:
     reply = relay.post(body)
@@ -164,7 +164,7 @@ class FaultyVero(Vero):
         raise KeyError(body, received_at)
 
 
-def test_what_makes_the_mapping_fail_is_a_dead_letter(tmp_path: Path) -> None:
+def test_a_body_on_which_the_mapping_fails_becomes_a_dead_letter(tmp_path: Path) -> None:
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -215,9 +215,7 @@ def test_what_makes_the_mapping_fail_is_a_dead_letter(tmp_path: Path) -> None:
         pytest.param(b"[" * 100_000 + b"]" * 100_000, id="100,000 lists"),
     ],
 )
-def test_what_cannot_be_read_is_told_at_once_and_kept_once(
-    relay: RelayProcess, body: bytes
-) -> None:
+def test_an_unreadable_body_is_refused_and_kept_once(relay: RelayProcess, body: bytes) -> None:
     first, again = relay.post(body), relay.post(body)
     (entry,) = stored(relay.outbox)
 
@@ -241,7 +239,7 @@ def test_what_cannot_be_read_is_told_at_once_and_kept_once(
         ),
     ],
 )
-def test_what_is_odd_but_readable_is_accepted(relay: RelayProcess, body: bytes) -> None:
+def test_an_odd_but_readable_body_is_accepted(relay: RelayProcess, body: bytes) -> None:
     reply = relay.post(body)
     (entry,) = stored(relay.outbox)
 
@@ -270,7 +268,7 @@ def test_the_content_type_does_not_matter(relay: RelayProcess, content_type: str
         ("/webhooks/vero", {"Authorization": basic("anyone", OTHER_SECRET)}),
     ],
 )
-def test_a_secret_is_taken_wherever_it_can_be_carried(
+def test_a_secret_is_accepted_in_each_place_that_can_hold_it(
     relay: RelayProcess, path: str, headers: dict[str, str]
 ) -> None:
     assert relay.ask("POST", path, opened(), headers).status == 200
@@ -305,7 +303,7 @@ def test_without_the_secret_nothing_is_stored(
 @pytest.mark.parametrize(
     "path", ["/webhooks/nobody", f"/webhooks/nobody/{SECRET}", "/webhooks/", "/webhooks", "/"]
 )
-def test_an_unknown_provider_is_not_found(relay: RelayProcess, path: str) -> None:
+def test_an_unknown_source_is_not_found(relay: RelayProcess, path: str) -> None:
     reply = relay.ask("POST", path, opened(), {"Authorization": f"Bearer {SECRET}"})
 
     assert (reply.status, reply.content["status"]) == (404, "refused")
@@ -320,7 +318,9 @@ def test_without_a_secret_configured_there_is_no_route(tmp_path: Path, path: str
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("path", [PATH, "/webhooks/vero"])
-def test_webhooks_are_posted_and_nothing_else(relay: RelayProcess, method: str, path: str) -> None:
+def test_methods_other_than_post_are_not_allowed(
+    relay: RelayProcess, method: str, path: str
+) -> None:
     reply = relay.ask(method, path, None if method in {"GET", "HEAD"} else opened())
 
     assert reply.status == 405
@@ -328,7 +328,7 @@ def test_webhooks_are_posted_and_nothing_else(relay: RelayProcess, method: str, 
     assert not stored(relay.outbox)
 
 
-def test_a_body_may_have_a_mebibyte_and_not_a_byte_more(relay: RelayProcess) -> None:
+def test_a_body_of_a_mebibyte_is_accepted_and_one_more_byte_is_not(relay: RelayProcess) -> None:
     body = opened().ljust(MAX_BODY_BYTES)
     largest, larger = relay.post(body), relay.post(body + b" ")
 
@@ -374,7 +374,7 @@ def test_a_body_too_large_is_refused_while_it_is_being_sent(
     assert not stored(emptied.outbox)
 
 
-def test_a_body_too_slow_is_refused(emptied: RelayProcess) -> None:
+def test_a_slow_body_is_refused(emptied: RelayProcess) -> None:
     with emptied.connect() as sender:
         begin(sender, "Content-Length: 100")
         sender.sendall(b"{")
@@ -384,7 +384,7 @@ def test_a_body_too_slow_is_refused(emptied: RelayProcess) -> None:
     assert not stored(emptied.outbox)
 
 
-def test_a_head_too_slow_ends_the_connection(emptied: RelayProcess) -> None:
+def test_a_slow_head_ends_the_connection(emptied: RelayProcess) -> None:
     with ExitStack() as connections:
         senders = []
         for begun in (b"", b"P", b"POST /webhooks/ver", b"POST / HTTP/1.1\r\nHost: re", raw(b"{}")):
@@ -399,7 +399,7 @@ def test_a_head_too_slow_ends_the_connection(emptied: RelayProcess) -> None:
 
 
 @pytest.mark.parametrize("line", [b"X: 1\r\n", b"x"], ids=["lines", "one line"])
-def test_a_head_without_end_is_refused(emptied: RelayProcess, line: bytes) -> None:
+def test_an_endless_head_is_refused(emptied: RelayProcess, line: bytes) -> None:
     with emptied.connect() as sender:
         sender.sendall(f"POST {PATH} HTTP/1.1\r\n".encode())
         answers = []
@@ -422,7 +422,7 @@ def test_a_sender_that_goes_away_leaves_nothing_behind(emptied: RelayProcess) ->
 
 
 @pytest.mark.parametrize("cut", [1, 40, -len(opened()), -1])
-def test_a_webhook_may_come_in_any_pieces(emptied: RelayProcess, cut: int) -> None:
+def test_a_webhook_may_come_in_several_pieces(emptied: RelayProcess, cut: int) -> None:
     request = raw(opened())
     with emptied.connect() as sender:
         sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -452,7 +452,7 @@ def test_a_sender_that_closes_its_sending_half_gets_its_answer(
     assert outcomes == [b"alive"] * ahead + [b"accepted"]
 
 
-def test_requests_sent_ahead_are_answered_in_their_order(emptied: RelayProcess) -> None:
+def test_pipelined_requests_are_answered_in_order(emptied: RelayProcess) -> None:
     first, second = opened(message_id="mail-1"), opened(message_id="mail-2")
     healthz = b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n"
     last = raw(first, "Connection: close")
@@ -476,7 +476,7 @@ def test_the_next_head_may_begin_right_behind_a_large_body(emptied: RelayProcess
 
 
 @pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
-def test_the_connection_is_closed_after_the_answer_where_that_was_asked_for(
+def test_the_connection_is_closed_after_the_answer_if_the_request_asks_for_it(
     emptied: RelayProcess, version: str
 ) -> None:
     with emptied.connect() as sender:
@@ -498,7 +498,7 @@ def test_a_chunked_webhook_is_accepted(emptied: RelayProcess) -> None:
     assert reply.content["status"] == "accepted"
 
 
-def test_what_is_not_http_is_told_so_and_stores_nothing(emptied: RelayProcess) -> None:
+def test_bytes_that_are_not_http_are_refused_and_store_nothing(emptied: RelayProcess) -> None:
     with emptied.connect() as sender:
         head = f"POST {PATH} HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n"
         sender.sendall(head.encode() + b"5\r\n{....no chunk\r\n0\r\n\r\n")
@@ -567,7 +567,7 @@ def test_relay_is_not_ready_while_forwarding_is_on_hold(tmp_path: Path) -> None:
     assert reasons == ["forwarding is on hold: Segment answered 401 Unauthorized"]
 
 
-def test_what_came_in_is_counted_by_outcome(emptied: RelayProcess) -> None:
+def test_webhooks_are_counted_by_outcome(emptied: RelayProcess) -> None:
     emptied.post(opened())
     emptied.ask("POST", "/webhooks/vero/wrong-secret-for-the-tests", opened())
     with closing(HTTPConnection("127.0.0.1", emptied.port, timeout=30)) as connection:
@@ -591,7 +591,7 @@ def test_errors_of_the_other_pages_are_json_too(
 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
-def test_a_wish_to_upgrade_is_passed_over(relay: RelayProcess, protocol: str) -> None:
+def test_a_request_to_upgrade_is_ignored(relay: RelayProcess, protocol: str) -> None:
     """Java's client has it in every request over plain HTTP."""
     upgrade = {
         "Connection": "Upgrade, HTTP2-Settings",
@@ -626,7 +626,7 @@ def test_a_wish_to_upgrade_is_passed_over(relay: RelayProcess, protocol: str) ->
         ),
     ],
 )
-def test_the_log_says_at_which_door_a_webhook_was_refused(
+def test_the_log_says_why_credentials_were_refused(
     fragile: RelayProcess, path: str, headers: dict[str, str], why: str
 ) -> None:
     replies = [fragile.ask("POST", path, opened(), headers) for _ in range(5)]
@@ -643,7 +643,9 @@ def test_the_log_says_at_which_door_a_webhook_was_refused(
 
 
 @pytest.mark.parametrize("path", [f"/{PATH}", PATH.replace("/vero", "//vero"), f"/%20{PATH}"])
-def test_slips_of_pasting_before_the_secret_do_no_harm(relay: RelayProcess, path: str) -> None:
+def test_additional_slashes_and_blanks_before_the_secret_are_ignored(
+    relay: RelayProcess, path: str
+) -> None:
     assert relay.ask("POST", path, opened()).status == 200
 
 
@@ -659,21 +661,21 @@ def test_slips_of_pasting_before_the_secret_do_no_harm(relay: RelayProcess, path
         ("POST", PATH, MAX_BODY_BYTES + 1, 413),
     ],
 )
-def test_other_refusals_are_told_too(
+def test_other_refusals_are_logged_too(
     fragile: RelayProcess, method: str, path: str, size: int, status: int
 ) -> None:
     fragile.ask(method, path, b"x" * size)
     fragile.ask(method, path, b"x" * size)
 
-    def told() -> list[int]:
+    def statuses() -> list[int]:
         return [line["status"] for line in fragile.log() if line["event"] == "webhook.refused"]
 
-    assert within(5, lambda: told() == [status])
+    assert within(5, lambda: statuses() == [status])
     assert "and-a-secret" not in str(fragile.log())
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
-def test_all_addresses_are_those_of_both_families() -> None:
+def test_all_addresses_are_those_of_ipv4_and_ipv6() -> None:
     with closing(listen("::", 0)) as listener:
         port = listener.getsockname()[1]
         for address in ("127.0.0.1", "::1"):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import pytest
 
 from relay.events import DeadReason, Unusable
-from relay.receiver.bodies import MAX_BODY_BYTES, MAX_TRUNCATED_BYTES
+from relay.receiver.body import MAX_BODY_BYTES, MAX_TRUNCATED_BYTES
 from relay.routes import Rendered
 from relay.sources.customerio import Customerio, CustomerioSettings
 from relay.truncation import KEPT_BYTES, cut
@@ -61,7 +61,7 @@ def ack(relay: RelayProcess, body: bytes, **headers: str) -> Reply:
     return relay.ask("POST", DOOR, body, signed(body) | headers)
 
 
-def test_what_is_too_large_is_kept_in_part_where_an_error_would_hold_back_the_rest(
+def test_the_beginning_of_a_large_body_is_kept_for_a_source_that_an_error_blocks(
     relay: RelayProcess,
 ) -> None:
     body = event(content="x" * MAX_BODY_BYTES)
@@ -92,7 +92,7 @@ class Entry:
     received_at: datetime = datetime(2026, 3, 1, tzinfo=UTC)
 
 
-def test_what_is_cut_off_is_never_taken_for_the_whole() -> None:
+def test_a_truncated_body_is_never_taken_for_the_whole() -> None:
     """Not even where the beginning that is kept would do as a webhook: a replay changes nothing."""
     customerio = route(Customerio(CustomerioSettings()))
     body = event().ljust(MAX_BODY_BYTES + 1)
@@ -106,7 +106,7 @@ def test_what_is_cut_off_is_never_taken_for_the_whole() -> None:
 
 
 @pytest.mark.parametrize("key", ["another-key-for-the-tests", ""])
-def test_what_is_too_large_and_not_signed_is_not_stored(relay: RelayProcess, key: str) -> None:
+def test_a_large_body_without_a_signature_is_not_stored(relay: RelayProcess, key: str) -> None:
     body = event(content="x" * MAX_BODY_BYTES)
     reply = relay.ask("POST", DOOR, body, signed(body, key) if key else {})
 
@@ -115,7 +115,7 @@ def test_what_is_too_large_and_not_signed_is_not_stored(relay: RelayProcess, key
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_beyond_what_is_read_at_all_it_is_refused(relay: RelayProcess, packed: bool) -> None:  # noqa: FBT001 (a parameter)
+def test_a_body_beyond_what_is_read_is_refused(relay: RelayProcess, packed: bool) -> None:  # noqa: FBT001 (a parameter)
     body = event(content="x" * MAX_TRUNCATED_BYTES)
     if packed:
         reply = ack(relay, gzip.compress(body), **{"Content-Encoding": "gzip"})
@@ -127,7 +127,7 @@ def test_beyond_what_is_read_at_all_it_is_refused(relay: RelayProcess, packed: b
     assert within(5, lambda: "webhook.refused" in {line["event"] for line in relay.log()})
 
 
-def test_a_packed_body_is_unpacked(relay: RelayProcess) -> None:
+def test_a_gzipped_body_is_decompressed(relay: RelayProcess) -> None:
     first = ack(relay, gzip.compress(event()), **{"Content-Encoding": "gzip"})
     again = ack(relay, event())
     vero = relay.post(gzip.compress(opened()), {"Content-Encoding": "X-GZIP"})
@@ -137,7 +137,7 @@ def test_a_packed_body_is_unpacked(relay: RelayProcess) -> None:
     assert [entry.body for entry in stored(relay.outbox)] == [event(), opened()]
 
 
-def test_a_packed_body_that_is_too_large_is_treated_like_any_other(relay: RelayProcess) -> None:
+def test_a_gzipped_body_that_is_too_large_is_treated_like_any_other(relay: RelayProcess) -> None:
     body = event(content="x" * MAX_BODY_BYTES)
     kept = ack(relay, gzip.compress(body), **{"Content-Encoding": "gzip"})
     refused = relay.post(gzip.compress(body), {"Content-Encoding": "gzip"})
@@ -158,7 +158,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
-def test_what_cannot_be_unpacked_is_kept_as_it_came(relay: RelayProcess, body: bytes) -> None:
+def test_a_body_that_cannot_be_decompressed_is_kept_unchanged(
+    relay: RelayProcess, body: bytes
+) -> None:
     reply = relay.post(body, {"Content-Encoding": "gzip"})
     (entry,) = stored(relay.outbox)
 
@@ -167,7 +169,7 @@ def test_what_cannot_be_unpacked_is_kept_as_it_came(relay: RelayProcess, body: b
 
 
 @pytest.mark.parametrize("body", [opened(), PARTS], ids=["not packed", "in two members"])
-def test_gzip_may_be_said_of_what_is_none_and_may_have_members(
+def test_a_body_marked_as_gzip_may_be_plain_or_have_several_members(
     relay: RelayProcess, body: bytes
 ) -> None:
     reply = relay.post(body, {"Content-Encoding": "gzip"})
@@ -178,7 +180,7 @@ def test_gzip_may_be_said_of_what_is_none_and_may_have_members(
 
 
 @pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "gzip, br", "zstd"])
-def test_what_is_packed_in_another_way_is_told_so(relay: RelayProcess, coding: str) -> None:
+def test_another_content_encoding_is_refused(relay: RelayProcess, coding: str) -> None:
     body = zlib.compress(opened())
     vero = relay.post(body, {"Content-Encoding": coding})
     customerio = ack(relay, body, **{"Content-Encoding": coding})
@@ -190,5 +192,5 @@ def test_what_is_packed_in_another_way_is_told_so(relay: RelayProcess, coding: s
 
 
 @pytest.mark.parametrize("coding", ["identity", "", " , "])
-def test_what_is_packed_in_no_way_is_taken(relay: RelayProcess, coding: str) -> None:
+def test_an_identity_content_encoding_is_accepted(relay: RelayProcess, coding: str) -> None:
     assert relay.post(opened(), {"Content-Encoding": coding}).content["status"] == "accepted"

@@ -35,7 +35,7 @@ class SilentSegment(SegmentServer):
 
 
 def closes(relay: RelayProcess, variable: str, numbers: Iterator[int]) -> bool:
-    """Whether it comes to refuse webhooks, and says so where it is asked."""
+    """Return whether relay comes to refuse webhooks, and names the variable in `/readyz`."""
 
     def refuses() -> bool:
         reply = relay.post(opened(next(numbers)))
@@ -48,12 +48,12 @@ def closes(relay: RelayProcess, variable: str, numbers: Iterator[int]) -> bool:
 
 
 def opens(relay: RelayProcess, numbers: Iterator[int]) -> bool:
-    """Whether it takes webhooks again, by itself and soon."""
+    """Return whether relay soon accepts webhooks again, by itself."""
     ready = within(5, lambda: relay.ask("GET", "/readyz").status == 200)
     return ready and relay.post(opened(next(numbers))).content["status"] == "accepted"
 
 
-def test_beyond_its_backlog_relay_takes_nothing_until_it_is_forwarded(store: Store) -> None:
+def test_relay_accepts_nothing_beyond_its_backlog_until_it_is_forwarded(store: Store) -> None:
     numbers = iter(range(1_000_000))
     with (
         SilentSegment() as segment,
@@ -71,7 +71,7 @@ def test_beyond_its_backlog_relay_takes_nothing_until_it_is_forwarded(store: Sto
         assert opens(relay, numbers)
 
 
-def test_without_room_on_the_disk_relay_takes_nothing_and_forwards_what_it_has(
+def test_without_disk_space_relay_accepts_nothing_and_forwards_what_it_has(
     sqlite_store: SqliteStore,
 ) -> None:
     numbers = iter(range(1_000_000))
@@ -97,7 +97,7 @@ def test_without_room_on_the_disk_relay_takes_nothing_and_forwards_what_it_has(
 
 
 def arrivals(count: int) -> list[Arrival]:
-    """So many webhooks."""
+    """Return so many arrivals."""
     now = datetime.now(UTC)
     return [Arrival("vero", "segment", f"vero-{number}", now, b"{}") for number in range(count)]
 
@@ -108,24 +108,24 @@ def test_a_backlog_is_exceeded_when_more_entries_wait(
 ) -> None:
     with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
         outbox.add(arrivals(3))
-        told = Capacity(outbox, max_backlog=limit, min_free_disk=0).exceeded()
+        reason = Capacity(outbox, max_backlog=limit, min_free_disk=0).exceeded()
 
-    assert told == ("more than 2 entries wait (RELAY_MAX_BACKLOG)" if exceeded else None)
+    assert reason == ("more than 2 entries wait (RELAY_MAX_BACKLOG)" if exceeded else None)
 
 
-def test_too_little_room_is_told_in_figures(tmp_path: Path) -> None:
+def test_the_reason_gives_the_disk_space_in_mib(tmp_path: Path) -> None:
     with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
-        told = Capacity(outbox, max_backlog=None, min_free_disk=2**40).exceeded()
+        reason = Capacity(outbox, max_backlog=None, min_free_disk=2**40).exceeded()
 
-    assert told is not None
-    assert told.endswith(f" less than {2**40} MiB (RELAY_MIN_FREE_DISK)")
+    assert reason is not None
+    assert reason.endswith(f" less than {2**40} MiB (RELAY_MIN_FREE_DISK)")
 
 
-def test_what_cannot_tell_how_full_it_is_counts_as_full(tmp_path: Path) -> None:
+def test_an_outbox_that_cannot_be_measured_counts_as_full(tmp_path: Path) -> None:
     path = tmp_path / "relay.db"
     with closing(SqliteOutbox(path)) as outbox:
         run_sql(path, "ALTER TABLE entries RENAME TO away")
-        told = Capacity(outbox, max_backlog=1, min_free_disk=0).exceeded()
+        reason = Capacity(outbox, max_backlog=1, min_free_disk=0).exceeded()
         run_sql(path, "ALTER TABLE away RENAME TO entries")
 
-    assert (told or "").startswith("the outbox cannot tell how full it is: SQLite: ")
+    assert (reason or "").startswith("the outbox cannot tell how full it is: SQLite: ")
