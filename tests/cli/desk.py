@@ -174,7 +174,9 @@ def kill_once(process: "subprocess.Popen[bytes]", condition: Callable[[], bool])
     """
     with process:
         try:
-            assert within(60, lambda: not _one_moment(process) or condition())
+            deadline = time.monotonic() + 60
+            while _one_moment(process) and not condition():
+                assert time.monotonic() < deadline
             assert process.poll() is None
         finally:
             process.kill()  # one that stands still would be awaited for ever
