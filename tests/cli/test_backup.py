@@ -89,6 +89,7 @@ def test_a_backup_is_restored_into_either_store(
     assert (again, back) == ("0 entries restored\n",) * 2
 
 
+@pytest.mark.slow
 def test_relay_goes_on_with_a_backup_where_it_was_made(sqlite_desk: Desk, tmp_path: Path) -> None:
     file = tmp_path / "backup.db"
     with sqlite_desk.posting(webhook("goes-on", campaign={"name": "on"}), "on") as message_id:
@@ -101,6 +102,7 @@ def test_relay_goes_on_with_a_backup_where_it_was_made(sqlite_desk: Desk, tmp_pa
     assert answer == {"status": "duplicate", "message_id": message_id}
 
 
+@pytest.mark.slow
 def test_a_backup_killed_in_the_middle_is_no_backup(sqlite_desk: Desk, tmp_path: Path) -> None:
     file = tmp_path / "backup.db"
     kill_once(sqlite_desk.start("backup", str(file)), lambda: any(tmp_path.iterdir()))

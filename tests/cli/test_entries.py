@@ -155,6 +155,7 @@ def test_a_value_can_neither_command_the_terminal_nor_spread_over_it(sqlite_desk
     assert all(character.isprintable() for character in (table + story).replace("\n", ""))
 
 
+@pytest.mark.slow
 def test_follow_goes_on_with_what_comes_in_until_it_is_interrupted(desk: Desk) -> None:
     desk.delivered(webhook("before-follow"))
     with desk.start("events", "--follow", "--json", "--limit", "1") as following:

@@ -76,6 +76,7 @@ def erased(desk: Desk) -> int:
     return sum(entries for (entries,) in desk.store.run_sql(unfinished))
 
 
+@pytest.mark.slow
 def test_an_erasure_killed_in_the_middle_and_begun_again_leaves_nothing(desk: Desk) -> None:
     file = desk.file(webhook("many", number) for number in range(MANY))
     desk.run("import", str(file))

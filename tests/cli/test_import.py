@@ -89,6 +89,7 @@ def test_bad_lines_are_told_by_their_numbers_and_kept(sqlite_desk: Desk) -> None
     assert kept == [bad[0], bad[2]]
 
 
+@pytest.mark.slow
 def test_an_import_killed_in_the_middle_and_begun_again_leaves_nothing_out(desk: Desk) -> None:
     file = desk.file(
         UNIDENTIFIED if number % 8 == 0 else webhook("broken-off", number) for number in range(MANY)

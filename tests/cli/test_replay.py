@@ -126,6 +126,7 @@ def replayed(desk: Desk) -> int:
     return operations[0][0] if operations else 0
 
 
+@pytest.mark.slow
 def test_a_replay_killed_in_the_middle_and_begun_again_sends_nothing_twice(desk: Desk) -> None:
     file = desk.file(webhook("killed", number) for number in range(MANY))
     desk.run("import", str(file))

@@ -278,6 +278,7 @@ def _demo(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_the_demo_shows_events_at_segment_and_ends_cleanly(tmp_path: Path) -> None:
     with _demo(tmp_path, "--port", "0") as process:
         assert process.stdout

@@ -209,6 +209,7 @@ def test_while_segment_is_down_one_probe_goes_after_each_backoff(relay: Relay) -
     assert relay.outbox.destination_status("segment").answer == "503 Service Unavailable"
 
 
+@pytest.mark.slow
 def test_waiting_counts_no_attempt_against_an_entry(relay: Relay) -> None:
     relay.server.judge = lambda _batch: Answer(503)
     relay.add(*mails(120))
@@ -288,6 +289,7 @@ def test_a_probe_that_fails_while_the_outbox_is_away_does_not_block_later_ones(
     assert waited < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "named"),
     [
@@ -633,6 +635,7 @@ class Away(SqliteOutbox):
         raise OutboxError("away")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("store", "answer"),
     [

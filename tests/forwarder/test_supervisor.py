@@ -51,6 +51,7 @@ def codes_of_the_dead(relay: RelayProcess) -> list[int]:
     return [line["code"] for line in relay.log() if line["event"] == died]
 
 
+@pytest.mark.slow
 def test_a_forwarder_that_dies_is_started_again(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         first = relay.forwarder()
@@ -65,6 +66,7 @@ def test_a_forwarder_that_dies_is_started_again(tmp_path: Path) -> None:
         ] == [-9]
 
 
+@pytest.mark.slow
 def test_metrics_of_a_dead_forwarder_stay_until_the_next_one_reports(
     tmp_path: Path,
 ) -> None:
@@ -126,6 +128,7 @@ def test_nothing_is_left_after_an_orderly_end(tmp_path: Path, number: signal.Sig
         assert not _runs(forwarder)
 
 
+@pytest.mark.slow
 def test_further_signals_do_not_cut_the_shutdown_short(tmp_path: Path) -> None:
     asked = threading.Event()
 
@@ -147,6 +150,7 @@ def test_further_signals_do_not_cut_the_shutdown_short(tmp_path: Path) -> None:
         assert events.count("forward.sent") + events.count("forward.released") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "role"),
     [(["serve", "--port", "0"], "receives into"), (["forward"], "forwards from")],
@@ -210,6 +214,7 @@ def test_a_forwarder_that_hangs_makes_relay_unready_and_is_replaced(store: Store
         ] == [-9]
 
 
+@pytest.mark.slow
 def test_relay_is_not_ready_while_its_forwarder_cannot_lock_the_file(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         os.kill(relay.forwarder(), signal.SIGKILL)
@@ -245,6 +250,7 @@ def test_relay_is_not_ready_while_the_throttle_is_locked_by_a_stranger(
         assert within(60, lambda: len(server.accepted) == 1)
 
 
+@pytest.mark.slow
 def test_a_forwarder_that_cannot_be_started_is_started_once_it_can(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         before = resource.prlimit(relay.pid, resource.RLIMIT_NOFILE)
@@ -277,6 +283,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_silent_process_is_killed_and_the_next_knows_of_the_crash(
     tmp_path: Path,
 ) -> None:
@@ -293,6 +300,7 @@ def test_a_silent_process_is_killed_and_the_next_knows_of_the_crash(
         supervisor.stop(0)
 
 
+@pytest.mark.slow
 def test_a_process_that_closes_its_output_and_stays_is_killed(tmp_path: Path) -> None:
     script, starts = tmp_path / "script.py", tmp_path / "starts"
     script.write_text(
@@ -326,6 +334,7 @@ with open({!r}, "a") as output:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python_path", ["", ":", ".", "{elsewhere}:"])
 def test_a_forwarder_is_this_very_relay_and_imports_nothing_from_the_working_directory(
     tmp_path: Path, python_path: str
