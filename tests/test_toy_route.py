@@ -5,7 +5,9 @@ its path, the real relay carries the toy's events, beside Vero's to Segment.
 """
 
 import json
+import os
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +18,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.harness.fakes import Answer, SegmentServer
-from tests.harness.processes import RelayProcess, Store, run, within
+from tests.harness.processes import PYTHON, ExecutedRelay, RelayProcess, Store, within
 
 TOYS = str(Path(__file__).parent / "toys")
 SECRET = "the-secret-of-the-toy"
@@ -68,7 +70,7 @@ def toys() -> Iterator[ToyServer]:
 
 @pytest.fixture
 def relay(store: Store, server: SegmentServer, toys: ToyServer) -> Iterator[RelayProcess]:
-    with RelayProcess(
+    with ExecutedRelay(
         store, server.url, PYTHONPATH=TOYS, RELAY_TOY_SECRET=SECRET, RELAY_TOY_URL=toys.url
     ) as relay:
         yield relay
@@ -152,6 +154,7 @@ def test_a_toy_that_is_down_gets_all_once_it_is_back(
 
 def test_the_commands_know_the_toy(relay: RelayProcess, store: Store, toys: ToyServer) -> None:
     environ = {
+        "PATH": os.environ["PATH"],
         "SEGMENT_WRITE_KEY": "a-write-key",
         "RELAY_OUTBOX_URL": store.url,
         "RELAY_TOY_URL": toys.url,
@@ -160,9 +163,16 @@ def test_the_commands_know_the_toy(relay: RelayProcess, store: Store, toys: ToyS
     play(relay, 1)
     relay.ask("POST", f"/webhooks/toy/{SECRET}", b"unreadable")
     delivered = within(60, lambda: len(toys.taken) == 1)
-    listed = run("events", "--source", "toy", "--json", **environ).stdout
+
+    def run(*arguments: str) -> str:
+        ended = subprocess.run(  # noqa: S603 (its own Python and its own arguments)
+            [*PYTHON, *arguments], env=environ, capture_output=True, text=True, check=True
+        )
+        return ended.stdout
+
+    listed = run("events", "--destination", "toy", "--json")
     events = [json.loads(line) for line in listed.splitlines()]
-    settings = run("settings", **environ).stdout
+    settings = run("settings")
 
     assert delivered
     assert {event["destination"] for event in events} == {"toy"}
