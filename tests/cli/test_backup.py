@@ -11,7 +11,7 @@ from tests.harness.postgres import PostgresServer
 from tests.harness.processes import PostgresStore, RelayProcess, SqliteStore, Store, within
 
 HISTORY = """
-    SELECT message_id, what, detail FROM history JOIN entries ON entries.id = entry
+    SELECT message_id, what, history.detail FROM history JOIN entries ON entries.id = entry
     ORDER BY message_id, history.{}
 """
 
