@@ -1,3 +1,3 @@
-"""Vero's email webhooks, stored durably and forwarded to Segment as track calls."""
+"""Receives email webhooks of Vero and Customer.io, stores them, and forwards them to Segment."""
 
 __version__ = "0.1.0"

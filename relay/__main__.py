@@ -1,7 +1,7 @@
-"""`python -m relay`, or `python -P relay/__main__.py`: the same as the `relay` command.
+"""Runs the `relay` command, as `python -m relay` or as `python -P relay/__main__.py`.
 
-Run by its path, it is this very relay that runs, wherever it is, with nothing imported from the
-working directory.
+Run by its path, it imports the `relay` package that it lies in, and nothing from the working
+directory.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def _load_this_relay() -> None:
-    """Import `relay` from here, and not from where else it may be found."""
+    """Import the `relay` package that this file lies in, even if the path leads to another."""
     spec = spec_from_file_location("relay", Path(__file__).resolve().with_name("__init__.py"))
     assert spec  # noqa: S101 (it is a file of Python)
     assert spec.loader  # noqa: S101 (as above)

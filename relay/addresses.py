@@ -1,14 +1,13 @@
 """Email addresses in text: the patterns that find them, their mask and their digest.
 
-A match begins where a word does and nowhere else, so that the time taken grows with the text's
-length and not with its square. Every kind of text has a pattern of its own, because they disagree
-on what ends a word:
+A match begins only where a word begins. So the time to search a text grows with its length and not
+with its square. Each kind of text has its own pattern, because what ends a word differs:
 
 - a field that is an address and nothing else (`is_address`);
 - a field that names a person, like `Ann <ann@example.com>` (`in_mailbox`): `=`, `&` and braces
   belong to the address, as mail servers allow them;
-- a body of any form, like a query string or half of a JSON document (`in_body`): `=`, `&` and
-  braces end an address, and a full stop behind it does not belong to it;
+- a body in any format, like a query string or half of a JSON document (`in_body`): `=`, `&` and
+  braces end an address, and a full stop after it does not belong to it;
 - a text that must hold no address (`mask`): at signs may be escaped and names quoted, and masking
   too much is better than too little;
 - a line of a log (`mask_line`): colons and parentheses end an address, so that the words around it
@@ -26,7 +25,7 @@ _ESCAPED_AT: Final = r"%(?:25)*40|\\u0040"
 
 _ADDRESS: Final = re.compile(r"[^\s@]+@[^\s@]+")
 
-# The letters of no width are left behind by pasting.
+# Pasting leaves characters without width.
 _AROUND_MAILBOX: Final = r"\s<>\"',;:()\[\]\u200b-\u200d\u2060\ufeff"
 _IN_MAILBOX: Final = re.compile(
     rf"(?<![^{_AROUND_MAILBOX}])[^{_AROUND_MAILBOX}]+@[^{_AROUND_MAILBOX}]+"
@@ -61,19 +60,19 @@ def in_mailbox(text: str) -> list[str]:
 
 
 def in_body(text: str) -> list[str]:
-    """Return the addresses in a body of any form, with their at signs unescaped."""
+    """Return the addresses in a body in any format, with their at signs unescaped."""
     return [found.strip("'") for found in _IN_BODY.findall(_AT_IN_BODY.sub("@", text))]
 
 
 def mask(text: str) -> str:
-    """Return the text without any address in it."""
+    """Return the text with every address replaced by `MASK`."""
     if "@" not in text and "40" not in text:
         return text
     return _MASKED.sub(lambda m: m[0] if _MACHINE_MADE.fullmatch(m[0]) else MASK, text)
 
 
 def masked(value: Any) -> Any:  # noqa: ANN401 (any JSON)
-    """Return the document without any address in it."""
+    """Return the JSON document with every address in its texts and names replaced by `MASK`."""
     if isinstance(value, str):
         return mask(value)
     if isinstance(value, dict):
@@ -84,15 +83,15 @@ def masked(value: Any) -> Any:  # noqa: ANN401 (any JSON)
 
 
 def mask_line(text: str) -> str:
-    """Return a log's line without any address in it."""
+    """Return the line of a log with every address replaced by `MASK`."""
     return _IN_LINE.sub(MASK, text) if "@" in text else text
 
 
 def digest(address: str) -> str:
-    """Return the hex SHA-256 of the address in lower case, the same for every capitalisation."""
+    """Return the hex SHA-256 of the address, which is put into lower case first."""
     return sha256(address.lower().encode()).hexdigest()
 
 
 def names(wanted: str, address: str) -> bool:
-    """Return whether `wanted` is the address, capitalised in any way, or its digest."""
+    """Return whether `wanted` is the address or its digest; upper or lower case does not matter."""
     return wanted.lower() in {address.lower(), digest(address)}

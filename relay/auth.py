@@ -1,4 +1,4 @@
-"""Credentials: read from `Authorization` headers, and compared in constant time."""
+"""Reads credentials from `Authorization` headers, and compares secrets in constant time."""
 
 import base64
 import binascii
@@ -22,7 +22,10 @@ def _split_secrets(value: object) -> object:
 
 
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split_secrets)]
-"""One secret or several (comma-separated: rotation), each long enough not to be guessed."""
+"""The type of a setting: one secret, or several with commas between them for rotation.
+
+Each is at least `SHORTEST_SECRET` characters long, so that it cannot be guessed.
+"""
 
 
 class SecretCheck:

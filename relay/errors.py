@@ -2,14 +2,14 @@
 
     RelayError
     ├── SettingsError              the environment cannot be used; names every fault
-    ├── OutboxError                the outbox could not do it; nothing was promised
-    │   ├── OutboxNotOpenError         not yet
+    ├── OutboxError                the outbox could not do what was asked; nothing was promised
+    │   ├── OutboxNotOpenError         it is still being opened
     │   ├── OutboxUnusableError        waiting does not help: the operator must act
-    │   │   └── OutboxMissingError         there is none, and it is not to be made
-    │   └── OutboxBrokenError          nothing more in this process: its disk or file is gone
+    │   │   └── OutboxMissingError         there is none, and none is to be created
+    │   └── OutboxBrokenError          it is unusable in this process: its disk or file is gone
     ├── UnreadableError            a body that is not a usable JSON object
     ├── HttpError                  a request got no answer
-    │   └── UnusableUrlError           it cannot be sent there at all
+    │   └── UnusableUrlError           no request can be sent to the URL
     ├── CrashError                 the process cannot go on, by a fault in relay itself
     └── DestinationError           a destination did not accept a batch
         ├── UnavailableError           not now; the same batch may pass later
@@ -41,7 +41,7 @@ class SettingsError(RelayError):
 
 
 class OutboxError(RelayError):
-    """The outbox could not do what it was asked to; nothing of it has happened."""
+    """The outbox could not do what was asked; nothing was promised."""
 
 
 class OutboxNotOpenError(OutboxError):
@@ -56,15 +56,15 @@ class OutboxUnusableError(OutboxError):
 
 
 class OutboxMissingError(OutboxUnusableError):
-    """There is no outbox, and the caller does not want one made."""
+    """There is no outbox, and the caller does not want one created."""
 
 
 class OutboxBrokenError(OutboxError):
-    """The outbox does nothing more in this process, which must end and start again."""
+    """The outbox can no longer be used in this process; relay must be restarted."""
 
 
 class CrashError(RelayError):
-    """The process cannot go on, by a fault in relay itself; the next process may."""
+    """The process cannot go on, by a fault in relay itself; a restart may help."""
 
 
 class UnreadableError(RelayError):
@@ -84,7 +84,7 @@ class DestinationError(RelayError):
 
 
 class UnavailableError(DestinationError):
-    """Not now: the same batch may be accepted later.
+    """The destination is unavailable now; it may accept the same batch later.
 
     Attributes:
         retry_after: how long the destination asked relay to wait; None if it did not.

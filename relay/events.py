@@ -1,4 +1,4 @@
-"""What a webhook's body can be: an email event, ignored, or unusable for a reason."""
+"""The results of parsing a webhook's body: an email event, ignored, or unusable for a reason."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -34,11 +34,11 @@ class DeadReason(StrEnum):
     NO_RECIPIENT = "no_recipient"
     """The event has neither a user id nor an address."""
     OVERSIZED = "oversized"
-    """The message is larger than the destination takes, or the webhook than relay keeps."""
+    """The message is too large for the destination, or the webhook is too large for relay."""
     REJECTED = "rejected"
     """The destination rejected this message."""
     POISON = "poison"
-    """Relay itself fails at this webhook."""
+    """Relay itself fails when it handles this webhook."""
     IGNORED = "ignored"
     """Relay accepted the webhook and would ignore it under today's settings. This is no fault."""
 
@@ -47,8 +47,8 @@ REMEDIES: Final[Mapping[DeadReason, str]] = {
     DeadReason.UNREADABLE: "Find out what sent it: the source, or someone who knows the secret.",
     DeadReason.UNKNOWN_TYPE: "Replay it with a version of relay that knows the type, or leave it.",
     DeadReason.NO_RECIPIENT: "The event belongs to nobody: check how the email was sent.",
-    DeadReason.OVERSIZED: "Shorten what the email puts into the event: the destination takes no"
-    " more. If the webhook itself is too large, turn off Body Content in Customer.io.",
+    DeadReason.OVERSIZED: "The event is too large for the destination: shorten what the email puts"
+    " into it. If the webhook itself is too large, turn off Body Content in Customer.io.",
     DeadReason.REJECTED: "Read the destination's answer, correct what it names, and replay it.",
     DeadReason.POISON: "This is a fault in relay: report it, and replay it with a version that"
     " corrects it.",
@@ -70,9 +70,9 @@ class EmailEvent(Struct, frozen=True):
             nothing does, and then it never counts as a duplicate.
         user_id: the customer's id for the recipient.
         email: the recipient's address, trimmed, otherwise as received.
-        user_agent: of the program that opened the email or followed the link.
-        properties: what else is known; only trimmed strings that are not blank, because a
-            warehouse fixes a column's type at its first value.
+        user_agent: user agent of the program that opened the email or followed the link.
+        properties: all other fields that are kept. Each value is a trimmed string that is not
+            blank, because a warehouse fixes a column's type at its first value.
     """
 
     collection: Collection

@@ -1,4 +1,7 @@
-"""Routes: a source with its destination. What comes in is accepted by one, and rendered by it."""
+"""Routes: each joins a source to its destination.
+
+A route accepts a webhook's body when it comes in, and renders the stored body when it goes out.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -32,17 +35,17 @@ class Stored(Protocol):
 
     @property
     def message_id(self) -> str:
-        """The `messageId` it keeps for ever."""
+        """The `messageId` that it is sent under, also when it is sent again."""
         ...
 
     @property
     def received_at(self) -> datetime:
-        """When it came."""
+        """When its webhook was received."""
         ...
 
     @property
     def body(self) -> bytes:
-        """As it came."""
+        """Body of its webhook, as received."""
         ...
 
 
@@ -71,9 +74,9 @@ class Route:
         """Return what to store for a webhook's body, if it is to be stored at all.
 
         Args:
-            body: whatever came.
-            received_at: when.
-            fallback_key: gives the dedupe key of a body that has none; by default such a body is
+            body: the body, as received.
+            received_at: when it was received.
+            fallback_key: returns the dedupe key of a body that has none; by default such a body is
                 never a duplicate.
         """
         parsed = self._parse(body, received_at)
@@ -100,15 +103,15 @@ class Route:
 
         Args:
             body: its beginning.
-            received_at: when it came.
-            size: of the whole, in bytes.
-            digest: of the whole; the same one is kept once.
+            received_at: when it was received.
+            size: bytes of the whole body.
+            digest: digest of the whole body; a body with the same digest is kept once.
         """
         kept = truncation.cut(body, size)
         return self._dead_letter(kept, digest, received_at, truncation.fault_of(kept))
 
     def render(self, stored: Stored) -> Rendered | Unusable:
-        """Return what the destination is sent for a stored body by today's mapping, or why not."""
+        """Return what today's mapping sends to the destination, or why nothing can be sent."""
         try:
             if fault := truncation.fault_of(stored.body):
                 return fault
@@ -142,7 +145,7 @@ class Route:
     def _dead_letter(
         self, body: bytes, digest: str, received_at: datetime, fault: Unusable | None
     ) -> Arrival:
-        """Return a dead letter: nothing but its bytes identifies it, so they are kept once."""
+        """Return a dead letter identified by its bytes: the same bytes are kept once."""
         message_id = self.destination.message_id(self.source.name, ("body", digest))
         name = self.source.name
         return Arrival(name, self.destination.name, message_id, received_at, body, fault)

@@ -1,7 +1,6 @@
-"""Builds a receiver with its forwarder from the settings, and runs them.
+"""Builds the parts of `relay serve` from the settings, and runs them.
 
-HTTP is served from the first moment, while the outbox is still being opened: until it is open,
-webhooks are answered 503 and `/readyz` says why.
+HTTP is served at once. Until the outbox is open, webhooks are answered 503 and `/readyz` says why.
 """
 
 import gc
@@ -58,11 +57,11 @@ class Service:
     """A receiver, its forwarder and its pages, over one outbox.
 
     Args:
-        settings: of all of them.
+        settings: the settings of relay, its sources and its destinations.
         routes: every route.
-        listener: where requests come in.
-        environ: of the forwarder's process; None forwards nothing.
-        tell_link: called with each link that opens the console, if no password does.
+        listener: the socket that accepts requests.
+        environ: environment of the forwarder's process; None starts no forwarder.
+        tell_link: called with each link that opens the console, if no password opens it.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class Service:
 
         Raises:
             OutboxUnusableError: the outbox will not open until an operator acts.
-            OutboxBrokenError: the outbox does nothing more in this process.
+            OutboxBrokenError: the outbox can no longer be used in this process.
             CrashError: one of its threads has ended.
         """
         end_with_any_thread(self._crash)
@@ -226,7 +225,7 @@ class Service:
         self._end(CrashError("a thread of relay's has ended"))
 
     def _end(self, error: RelayError) -> None:
-        """End the process because of the error, the first of them."""
+        """End the process; `run` raises the first error that ended it."""
         if self._failure is None:
             self._failure = error
             os.kill(os.getpid(), signal.SIGTERM)

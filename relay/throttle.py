@@ -1,8 +1,8 @@
-"""When the next request to a destination may go: rate limit, backoff and hold.
+"""Decides when the next request to a destination may be sent: rate limit, backoff and hold.
 
-Backoff belongs to the destination, not to an entry: when a destination is down, everything waits
-together behind one probe, and waiting uses nothing up. All forwarders to one destination share one
-throttle, kept by the outbox: the destination sees them as one sender, with one budget.
+Backoff belongs to the destination, not to an entry. When a destination is down, all its entries
+wait for one probe, and waiting does not count as an attempt. All forwarders to one destination
+share one throttle, which the outbox keeps, because the destination limits them as one sender.
 """
 
 import random
@@ -18,7 +18,7 @@ HOLD_PROBE: Final = timedelta(minutes=1)
 LONGEST_WAIT: Final = timedelta(hours=1)
 """No wait is longer, whatever the destination asks for; a longer one means a clock set back."""
 PROBE_LEASE: Final = timedelta(minutes=1)
-"""A probe unanswered for this long has died with its process, and another one may go."""
+"""A probe that is unanswered for this long has ended with its process; another may be sent."""
 
 _ROUNDING: Final = 0.001
 _SHORTEST_BACKOFF: Final = 0.02
@@ -26,12 +26,12 @@ _PROBE_UNDER_WAY: Final = 0.25
 
 
 class Permit(Struct, frozen=True):
-    """Leave to send one request. Report its answer to the `Throttle` that gave it.
+    """Permission to send one request. Report its answer to the `Throttle` that gave it.
 
     Attributes:
-        generation: counts the throttle's changes of state; that in which it was given.
-        taken_at: when it was given.
-        probe: it was given after a failure, so all other requests wait for its answer.
+        generation: the throttle's generation when it gave the permit.
+        taken_at: when the permit was given.
+        probe: whether it was given after a failure; all other requests wait for its answer.
     """
 
     generation: int
@@ -45,9 +45,9 @@ class DestinationStatus(Struct, frozen=True):
     Attributes:
         hold: the destination's answer if forwarding to it is on hold; otherwise None.
         failures: consecutive failed probes.
-        next_at: when the next probe goes; None if nothing is waited for.
-        answer: the latest answer, whatever it was; None before the first.
-        answered_at: about when it came.
+        next_at: when the next probe is sent; None if there is nothing to wait for.
+        answer: the latest answer, good or bad; None before the first.
+        answered_at: when the latest answer came, roughly.
     """
 
     hold: str | None = None
@@ -58,21 +58,21 @@ class DestinationStatus(Struct, frozen=True):
 
 
 def full_jitter(bound: float) -> float:
-    """Return a random wait up to the bound, in seconds: spreads many relays' probes the most."""
+    """Return a random wait up to the bound, in seconds: it keeps relays from probing together."""
     return random.uniform(0, bound)  # noqa: S311 (no secret hangs on it)
 
 
 class Throttle(Struct):
     """Gives permits: so many a second when all is well, otherwise a single probe at a time.
 
-    Pure: it is given the time, in seconds by any clock that all its users share.
+    Pure: callers pass the time, in seconds, by a clock that they share.
 
     Attributes:
-        taken_at: when the latest permits were given, as many as a second has, oldest first.
-        next_at: no permit is given before.
+        taken_at: when the latest permits were given, oldest first; as many as a second allows.
+        next_at: no permit is given before this time.
         generation: counts changes of state.
         failures: consecutive failed probes.
-        probe_until: when the probe under way is given up; 0 if none is.
+        probe_until: when another probe may be sent although one is unanswered; 0 if none is.
         hold: the destination's answer if forwarding to it is on hold; otherwise None.
         answer: the latest answer.
         answered_at: when it came.
@@ -89,7 +89,7 @@ class Throttle(Struct):
 
     @property
     def probing(self) -> bool:
-        """Whether single probes go, because the last request failed."""
+        """Whether only single probes are sent, because the last request failed."""
         return self.failures > 0 or self.hold is not None
 
     def acquire(self, now: float, requests_per_second: int) -> Permit | float:
@@ -98,7 +98,7 @@ class Throttle(Struct):
             return _PROBE_UNDER_WAY
         if wait := _ahead(self.next_at, now, LONGEST_WAIT):
             return wait
-        # Permits of a second may be taken at once: a process that wakes for each of them finds the
+        # All permits of a second may be taken at once. A process that wakes for each one finds the
         # processor's caches cold, and works at little more than half its speed.
         del self.taken_at[: max(0, len(self.taken_at) - requests_per_second)]
         if len(self.taken_at) == requests_per_second:
@@ -118,7 +118,7 @@ class Throttle(Struct):
             self.probe_until = 0.0
 
     def succeeded(self, permit: Permit) -> None:
-        """Note that the destination took the request, or spoke of its content."""
+        """Note that the destination accepted the request, or rejected its content."""
         if permit.generation == self.generation and permit.probe:
             self._start_generation(next_at=0.0)
             self.failures = 0
@@ -132,9 +132,9 @@ class Throttle(Struct):
         retry_after: timedelta | None,
         jitter: Callable[[float], float] = full_jitter,
     ) -> None:
-        """Back off: the next probe goes after a wait, or later if the destination asked for it."""
+        """Back off: send the next probe after a wait, or later if the destination asked for it."""
         self.record(answer, now)
-        # Requests that were under way together and fail together are one failure.
+        # Requests that were under way at the same time and all fail count as one failure.
         if permit.generation == self.generation:
             bound = FIRST_BACKOFF.total_seconds() * 2.0 ** min(self.failures, 16)
             wait = jitter(min(bound, LONGEST_BACKOFF.total_seconds()))
@@ -143,7 +143,7 @@ class Throttle(Struct):
             self.failures += 1
 
     def refused(self, permit: Permit, now: float, answer: str) -> None:
-        """Hold everything: the destination refuses us. A probe goes once a minute."""
+        """Hold everything, because the destination refuses relay; send one probe a minute."""
         self.record(answer, now)
         if permit.generation == self.generation:
             self._start_generation(next_at=now + HOLD_PROBE.total_seconds())
@@ -154,7 +154,7 @@ class Throttle(Struct):
         self.answer, self.answered_at = answer, at
 
     def status(self, now: float, clock: datetime) -> DestinationStatus:
-        """Return the same with times of day; `clock` is the time of day at `now`."""
+        """Return the status, with times of day; `clock` is the time of day at `now`."""
 
         def time_of_day(at: float) -> datetime:
             return clock + timedelta(seconds=at - now)
@@ -179,6 +179,6 @@ def _end_of_probe(taken_at: float) -> float:
 
 
 def _ahead(at: float, now: float, most: timedelta) -> float:
-    """Return how far ahead a time is; 0 if it has passed, or is further than it can be."""
+    """Return the seconds until a time; 0 if it has passed, or is further ahead than `most`."""
     wait = at - now
     return wait if 0 < wait <= most.total_seconds() + _ROUNDING else 0.0

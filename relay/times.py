@@ -1,4 +1,4 @@
-"""Times as text."""
+"""Writes times as text."""
 
 from datetime import datetime
 

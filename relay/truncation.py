@@ -1,4 +1,4 @@
-"""Bodies that are too large to keep: only their beginning is stored, with a mark at its end."""
+"""Truncates bodies that are too large to keep: stores their beginning, with a mark at its end."""
 
 import re
 from typing import Final
@@ -6,16 +6,16 @@ from typing import Final
 from relay.events import DeadReason, Unusable
 
 KEPT_BYTES: Final = 2**16
-"""Most bytes that are kept."""
+"""The most bytes of a body that are kept."""
 
 _END: Final = b" bytes came]"
 _MARK: Final = re.compile(rb"\n\[cut off by relay after (\d{1,9}) of (\d{1,9}) bytes came\]\Z")
 
 
 def cut(body: bytes | bytearray, size: int) -> bytes:
-    """Return the beginning of the body, at most `KEPT_BYTES`, with a mark that it is truncated.
+    """Return the beginning of the body, at most `KEPT_BYTES`, then a mark that says it is cut off.
 
-    With the mark it is not JSON, so that it is never taken for a whole body.
+    The mark makes it invalid JSON, so it is never taken for a whole body.
 
     Args:
         body: the beginning of the received body, or all of it.

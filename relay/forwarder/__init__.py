@@ -1,1 +1,1 @@
-"""Forwards what the outbox holds to its destination."""
+"""Forwards entries from the outbox to their destinations."""

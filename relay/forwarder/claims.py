@@ -20,12 +20,12 @@ from relay.throttle import Permit
 
 LEASE: Final = timedelta(seconds=60)
 CRASHES_IN_ISOLATION: Final = 3
-"""This many crashes of processes with nothing else in hand prove a message guilty of them.
+"""An entry that was the only one claimed in so many crashes is taken to cause them.
 
-Crashes while it was rendered count, and those while it was sent if the supervisor lived on.
+A crash while it is rendered counts. A crash while it is sent counts if the supervisor survives it.
 """
 
-_LARGE_CLAIM_BYTES: Final = 2**20  # from which an outbox may have cut a claim short
+_LARGE_CLAIM_BYTES: Final = 2**20  # an outbox may cut a claim short at this size
 
 _log = structlog.get_logger()
 
@@ -36,10 +36,10 @@ class Claim(Struct):
     """The entries that one worker has claimed.
 
     Attributes:
-        permit: to send the next request; None if it is used up.
-        ends_at: when its lease ends, by the forwarder's clock.
-        entries: all that was claimed.
-        batches: still to be sent.
+        permit: the permit for the next request; None if it is used up.
+        ends_at: when the lease ends, by the forwarder's clock.
+        entries: all entries that were claimed.
+        batches: the batches that are still to be sent.
     """
 
     permit: Permit | None
@@ -49,14 +49,14 @@ class Claim(Struct):
 
 
 class Claims:
-    """Claims entries of one destination, and dead-letters those that have no message.
+    """Claims entries of one destination, and dead-letters those that cannot be rendered.
 
     Args:
         outbox: where entries come from.
         destination: where they go.
         routes: render them.
         in_hand: the entries that this process has claimed.
-        permits: of the destination; those not used are given back.
+        permits: the destination's permits; those not used are released.
         clock: seconds, monotonic.
         lineage: see `Outbox.begin_post`.
 
@@ -96,8 +96,8 @@ class Claims:
             return claim
         ((suspect, encoded),) = claim.batches.pop()
         try:
-            # It has survived rendering. That this process ends while the destination is silent,
-            # most likely with all of relay, must not count against it.
+            # It has been rendered without a crash. If this process ends while it waits for the
+            # destination, most likely all of relay ends, and that must not count against it.
             suspect = self._outbox.begin_post(suspect, self._lineage)
         except OutboxError:
             self.end(claim)
@@ -149,7 +149,7 @@ class Claims:
         return self._outbox.claim_suspect(self._name, lease=LEASE)
 
     def _encoded(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes]]:
-        """Yield the entries, each with its message; dead-letter those that have none."""
+        """Yield each entry with its encoded message; dead-letter those that have none."""
         for entry in entries:
             if entry.crashes >= CRASHES_BEFORE_ISOLATION + CRASHES_IN_ISOLATION:
                 detail = f"relay crashed {CRASHES_IN_ISOLATION} times with nothing else in hand"

@@ -1,7 +1,7 @@
-"""Outbox to one destination: claim, render, send, settle.
+"""Forwards entries to one destination: claims, renders, sends and settles them.
 
-A crash anywhere in here loses nothing: what was not settled is claimed again, at the latest when
-its lease ends, and sent again under the same id, of which the destination keeps one.
+A crash at any point loses nothing. An entry that was not settled is claimed again, at the latest
+when its lease ends, and sent again under the same id; the destination keeps one copy of an id.
 """
 
 import secrets
@@ -33,14 +33,14 @@ from relay.routes import Routes
 from relay.throttle import Permit, full_jitter
 
 LINGER_SECONDS: Final = 0.2
-"""How long the first entry waits for others: a request costs as much as a hundred messages."""
+"""How long the first entry waits for others; a request costs as much as a hundred messages."""
 STUCK_SECONDS: Final = 90
-"""No step takes longer than a lease; half as much again is for a machine that is busy."""
+"""No step takes longer than a lease; half a lease more allows for a busy machine."""
 LOOK_SECONDS: Final = 0.05
 """How often the outbox is asked whether anything has changed."""
 POLL_SECONDS: Final = 1.0
-"""How often due entries are looked for all the same: a lease may have ended."""
-_TIMEOUTS_BEFORE_LEASE_END: Final = 3  # the last request of a claim begins so long before its end
+"""How often due entries are looked for even if nothing has changed: a lease may have ended."""
+_TIMEOUTS_BEFORE_LEASE_END: Final = 3  # a lease with less time left than this sends nothing more
 _OUTBOX_PAUSE_SECONDS: Final = 1.0
 _LONGEST_SLEEP_SECONDS: Final = 30.0
 _ALL: Final = "all"  # of the workers together
@@ -49,12 +49,12 @@ _log = structlog.get_logger()
 
 
 def new_lineage() -> int:
-    """Return a random number for a process and those that are started in its place."""
+    """Return a random number that a process shares with those that are started in its place."""
     return secrets.randbelow(2**40 - 1) + 1
 
 
 class Forwarder:
-    """Forwards what the outbox holds for one destination, until it is stopped.
+    """Forwards the entries of one destination, until it is stopped.
 
     Args:
         outbox: where entries come from and are settled.
@@ -65,14 +65,14 @@ class Forwarder:
         now: the time of day.
         lineage: of this process and those started in its place; see `Outbox.begin_post`.
         sleep: waits for so many seconds; by default cut short by `stop`.
-        jitter: returns a wait, of so many seconds at most.
+        jitter: takes a longest wait and returns a wait, in seconds.
 
     Attributes:
-        broken: set once the outbox does nothing more in this process.
-        problem: why the latest attempt of a worker failed, unless by the destination's answer;
-            None if it did not fail.
-        heartbeats: of its workers. A worker that is silent for `STUCK_SECONDS` hangs; so do all if
-            each attempt fails by a fault in relay itself.
+        broken: set once the outbox can no longer be used in this process.
+        problem: why the latest attempt of a worker failed; None if it did not fail, or failed by
+            the destination's answer.
+        heartbeats: heartbeats of its workers. A worker that is silent for `STUCK_SECONDS` hangs.
+            If every attempt fails by a fault in relay itself, all workers count as hanging.
     """
 
     def __init__(  # noqa: PLR0913 (time and chance are given)
@@ -121,7 +121,7 @@ class Forwarder:
         ]
 
     def start(self) -> None:
-        """Begin to forward, what an earlier process left first."""
+        """Begin to forward; what an earlier process left comes first."""
         for worker in self._workers:
             worker.start()
 
@@ -166,8 +166,8 @@ class Forwarder:
         while not self._stopping.is_set():
             try:
                 self.heartbeats.pause(worker)
-                # One worker at a time claims and renders; the others send. Rendering is Python's
-                # own work: two threads at it would only get in each other's way.
+                # One worker at a time claims and renders; the others send. Rendering holds
+                # Python's global lock, so a second thread would only slow it down.
                 with self._claiming:
                     self.heartbeats.beat(worker)
                     if not self._claims.more_are_due:
@@ -189,15 +189,16 @@ class Forwarder:
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
 
     def _get_on(self, problem: str | None = None) -> None:
-        """Show that this worker does not hang, and that not all fail by a fault in relay itself."""
+        """Note that this worker does not hang, and that not all fail by a fault in relay itself."""
         self.problem = problem
         self.heartbeats.beat(threading.get_ident())
         self.heartbeats.beat(_ALL)
 
     def _try_suspects(self) -> None:
-        """Forward entries that processes have crashed over, each with nothing else in hand.
+        """Forward the suspects: entries that were claimed when processes crashed.
 
-        If this process crashes, too, no other entry is suspected for it.
+        Each is forwarded while nothing else is claimed. If this process crashes, too, only that
+        entry is suspected.
         """
         if self._clock() < self._suspects_looked_for_at + POLL_SECONDS:
             return
@@ -216,7 +217,7 @@ class Forwarder:
         permit = self._await_permit()
         if permit is None:
             return False
-        # Only now: while this destination gives no permit, the others must not wait.
+        # Not before the permit: while this destination gives none, the others must not wait.
         with self._in_hand.isolating(self._name) as isolated:
             if isolated:
                 self._await_empty_hands()
@@ -249,7 +250,7 @@ class Forwarder:
             self._sleep(LOOK_SECONDS)
 
     def _await_entries(self) -> None:
-        """Return when a batch is worth claiming, or at the latest when it is time to poll."""
+        """Return when there is enough for a batch, or when it is time to poll."""
         poll_at = self._clock() + POLL_SECONDS
         while not self._stopping.is_set() and self._clock() < poll_at:
             if self._outbox.changed(self._name):
@@ -258,7 +259,7 @@ class Forwarder:
             self._sleep(LOOK_SECONDS)
 
     def _await_permit(self, until: float = float("inf")) -> Permit | None:
-        """Return a permit; None if relay is stopping or there is none before then."""
+        """Return a permit; None if relay is stopping, or if there is none before `until`."""
         while not self._stopping.is_set():
             permit = self._permits.acquire()
             if isinstance(permit, Permit):

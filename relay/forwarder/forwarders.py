@@ -9,7 +9,7 @@ from relay.routes import Routes
 
 
 class Forwarders:
-    """Forwards what the outbox holds to every destination; one that is down holds up no other.
+    """Forwards entries to every destination; one that is down does not delay the others.
 
     Args:
         outbox: where entries come from.
@@ -26,7 +26,7 @@ class Forwarders:
 
     @property
     def broken(self) -> bool:
-        """Whether the outbox does nothing more in this process."""
+        """Whether the outbox can no longer be used in this process."""
         return any(forwarder.broken.is_set() for forwarder in self._forwarders)
 
     @property
@@ -35,7 +35,7 @@ class Forwarders:
         return next((each.problem for each in self._forwarders if each.problem), None)
 
     def look(self) -> int:
-        """Return for how many looks in a row some worker has been silent; look once a second."""
+        """Return how many calls in a row have found some worker silent; call once a second."""
         return max(forwarder.heartbeats.check() for forwarder in self._forwarders)
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""The entries that the forwarders of one process have claimed and not settled yet."""
+"""Keeps the entries that the forwarders of one process have claimed and not settled yet."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -8,10 +8,10 @@ from relay.outbox.entries import Entry
 
 
 class InHand:
-    """The claimed entries of all destinations.
+    """The entries of all destinations that this process has claimed and not settled.
 
-    A suspect is forwarded with nothing else in hand: a crash then proves that it is guilty, and
-    casts suspicion on no other entry.
+    A suspect is forwarded while nothing else is claimed. If the process crashes, the suspect is the
+    cause, and no other entry is suspected.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Permits to send: one destination's throttle, which its forwarders share through the outbox."""
+"""Takes permits to send from a destination's throttle, which forwarders share in the outbox."""
 
 import time
 from collections import deque
@@ -22,7 +22,7 @@ class Permits:
         destination: name of the destination.
         requests_per_second: the destination's limit.
         clock: seconds, monotonic.
-        jitter: returns a wait, of so many seconds at most.
+        jitter: takes a longest wait and returns a wait, in seconds.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Permits:
         return self._outbox.throttle(self._destination, self._acquire)
 
     def release(self, permit: Permit) -> None:
-        """Give back a permit with which nothing was sent."""
+        """Release a permit that was not used to send anything."""
         self._report(lambda throttle, _: throttle.release(permit))
 
     def succeeded(self, permit: Permit) -> None:
@@ -81,7 +81,7 @@ class Permits:
         return throttle.acquire(now, self._requests_per_second)
 
     def _report(self, change: Callable[[Throttle, float], None]) -> None:
-        """Change the throttle; if the outbox is away, once it is back: others wait for a probe."""
+        """Change the throttle, or once the outbox is back: others may wait for a probe's answer."""
         try:
             self._outbox.throttle(self._destination, change)
         except OutboxError as error:

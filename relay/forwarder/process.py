@@ -1,6 +1,6 @@
-"""What a process that forwards does: its forwarders, its retention, and a look at them each second.
+"""Runs forwarders and retention in this process, and checks them once a second.
 
-It runs until a signal ends the process, or until going on makes no sense.
+They run until a signal ends the process, a thread has ended, or the outbox is broken.
 """
 
 import threading
@@ -30,7 +30,7 @@ class ForwarderProcess:
         retention: how long settled entries are kept.
         stop_seconds: how long requests under way have to be answered at the end.
         lineage: see `Forwarder`.
-        cut_short: ends the process at once; called if a worker hangs.
+        cut_short: called if a worker hangs; ends the process at once.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ForwarderProcess:
 
     @property
     def broken(self) -> bool:
-        """Whether the outbox does nothing more in this process."""
+        """Whether the outbox can no longer be used in this process."""
         return self._forwarders is not None and self._forwarders.broken
 
     def problem(self) -> str | None:
@@ -60,7 +60,7 @@ class ForwarderProcess:
         return self._forwarders.problem if self._forwarders else "it waits for the outbox"
 
     def crash(self) -> None:
-        """Have `run` end, since a thread of this process has ended."""
+        """Make `run` end, because a thread of this process has ended."""
         self._crashed.set()
 
     def run(self, outbox: Outbox, started: Callable[[], object]) -> None:

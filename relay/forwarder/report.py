@@ -1,7 +1,7 @@
-"""What the forwarder's process reports to its supervisor: metrics, and why it makes no progress.
+"""Reports from the forwarder's process to its supervisor: metrics, and why it makes no progress.
 
-A report is text on the process's standard output, where nothing else is written: logs go to
-standard error. That reports come at all shows that the process lives.
+A report is text on the process's standard output. Nothing else is written there: logs go to
+standard error. The supervisor takes a process that reports nothing as hanging.
 """
 
 import os

@@ -1,7 +1,8 @@
 """Deletes entries delivered long ago, little by little, and aggregates old counters.
 
-Nothing is deleted by a clock that may be wrong: it must have agreed with the elapsed seconds for a
-day, in this process or, at its start, by what the outbox counted a day ago.
+Nothing is deleted while the clock may be wrong. It is trusted once it has agreed with the elapsed
+seconds for a day in this process. At the start of a process it is trusted at once if the outbox
+counted something a day ago by it.
 """
 
 import threading
@@ -19,7 +20,7 @@ from relay.outbox.entries import Clock, utc_now
 from relay.outbox.protocol import Outbox
 
 BATCH_ENTRIES: Final = 500
-"""Entries deleted at a time: nothing else waits long for so few."""
+"""Entries deleted at a time: few enough that nothing else waits long."""
 PAUSE_SECONDS: Final = 0.2
 EVERY_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 3.0
@@ -49,7 +50,7 @@ class Retention:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; a batch under way is finished first, if the outbox answers in time."""
+        """Stop; a batch under way is finished first, if the outbox answers in time."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)

@@ -33,9 +33,9 @@ _log = structlog.get_logger()
 
 
 def own_command() -> list[str]:
-    """Return the command that runs this very relay, with no import from the working directory.
+    """Return the command that runs this same relay, with no import from the working directory.
 
-    Its code is named by its path: by its name alone, another relay might be found.
+    It names relay's code by its path: by name alone, Python might find another relay.
     """
     flag = "-I" if sys.flags.isolated else "-P"
     main = Path(relay.__file__).resolve().with_name("__main__.py")
@@ -56,20 +56,20 @@ def own_environ(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class Supervisor:
-    """Keeps `relay <arguments>` running beside this process: restarts it when it ends or hangs.
+    """Keeps the process `relay <arguments>` running: restarts it when it ends or hangs.
 
-    Its standard input is a pipe from here, so that it ends with this process, however that ends.
+    Its standard input is a pipe from this process. So it ends whenever this process ends.
 
-    A process that hung, or ended without being asked to, left its work undone; the next one is
-    started with `--after-crash`.
+    After a process that hung, or ended without being asked to, the next one is started with
+    `--after-crash`.
 
     Args:
-        arguments: of the command.
+        arguments: arguments of the command.
         environ: its environment.
         broken: called when it ends with `EX_IOERR`: a restart would not help.
         lost: called when the supervisor itself ends without being asked to.
         silence_seconds: how long it may report nothing.
-        command: takes the arguments; by default this very relay.
+        command: the program that takes the arguments; by default this same relay.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Supervisor:
         return not self._hung and self._process is not None and self._process.returncode is None
 
     def metrics(self) -> bytes:
-        """Return the metrics it reported last; after its death, until the next one reports."""
+        """Return the metrics that the process reported last, even if it has ended since."""
         return self._report.metrics
 
     def problem(self) -> str | None:
@@ -109,17 +109,17 @@ class Supervisor:
         return self._report.problem
 
     def start(self) -> None:
-        """Start it, now and whenever it ends."""
+        """Start the process, now and whenever it ends."""
         self._thread.start()
 
     def stop_soon(self) -> None:
-        """Ask it to end."""
+        """Ask the process to end."""
         self._stopping.set()
         if self._process is not None:
             self._process.terminate()
 
     def stop(self, timeout: float) -> None:
-        """End it; when this returns it is gone, unless not even the system can end it.
+        """End the process; when this returns it has ended, unless even the kernel cannot end it.
 
         Args:
             timeout: seconds that it has to end by itself.
@@ -149,7 +149,7 @@ class Supervisor:
                 self._lost()
 
     def _run(self) -> None:
-        """Run it once, until it ends or is ended.
+        """Run the process once, until it ends or is killed.
 
         Raises:
             OSError: it cannot be started.

@@ -1,1 +1,1 @@
-"""What relay counts and measures, for Prometheus."""
+"""The metrics of relay, for Prometheus."""

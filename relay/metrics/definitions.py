@@ -4,10 +4,10 @@ Receiver and forwarder are separate processes, so each has its own registry. The
 outbox are in neither: `relay.metrics.exporter` reads them from the outbox when Prometheus asks. No
 name occurs twice, so one page can hold all of them, and those of prometheus_client besides.
 
-A label holds a word of relay's own, the name of a source or destination, or of an answer its status
-or the kind of network error. It never holds an address, a secret or anything else from a body.
+A label holds one of relay's own words, the name of a source or destination, the status of an
+answer, or the kind of network error. It never holds an address, a secret or any text from a body.
 
-A constant is called as its metric, without `relay_` and `_total`.
+A constant is named like its metric, without `relay_` and `_total`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,7 +35,7 @@ class Definition(Struct, frozen=True):
         return [self.name]
 
     def with_values(self, values: Mapping[tuple[str, ...], float]) -> Metric:
-        """Return it as a counter or gauge with these values, each under its labels."""
+        """Return the metric as a counter or gauge with these values, each under its labels."""
         family = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         metric = family(self.name, self.question, labels=self.labels)
         for labels, value in values.items():
@@ -75,7 +75,7 @@ def _of_outbox(
     return ALL[-1]
 
 
-# Otherwise each counter and histogram has a second series, of the time when it was created.
+# Without this, each counter and histogram has a second series: the time when it was created.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it comes without annotations
 
 # The receiver's.
@@ -173,7 +173,7 @@ OUTBOX_FREE_BYTES: Final = _of_outbox(
     "How much room is left on the outbox's disk? Absent if that cannot be known.",
 )
 OUTBOX_MIN_FREE_BYTES: Final = _of_outbox(
-    "relay_outbox_min_free_bytes", "With less room than what are webhooks answered 503?"
+    "relay_outbox_min_free_bytes", "How much room must be left, or else webhooks are answered 503?"
 )
 OUTBOX_LOG_BYTES: Final = _of_outbox(
     "relay_outbox_log_bytes", "How large is the log of writes beside the SQLite file?"
@@ -217,9 +217,9 @@ EVENTS_MISSING: Final = _of_outbox(
 
 
 def start_at_zero(destination: str) -> None:
-    """Create the forwarder's series for a destination, so that the first of each shows as growth.
+    """Create the forwarder's series for a destination at 0, so that the first count is growth.
 
-    What it answers besides `accepted` is not known beforehand.
+    Series of answers other than `accepted` are created when such an answer comes.
     """
     BATCHES.labels(destination, "accepted")
     MESSAGES.labels(destination, "accepted")

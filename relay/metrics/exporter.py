@@ -22,7 +22,7 @@ _Values = dict[tuple[str, ...], float]
 
 
 class AcceptedVsStored(Struct, frozen=True):
-    """A reading of what was answered `accepted` and of what was stored, to compare with others.
+    """A reading of how many events were answered `accepted`, and of how many were stored.
 
     An event is received in the transaction that stores it, and accepted after that transaction is
     committed. Each reading takes `accepted` before `received`. So from one reading to the next,
@@ -31,10 +31,10 @@ class AcceptedVsStored(Struct, frozen=True):
     after a failover to a standby that lacked the last transactions, or when a copy is put in the
     database's place.
 
-    The comparison proves no more than that. Other receivers, imports, restores, and webhooks that
-    were stored too late for their answer also make `received` grow, and each can hide a missing
-    event. Answers from before the first reading, and dead letters, are not compared. An event that
-    is lost after it was stored does not show, because what was received stays counted.
+    The comparison finds only some missing events. Other receivers, imports, restores, and webhooks
+    that were stored too late for their answer also make `received` grow, and each can hide a
+    missing event. Answers from before the first reading, and dead letters, are not compared. An
+    event that is lost after it was stored does not show, because it stays counted as received.
 
     Attributes:
         accepted: events that this process has answered `accepted`.
@@ -45,7 +45,7 @@ class AcceptedVsStored(Struct, frozen=True):
     received: int
 
     def missing_since(self, earlier: "AcceptedVsStored") -> float:
-        """Return how many events were answered since the earlier reading and not received."""
+        """Return how many events were answered `accepted` since the earlier one and not stored."""
         return max(0, (self.accepted - earlier.accepted) - (self.received - earlier.received))
 
 
@@ -77,7 +77,7 @@ class OutboxExporter:
         self._first: AcceptedVsStored | None = None
 
     def begin(self, outbox: Outbox) -> None:
-        """Take the reading to compare later ones with, before anything is answered or stored.
+        """Take the first reading, before anything is answered or stored; later ones compare to it.
 
         If the outbox does not answer, nothing is compared until the next start: a first reading
         taken later would miss what is being stored at that moment.
@@ -88,7 +88,7 @@ class OutboxExporter:
             self._first = None
 
     def read(self) -> bytes:
-        """Return the metrics of the outbox; if it does not answer, only that it is away."""
+        """Return the metrics of the outbox; if it does not answer, only `relay_outbox_up`."""
         try:
             return _text(self._metrics())
         except OutboxError:
@@ -135,7 +135,7 @@ class OutboxExporter:
 
 
 def from_counters(counters: Iterable[CounterRow], destinations: Iterable[str]) -> list[Metric]:
-    """Return what entries did, and in which state they are now.
+    """Return the metrics that count what entries did, and how many are now in each state.
 
     Each destination has its series at 0 before anything happens, so that the first event of each
     kind shows as growth.

@@ -1,1 +1,1 @@
-"""What an operator does with the outbox's entries."""
+"""Finds, replays, imports, recovers and shows entries for an operator."""

@@ -1,4 +1,4 @@
-"""Import webhook bodies from a file, one JSON a line, as if they had just come in."""
+"""Imports webhook bodies from a file, one JSON document per line, as if they had just come in."""
 
 import time
 from collections import Counter
@@ -22,7 +22,7 @@ MAX_LINE_BYTES: Final = 2**20
 
 
 class BadLine(Struct, frozen=True):
-    """A line that is no event, what is wrong with it, and whether it is kept as a dead letter."""
+    """A line that cannot become an event; `kept` says whether it is stored as a dead letter."""
 
     number: int
     error: str
@@ -50,7 +50,7 @@ class Importer:
     Args:
         outbox: stores them.
         route: accepts them.
-        exceeded: returns why nothing more may be stored now; None if it may.
+        exceeded: returns why nothing more may be stored now; None if more may be.
         clock: returns the time at which a line counts as received.
     """
 
@@ -121,7 +121,7 @@ class Importer:
 
 
 def lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the file's lines; of one that is too long just over the limit, so memory is bounded."""
+    """Yield the file's lines; cut off a line that is too long just past the limit."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         yield line
         while line and not line.endswith(b"\n") and len(line) > MAX_LINE_BYTES:

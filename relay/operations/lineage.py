@@ -1,4 +1,4 @@
-"""Find which field of a webhook goes where in the track call, by changing one at a time."""
+"""Finds which field of a webhook goes where in the track call, by changing one at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -27,7 +27,7 @@ class FieldLink(Struct, frozen=True):
 
 
 def leaves(document: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:  # noqa: ANN401 (any JSON)
-    """Yield every value that holds no others, with its path, in the order of the document."""
+    """Yield every value that contains no other value, with its path, in the document's order."""
     if isinstance(document, dict) and document:
         for name, value in document.items():
             yield from leaves(value, (*path, name))

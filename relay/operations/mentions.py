@@ -1,7 +1,7 @@
-"""Whether a body that cannot be read as an event names a person or an email.
+"""Finds out whether a body that cannot be parsed names a person or an email.
 
-Such a body has no keys to search by. It may be half of a document, or in another encoding, so what
-names a person is guessed from the field names around each value.
+Such a body has no keys to search by. It may be half of a document, or in another encoding. So the
+field names around each value decide whether it is taken to name a person.
 """
 
 import re
@@ -23,7 +23,7 @@ _CONTEXT_CHARACTERS: Final = 200
 def mentions(
     body: bytes, *, user_id: str | None, email_id: str | None, address: str | None
 ) -> bool:
-    """Return whether the body names all of these that are given.
+    """Return whether the body contains each of the ids and addresses that are given.
 
     An address may stand anywhere in the body. An id must be the whole of a field, and a user's id
     that of a field about a person, since any field may hold the same number.

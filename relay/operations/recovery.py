@@ -21,9 +21,9 @@ class Salvaged(Struct, frozen=True):
     """The result of a salvage.
 
     Attributes:
-        counts: of the new outbox.
+        counts: how many entries the new outbox has in each state.
         broken: how many entries were found, but not whole; they are not in the new outbox.
-        torn: how many pages are damaged, and may have had more than could be found.
+        torn: how many pages are damaged; they may have held entries that were not found.
     """
 
     counts: Counts
@@ -32,7 +32,7 @@ class Salvaged(Struct, frozen=True):
 
 
 def salvage(damaged: Path, new: Path, progress: Callable[[float], object]) -> Salvaged:
-    """Put what can be read into a new file.
+    """Copy every entry that can be read into a new file.
 
     Args:
         damaged: the file. No relay may use it, and it is left as it is.

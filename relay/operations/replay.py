@@ -1,4 +1,4 @@
-"""Replay: render stored bodies by today's mapping and send each again under its `messageId`."""
+"""Makes entries pending again; each is rendered by today's mapping and keeps its `messageId`."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ class Plan(Struct):
     Attributes:
         to_send: how many entries will be sent.
         again: of those, how many were delivered before.
-        too_late: of these, how many Segment no longer recognises and will count twice.
+        too_late: of those, how many Segment no longer recognises and will count twice.
         pending: how many are waiting to be sent already.
         done: how many were settled since the replay began; most likely this replay sent them
             before it was interrupted.
@@ -44,7 +44,7 @@ class Plan(Struct):
 
     @property
     def found(self) -> int:
-        """How many entries were looked at."""
+        """The number of entries that were looked at."""
         return self.to_send + self.pending + self.done + sum(self.unusable.values())
 
 
@@ -103,8 +103,8 @@ def replay(
 ) -> Iterator[tuple[int, int]]:
     """Make every entry pending again that can be sent.
 
-    What was settled since the replay began is left alone, and so is what came in since then: a
-    replay that is interrupted and started again sends nothing twice.
+    Entries that were settled or received after the replay began stay as they are. So a replay that
+    is interrupted and started again sends nothing twice.
 
     Args:
         outbox: the store of the entries.

@@ -1,4 +1,4 @@
-"""Find entries by their columns, and by the person and the email that they are about."""
+"""Finds entries by their columns, and by the person or the email that they are about."""
 
 import re
 from collections import Counter
@@ -24,15 +24,15 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)
 
 
 class Criteria(Query, frozen=True, omit_defaults=True):
-    """Which entries an operator means; a field that is None or empty matches all.
+    """The conditions by which an operator chooses entries; None or empty is no condition.
 
     `Search` works out `key` and `keyless` from the other fields.
 
     Attributes:
         email_id: the source's id of the email.
         user_id: the customer's id for the recipient.
-        address: the recipient's, in any case; or its SHA-256 in hex, as Segment knows it where
-            `RELAY_ANONYMOUS_ID` is `sha256`.
+        address: the recipient's address, in upper or lower case; or its SHA-256 in hex, as Segment
+            knows it if `RELAY_ANONYMOUS_ID` is `sha256`.
     """
 
     email_id: str | None = None
@@ -41,7 +41,7 @@ class Criteria(Query, frozen=True, omit_defaults=True):
 
 
 class Reason(Struct, frozen=True):
-    """How many dead letters have one reason, and the newest of them."""
+    """A reason of dead letters: how many have it, and the newest of them."""
 
     reason: str
     count: int
@@ -62,7 +62,7 @@ def reasons(outbox: Outbox) -> list[Reason]:
 
 
 class Search:
-    """A search of an outbox: by digests first, then by the bodies that these find."""
+    """A search of an outbox: indexes find entries by short digests, then bodies are compared."""
 
     def __init__(self, entries: EntryStore, sources: Iterable[Source]) -> None:
         self._entries = entries
@@ -90,7 +90,7 @@ class Search:
         """
         options = {"end": end, "newest_first": newest_first, "with_history": with_history}
         queries = [_query(criteria)]
-        # What could not be read when it came has no keys, but it may name the person or the email.
+        # A body that could not be parsed has no keys, but it may name the person or the email.
         if queries[0].key and (not criteria.states or State.DEAD in criteria.states):
             queries.append(_unread(criteria))
         found = [self._pages(query, start, looked_at, **options) for query in queries]
@@ -100,7 +100,10 @@ class Search:
     def find_read(
         self, criteria: Criteria, *, start: int | None, end: int | None
     ) -> Iterator[StoredEntry]:
-        """Yield what `find` does, newest first, by an index: without what could not be parsed."""
+        """Yield what `find` does but the entries that could not be parsed, newest first.
+
+        An index finds them.
+        """
         found = self._pages(_query(criteria), start, lambda _count: None, end=end)
         return (entry for entry in found if self._is_meant(entry, criteria))
 
@@ -179,17 +182,17 @@ class Search:
 
 
 def _query(criteria: Criteria) -> Query:
-    """Return what to ask the store, whose answer may hold more than is meant."""
+    """Return the query for the store, which may find more entries than meet the criteria."""
     return structs.replace(criteria, key=_key(criteria))
 
 
 def _unread(criteria: Criteria) -> Query:
-    """Return what finds every dead letter that could not be read when it came."""
+    """Return the query for the dead letters that could not be parsed when they were received."""
     return structs.replace(criteria, states=(State.DEAD,), keyless=True)
 
 
 def _key(criteria: Criteria) -> tuple[Literal["user", "address", "email"], int] | None:
-    """Return the key to search by: of those given, the one that the fewest entries share."""
+    """Return the key to search by: of those given, the one that fewest entries share."""
     if criteria.email_id:
         return "email", digest(criteria.email_id)
     if criteria.address:

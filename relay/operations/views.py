@@ -1,4 +1,4 @@
-"""An entry as a document, the same for the commands and the console."""
+"""Turns an entry into a document, the same one for the commands and the console."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Settings: read from environment variables, all faults reported at once."""
+"""Reads settings from environment variables, and reports all faults at once."""
 
 from relay.settings.environment import Models
 from relay.settings.model import Settings

@@ -1,4 +1,4 @@
-"""Settings models, filled from environment variables, with every fault of them."""
+"""Fills settings models from environment variables, and finds every fault in the variables."""
 
 import difflib
 import re
@@ -26,7 +26,7 @@ _SERVICE_LINK: Final = re.compile(r"RELAY_(SERVICE_|PORT_\d+_(TCP|UDP|SCTP)).*|R
 
 
 def prefix_of(name: str) -> str:
-    """Return what begins the variables of a source or destination."""
+    """Return the prefix of the variables of a source or destination."""
     return f"{PREFIX}{name.upper()}_"
 
 
@@ -56,7 +56,7 @@ def read_model(
 
 
 def read_models(models: Models, given: Mapping[str, str]) -> tuple[dict[str, BaseModel], list[str]]:
-    """Return the models filled from their variables, by name, and every fault of them."""
+    """Return the models filled from their variables, by name, and every fault found."""
     settings: dict[str, BaseModel] = {}
     faults: list[str] = []
     for name, model in models.items():
@@ -73,7 +73,7 @@ def unknown_variables(
     """Return a fault for each variable that has one of the prefixes but sets nothing."""
     faults = []
     for name in sorted(given.keys() - set(known)):
-        # A setting's own name in lower case is a slip; any other lower case is another program's.
+        # A setting's name in lower case is a slip. Other lower-case names are another program's.
         is_ours = name.startswith(prefixes) or (
             name.upper() in known and name.upper().startswith(prefixes)
         )

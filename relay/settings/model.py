@@ -1,4 +1,4 @@
-"""Relay's own settings, and those of its sources and destinations beside them."""
+"""Relay's own settings; those of its sources and destinations are kept with them."""
 
 import hmac
 import re
@@ -42,7 +42,7 @@ _LowerCase = BeforeValidator(str.lower)
 
 
 class Settings(BaseModel):
-    """Every setting of relay itself. Frozen, made by `Settings.from_env`, prints no secret."""
+    """Every setting of relay itself. Frozen; `Settings.from_env` creates it; shows no secret."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -179,7 +179,7 @@ class Settings(BaseModel):
         return secrets[0].get_secret_value() if secrets else ""
 
     def outbox_faults(self) -> list[str]:
-        """Return why relay cannot or should not store events where the settings say, if so."""
+        """Return each reason why relay cannot or should not store events where the settings say."""
         if not self.outbox.startswith(_STORES):
             name = "RELAY_OUTBOX_URL" if self.outbox_url else "DATABASE_URL"
             return [f"{name}: should begin with sqlite:/// or postgresql://"]
@@ -279,7 +279,7 @@ def models_with_prefixes(
 
 
 def _prefixes(sources: Models, destinations: Models) -> tuple[str, ...]:
-    """Return what begins the names of relay's variables and of no other program's."""
+    """Return the prefixes that the variables of relay have, and those of no other program."""
     names = [
         name
         for models in (sources, destinations)

@@ -1,6 +1,6 @@
-"""Slips: what goes wrong with a value that is pasted into the environment.
+"""Finds slips: faults of a value that was pasted into the environment.
 
-A slip's sentence never repeats the value.
+The sentence about a slip never repeats the value.
 """
 
 import re
@@ -40,12 +40,12 @@ _PLACEHOLDER_IN_URL: Final = re.compile(r"[<>\u2026]|\.\.\.|//user:password@host
 
 
 def quoted(value: str) -> str | None:
-    """Return the fault of a value with a quote at either end, as one of a list may have."""
+    """Return the fault of a value that begins or ends with a quote, like a value of a list."""
     return QUOTED if value[:1] in _QUOTES or value[-1:] in _QUOTES else None
 
 
 def secret_slip(secrets: Iterable[str]) -> str | None:
-    """Return the fault of the first secret that cannot be meant. They have no blanks around."""
+    """Return the fault of the first secret that was pasted wrong; pass them without outer blanks."""
     for secret in filter(None, secrets):
         if fault := quoted(secret):
             return fault
@@ -61,7 +61,7 @@ def secret_slip(secrets: Iterable[str]) -> str | None:
 
 
 def url_slip(url: str) -> str | None:
-    """Return the fault of a URL that cannot be meant."""
+    """Return the fault of a URL that was pasted wrong."""
     if fault := quoted(url):
         return fault
     if _NAMED.fullmatch(url):

@@ -1,4 +1,4 @@
-"""The documentation of every environment variable."""
+"""Documents every environment variable."""
 
 from msgspec import Struct
 from pydantic.fields import FieldInfo
