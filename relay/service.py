@@ -202,7 +202,7 @@ class Service:
         if not self._forwarder.running:
             return ["the forwarder is not running"]
         problem = self._forwarder.problem()
-        return [f"the forwarder does not get on: {problem}"] if problem else []
+        return [f"the forwarder makes no progress: {problem}"] if problem else []
 
     def _leave(self) -> None:
         if not self._leaving:
@@ -219,10 +219,10 @@ class Service:
         self._end(error)
 
     def _forwarder_broke(self) -> None:
-        self._break(OutboxBrokenError("it does nothing more in the forwarder's process"))
+        self._break(OutboxBrokenError("it can no longer be used in the forwarder's process"))
 
     def _crash(self) -> None:
-        self._end(CrashError("a thread of relay's has ended"))
+        self._end(CrashError("a thread of relay has ended"))
 
     def _end(self, error: RelayError) -> None:
         """End the process; `run` raises the first error that ended it."""

@@ -1,4 +1,4 @@
-"""The group of all commands, their settings and their log."""
+"""Defines the command `relay`, and loads settings and starts the log for its subcommands."""
 
 import os
 import sys
@@ -60,7 +60,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, Ro
 def configure_logs(
     settings: Settings, *, dropped: Callable[[int], object] = lambda _: None
 ) -> None:
-    """Begin to log as set; `dropped` is called with the number of lines that are lost."""
+    """Begin to log as the settings say; call `dropped` with the number of lines that are lost."""
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
     style = settings.log_format or ("console" if on_terminal else "json")
     logs.configure(
@@ -69,7 +69,7 @@ def configure_logs(
 
 
 def log_warnings(routes: Routes) -> None:
-    """Log what is allowed but unwise in the settings."""
+    """Log a warning for each setting that is allowed but unwise."""
     for destination in routes.destinations:
         for warning in destination.warnings():
             _log.warning("settings.unwise", warning=warning)

@@ -1,4 +1,4 @@
-"""The commands that change entries, replay and erase, and the record of their use."""
+"""The commands that change entries, `replay` and `erase`, and `operations`, which lists them."""
 
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -77,7 +77,7 @@ def replay(
 
 
 def _unfinished(ctx: Context, kind: str, what: str) -> Operation | None:
-    """Return the same operation if it was begun earlier and interrupted: this one continues it."""
+    """Return the operation to continue: the same one, begun earlier and interrupted; else None."""
     for operation in ctx.outbox.entries.operations(_MAX_OPERATIONS):
         if (operation.kind, operation.what, operation.finished_at) == (kind, what, None):
             return operation

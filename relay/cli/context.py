@@ -1,4 +1,4 @@
-"""The open outbox and its surroundings, for the commands that read or change entries."""
+"""Opens what the commands that read or change entries share: outbox, search, routes, output."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

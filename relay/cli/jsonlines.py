@@ -1,4 +1,4 @@
-"""The commands for JSON lines: webhooks come in by them, entries go out."""
+"""The commands for JSON lines: `relay import` stores webhooks, `relay export` prints entries."""
 
 import gzip
 import sys

@@ -1,4 +1,4 @@
-"""The options for where relay listens, and the listener that they ask for."""
+"""Defines the options `--host` and `--port`, and opens the listener for them."""
 
 import errno
 import socket

@@ -1,4 +1,4 @@
-"""Options that several commands share: the filters that find entries, --json, --yes and so on."""
+"""Defines the options that several commands share, like filters for entries and `--json`."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -35,12 +35,12 @@ class When(Struct, frozen=True):
 
 
 class WhenType(click.ParamType[When]):
-    """A point in time: so long ago (`30m`, `2h`, `7d`), or an ISO 8601 date or time, else UTC."""
+    """A type of option: how long ago (`30m`, `2h`, `7d`), or an ISO 8601 time, by default UTC."""
 
     name = "when"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> When:
-        """Return the point in time; fail if the text is none."""
+        """Return the point in time; fail if the text names none."""
         text = value.strip()
         try:
             if ago := _AGO.fullmatch(text):
@@ -69,9 +69,10 @@ def _choice(values: Iterable[str]) -> click.Choice[str]:
 
 
 def _stripped(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    """Return the value without surrounding blanks, which no key has; refuse a blank one.
+    """Return the value without surrounding blanks; refuse a blank value.
 
-    A blank value is most likely an unset variable of the shell, and must not mean everybody.
+    A blank value is most likely an unset variable of the shell. Without this check it would be no
+    filter at all.
     """
     if value is not None and not value.strip():
         raise click.BadParameter("it is blank")

@@ -1,4 +1,4 @@
-"""Opening the outbox for a command: a failure ends the command with a sentence."""
+"""Opens the outbox for a command; a failure ends the command with a sentence."""
 
 import time
 from collections.abc import Iterator

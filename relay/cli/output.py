@@ -1,4 +1,4 @@
-"""Output of the commands: tables for people, JSON for programs; addresses only on request."""
+"""Prints what commands show: tables for people, JSON for programs, addresses only on request."""
 
 import json
 import os
@@ -39,7 +39,7 @@ class Output:
         _write(f"{line}\n" for line in lines)
 
     def lines(self, documents: Iterable[Mapping[str, Any]]) -> None:
-        """Print JSON objects, one a line."""
+        """Print JSON objects, one per line."""
         _write(f"{self._json(document)}\n" for document in documents)
 
     def pretty(self, document: object) -> str:
@@ -51,7 +51,7 @@ class Output:
         return json.dumps(document if self._reveal else masked(document), indent=indent)
 
     def body(self, body: bytes) -> str:
-        """Return a webhook's body as indented JSON, or as lines of text if it is no JSON."""
+        """Return a webhook's body as indented JSON, or as lines of text if it is not JSON."""
         try:
             return self.pretty(read_object(body))
         except UnreadableError:
@@ -65,7 +65,7 @@ class Output:
         self.print(tabulate(shown, headings, tablefmt="plain", disable_numparse=True))
 
     def row(self, cells: Iterable[object], widths: Iterable[int]) -> None:
-        """Print a row of a table whose later rows are not known yet."""
+        """Print a row of a table before its later rows are known."""
         shown = (_cut(self.text(cell), MAX_CELL) for cell in cells)
         padded = (cell.ljust(width) for cell, width in zip(shown, widths, strict=True))
         self.print("  ".join(padded).rstrip())
@@ -76,7 +76,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def _write(texts: Iterable[str]) -> None:
-    """Print and flush, so that a failure shows here."""
+    """Print and flush, so that a failure is raised here."""
     try:
         sys.stdout.writelines(texts)
         sys.stdout.flush()
@@ -93,7 +93,7 @@ def progress(label: str, length: int | None = None) -> Iterator[Callable[[int], 
     """Show a progress bar on standard error, if that is a terminal and it takes over a second.
 
     Yields:
-        Call it with the size of each step that is done.
+        A function to call with the size of each step that is done.
     """
     started, done = time.monotonic(), 0
     bar: Any = None

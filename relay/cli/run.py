@@ -45,7 +45,7 @@ from relay.service import (
 from relay.settings import Settings
 
 _END_SECONDS: Final = 15
-"""How long a forwarder has to end: to have its requests answered, and to settle them."""
+"""How long a forwarder has to end: to get answers to its requests, and to settle entries."""
 
 _log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ def serve(host: str, port: int | None, *, no_forward: bool) -> None:
 
 
 def run_service(service: Service) -> None:
-    """Run it until it ends; on a failure, exit with the code for it."""
+    """Run the service until it ends; on a failure, exit with the code for that failure."""
     try:
         service.run()
     except OutboxBrokenError:
@@ -126,7 +126,7 @@ def forward(
             stack.enter_context(_supervised(process))
         outbox = stack.enter_context(open_outbox_or_exit(settings, patient=True))
         stack.enter_context(outbox_errors())
-        # The forwarder of a relay that was killed ends when the requests in its hands are answered.
+        # The forwarder of a relay that was killed ends only when its requests are answered.
         patience = DRAIN_SECONDS + 2 if until_stdin_closes else 0
         outbox.lock_role(Role.FORWARDER, patience=timedelta(seconds=patience))
         if after_crash and lineage is not None:

@@ -1,4 +1,4 @@
-"""The console: pages for the operator."""
+"""The console: web pages on which an operator sees and replays events."""
 
 from relay.console.app import Console
 from relay.console.overview import Endpoint

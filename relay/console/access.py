@@ -1,7 +1,7 @@
-"""Who may see the console, and who may act in it.
+"""Guards the console: checks credentials, and refuses changes that other sites' pages ask for.
 
-A request is not trusted for where it comes from: the sender or a proxy chooses `Host`, forwarding
-headers, the version of HTTP and addresses.
+Nothing is trusted because of where a request comes from: the sender or a proxy chooses `Host`,
+forwarding headers, the version of HTTP and addresses.
 """
 
 from typing import Final, Protocol
@@ -31,7 +31,7 @@ _HEADERS: Final = {
 
 
 class Door(Protocol):
-    """A check of the credentials that a request carries."""
+    """A check of a request's credentials, and the answer to a request without them."""
 
     def lets_in(self, headers: Headers) -> bool:
         """Return whether a request with these headers may come in now."""
@@ -61,12 +61,12 @@ class PasswordDoor:
         challenge = {"www-authenticate": 'Basic realm="relay", charset="UTF-8"'}
         if headers.get("authorization") and not await self._attempts.hold_back("password"):
             challenge |= NOT_HELD_BACK
-        text = "A password is needed: that of RELAY_CONSOLE_PASSWORD, with any user name."
+        text = "Sign in with the password of RELAY_CONSOLE_PASSWORD and any user name."
         return PlainTextResponse(text, status_code=401, headers=challenge)
 
 
 class Guard:
-    """A filter for requests: the door lets them in, and only own pages change something."""
+    """ASGI middleware that refuses requests without credentials, and changes by foreign pages."""
 
     def __init__(self, app: ASGIApp, door: Door) -> None:
         self._app = app
@@ -91,7 +91,7 @@ class Guard:
 
 
 class SecurityHeaders:
-    """An application whose answers cannot be framed, sniffed or cached."""
+    """ASGI middleware whose headers forbid to frame, sniff or cache the answers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -116,7 +116,7 @@ class SecurityHeaders:
 
 
 def _is_own(headers: Headers) -> bool:
-    """Return whether a page of this very origin sent the request; a page cannot forge this."""
+    """Return whether a page of the console's own origin sent the request; no page can forge it."""
     if site := headers.get("sec-fetch-site"):
         return site == "same-origin"
     scheme, _, place = headers.get("origin", "").partition("://")

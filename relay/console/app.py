@@ -1,4 +1,4 @@
-"""The console as a part of relay's HTTP application."""
+"""Builds the console's routes for relay's HTTP application."""
 
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ from relay.outbox.protocol import Outbox
 from relay.routes import Routes
 
 MAX_THREADS: Final = 3
-"""Pages that read the outbox at a time: webhooks must not wait for a connection to it."""
+"""Pages that may read the outbox at a time, so that connections are left for webhooks."""
 
 _HOME: Final = RedirectResponse(f"{HOME}/")
 _STATIC: Final = StaticFiles(directory=Path(__file__).parent / "static")
@@ -112,7 +112,7 @@ class Console:
         return Starlette(routes=routes, exception_handlers=handlers)
 
     def _guarded_routes(self) -> list[BaseRoute]:
-        """Return what only the operator may see, relative to the console's path."""
+        """Return the routes that only the operator may use, relative to the console's path."""
         routes: list[BaseRoute] = [
             Route("/", self._threaded(self._overview.page)),
             Route("/webhook-urls", self._overview.webhook_urls, methods=["POST"]),
@@ -132,7 +132,7 @@ class Console:
         return routes
 
     def _open_routes(self) -> list[BaseRoute]:
-        """Return what anyone may see: the page to sign in, and the static files it needs."""
+        """Return the routes that anyone may use: the page to sign in, and its static files."""
         if not self._sign_in:
             return []
         sign_in = self._app([Route(SIGN_IN, self._sign_in.answer, methods=["GET", "POST"])])

@@ -1,4 +1,4 @@
-"""A webhook and its track call side by side, and which field of one goes where in the other."""
+"""Compares a webhook with its track call: their lines, and which field of one goes where."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The dead letters: why they are dead, their replay and their export."""
+"""The page of dead letters: shows them by reason, replays and exports them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice

@@ -1,4 +1,4 @@
-"""JSON documents as lines of a page, each with the path of its value."""
+"""Writes JSON documents as lines of a page, each with the path of its value."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -9,7 +9,7 @@ from msgspec import Struct, json
 from relay.operations.lineage import Path, path_text
 
 MAX_LINES: Final = 3_000
-"""A longer document is cut off here; the page shows its bytes besides."""
+"""A longer document is cut off here; the page also shows all its bytes."""
 
 
 class Line(Struct, frozen=True):
@@ -20,7 +20,7 @@ class Line(Struct, frozen=True):
         name: the field's name as JSON; None in a list.
         value: the value as JSON; of an object or a list, the bracket that opens or closes it.
         path: the value's path; None for closing brackets.
-        is_leaf: whether the value is no object or list, or an empty one.
+        is_leaf: whether the value contains no other value.
         comma: whether a comma follows.
     """
 

@@ -1,4 +1,4 @@
-"""The page of one event."""
+"""The page of one event: shows it and its history, and replays it."""
 
 from collections.abc import Mapping
 from urllib.parse import urlencode
@@ -18,7 +18,7 @@ from relay.routes import Routes
 
 
 class EventPage:
-    """What one event is, what became of it, and its replay.
+    """The page of one event: its webhook, its track call, its history and its replay.
 
     Args:
         routes: every route.

@@ -1,4 +1,4 @@
-"""The list of events."""
+"""The page that lists events, newest first, with filters."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -26,7 +26,7 @@ class Row(Struct, frozen=True):
 
     Attributes:
         who: the recipient's user id or address; None if today's mapping makes no event of it.
-        email_id: likewise.
+        email_id: the source's id of the email; None likewise.
     """
 
     entry: StoredEntry
@@ -93,7 +93,7 @@ class EventList:
 
 
 def _criteria(query: Mapping[str, str]) -> Criteria:
-    """Return what the filters ask for; a value that a filter cannot have is no condition."""
+    """Return the criteria of the filters; a value that a filter cannot have is ignored."""
     state, collection, reason = (query.get(name, "") for name in ("state", "collection", "reason"))
     return Criteria(
         states=(State(state),) if state in {*State} else (),

@@ -1,4 +1,4 @@
-"""Times, numbers and charts as pages write them."""
+"""Writes times, numbers and charts for pages."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -32,7 +32,7 @@ def span(length: timedelta) -> str:
 
 
 def number(count: int) -> str:
-    """Return the number with its thousands apart."""
+    """Return the number with its thousands separated."""
     return f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 

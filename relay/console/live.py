@@ -1,4 +1,4 @@
-"""Pages kept up to date by server-sent events."""
+"""Keeps pages up to date by server-sent events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,4 @@
-"""The first page: the flow and its numbers, and where webhooks are to be sent."""
+"""The first page, which shows the flow and its numbers, and the page of the webhooks' URLs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from relay.console.web import origin
 
 
 class Endpoint(Struct, frozen=True):
-    """Where a source's webhooks are to be sent.
+    """The path at which relay receives a source's webhooks.
 
     Attributes:
         path: the URL's path, without the secret at its end.

@@ -1,4 +1,4 @@
-"""Pages: templates, rendered for a request."""
+"""Renders the console's templates for a request."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime

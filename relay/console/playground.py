@@ -1,4 +1,4 @@
-"""The playground: what relay would make of a webhook."""
+"""The playground: a page that shows what relay would make of a webhook."""
 
 from collections.abc import Mapping
 from typing import Any

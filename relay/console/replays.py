@@ -1,4 +1,4 @@
-"""Replays from the console: of one entry, or of all dead letters of one reason."""
+"""Replays one entry, or all dead letters of one reason, for the console."""
 
 import threading
 from datetime import datetime
@@ -66,7 +66,7 @@ class Replays:
     def _replay(self, criteria: Criteria, what: str) -> int:
         operation = self._outbox.entries.begin("replay", what)
         if criteria.reason and not criteria.until:
-            # Entries that die during the replay are not part of it.
+            # Entries that become dead letters during the replay are not part of it.
             criteria = structs.replace(criteria, until=operation.started_at)
         found = self._search.find(criteria, newest_first=False, with_history=True)
         steps = replay(

@@ -1,4 +1,4 @@
-"""One page of entries, found within the time that a page may take."""
+"""Finds one page of entries for the console, within a time limit."""
 
 import re
 import time
@@ -18,7 +18,7 @@ PATIENCE_SECONDS: Final = 0.06
 """How long entries are looked at one by one before the page is shown as it is."""
 
 _FIRST_STRETCH: Final = 2_000
-"""Ids that are looked at in one go; each further stretch is longer."""
+"""Ids that are looked at in the first query; each later stretch is longer."""
 _LONGEST_STRETCH: Final = 32_000
 _MESSAGE_ID: Final = re.compile(r"[a-z]+-[0-9a-zA-Z-]{8,}")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
@@ -28,7 +28,7 @@ class Found(Struct, frozen=True):
     """One page of entries, newest first.
 
     Attributes:
-        older: the id behind which the next page begins; None on the last page.
+        older: the `start` of the next page; None on the last page.
         looked_to: the lowest id that was looked at, if time ran out before the page was full.
         given_up: whether time ran out before all dead letters that cannot be read were looked at.
     """
@@ -53,7 +53,7 @@ def find(
         search: finds them.
         criteria: what they must meet.
         text: a message id, an email id, a user id or an address; empty for any.
-        start: the id behind which the page begins.
+        start: entries with this id and newer ones are left out.
         clock: seconds, monotonic.
     """
     if criteria.until:
@@ -116,7 +116,7 @@ def _find_about(
     end: int,
     is_late: Callable[[], bool],
 ) -> Found:
-    """Find what the text is about, as any of the ids and as an address."""
+    """Find entries that have the text as one of their ids or as the address."""
     meanings = [structs.replace(criteria, **{field: text}) for field in _fields(text)]
     found: dict[int, StoredEntry] = {}
     for each in meanings:

@@ -1,4 +1,4 @@
-"""Links that work for one sign-in, and the sessions that they begin; kept in memory only."""
+"""Keeps the link that opens the console once, and the sessions that begin so; in memory only."""
 
 import secrets
 import time

@@ -1,4 +1,4 @@
-"""Sign-in by a link that relay prints, if no password is set."""
+"""Signs an operator in by a link that relay prints, if no password is set."""
 
 import asyncio
 import os
@@ -30,11 +30,11 @@ _log = structlog.get_logger()
 
 
 class Links(Struct, frozen=True):
-    """Where links lead, and how the operator gets them.
+    """The address that links lead to, and the way they reach the operator.
 
     Attributes:
         url: relay's URL on this machine.
-        issue: takes each link as soon as it works.
+        issue: called with each link as soon as it works.
     """
 
     url: str

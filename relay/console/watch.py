@@ -1,4 +1,4 @@
-"""What the overview shows: each destination, the seven collections, what was ignored."""
+"""Collects what the overview shows: destinations, the seven collections, what was ignored."""
 
 import threading
 import time
@@ -56,12 +56,12 @@ class CollectionView(Struct, frozen=True):
 
 
 class DestinationView(Struct, frozen=True):
-    """What waits for one destination, what it has, and how forwarding to it stands.
+    """What the overview shows of one destination.
 
     Attributes:
         title: its name for people.
         counts: its entries by state.
-        dead: its dead letters, without those that are only ignored by now.
+        dead: its dead letters, without those that today's settings would ignore.
         rate: delivered a second; None until two looks can be compared.
         bars: delivered in each half hour of the last day, oldest first.
         latest: when the last one was delivered.
@@ -78,10 +78,10 @@ class DestinationView(Struct, frozen=True):
 
 
 class AnswerCount(Struct, frozen=True):
-    """How many webhooks of a source were answered alike since this process began.
+    """How many webhooks of a source had the same answer since this process began.
 
     Attributes:
-        what: the reason they were ignored for, or the status they were refused with.
+        what: why they were ignored, or the status with which they were refused.
     """
 
     source: str
@@ -93,7 +93,7 @@ class Overview(Struct, frozen=True):
     """All that the page shows.
 
     Attributes:
-        received: how many events ever were.
+        received: how many events were ever received.
         rate: received a second; None until two looks can be compared.
         bars: received in each half hour of the last day, oldest first.
         latest: when the last one was received.
@@ -112,7 +112,7 @@ class Overview(Struct, frozen=True):
 
 
 class Watch:
-    """A look at the outbox, taken at most once a second for all who look at the page.
+    """A source of overviews: one a second at most, shared by everyone who has the page open.
 
     Args:
         outbox: the one that is looked at.
@@ -215,7 +215,7 @@ def _collection_view(
 
 
 def _dead(counters: Iterable[CounterRow]) -> Counter[str]:
-    """Count each destination's dead letters, without those that are only ignored by now."""
+    """Count each destination's dead letters, without those that today's settings would ignore."""
     counted: Counter[str] = Counter()
     for kind, entries in population(counters).items():
         if kind.state is State.DEAD and kind.reason != DeadReason.IGNORED:
@@ -224,7 +224,7 @@ def _dead(counters: Iterable[CounterRow]) -> Counter[str]:
 
 
 def _within(counters: Iterable[CounterRow], since: datetime) -> list[CounterRow]:
-    """Return the rows of slots that began since then, give or take half a slot."""
+    """Return the rows of slots that began after `since`, give or take half a slot."""
     return [row for row in counters if row.since and row.since > since - SLOT / 2]
 
 

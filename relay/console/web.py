@@ -1,4 +1,4 @@
-"""Forms and queries as the console's pages read them."""
+"""Reads the forms and queries of the console's pages."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -58,7 +58,7 @@ def reveals(fields: Mapping[str, str]) -> bool:
 
 
 def reveal_field(fields: Mapping[str, str]) -> dict[str, int]:
-    """Return the field that has the next page show addresses if this one does."""
+    """Return the field that makes the next page show addresses, if this page shows them."""
     return {"reveal": 1} if reveals(fields) else {}
 
 

@@ -1,1 +1,1 @@
-"""What `relay demo` shows: made-up traffic, a stand-in for Segment, and a display of both."""
+"""The parts of `relay demo`: made-up webhooks, a stand-in for Segment, and a display of both."""

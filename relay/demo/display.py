@@ -1,4 +1,4 @@
-"""The demo's screen: a line for each event, which brings both of its ends together."""
+"""The demo's screen: one line for each event, with its webhook and what Segment received."""
 
 import threading
 import time
@@ -52,7 +52,7 @@ class Ledger:
 
     def send(self, webhook: Webhook, post: Callable[[bytes], Mapping[str, str]]) -> None:
         """Post the webhook; print its line now or, if it is accepted, when Segment receives it."""
-        # With the lock, the answer is noted before the event arrives at Segment.
+        # The lock makes sure that the answer is noted before the event arrives at Segment.
         with self._lock:
             posted_at = self._clock()
             answer = post(webhook.body)
@@ -80,7 +80,7 @@ class Ledger:
         self._put(click.style(_row([heading for heading, _ in _COLUMNS], _COLUMNS), bold=True))
 
     def announce(self, text: str) -> None:
-        """Print a line that is about no event."""
+        """Print a line that is not about one event."""
         with self._lock:
             self._announce(text)
 
@@ -149,7 +149,7 @@ def _fit(text: str, width: int) -> str:
 
 
 def _tail(email_id: str) -> str:
-    """Return the end of the part before the @, by which emails can be told apart."""
+    """Return the end of the part before the @, which differs from email to email."""
     return email_id.partition("@")[0][-8:]
 
 
@@ -165,7 +165,7 @@ def introduction(url: str, path: str, link: str) -> str:
     return f"""\
 {title}: webhooks as Vero sends them -> the real relay -> a stand-in for Segment.
 All events are made up, and nothing leaves this machine. Press Ctrl-C to end.
-Every half a minute Segment is "down" for a few seconds, to show that nothing is lost.
+Twice a minute Segment is "down" for a few seconds, to show that nothing is lost.
 
 Watch it in a browser (this link works once):
   {link}

@@ -1,4 +1,4 @@
-"""The stand-in for Vero: it posts made-up webhooks to relay."""
+"""The stand-in for Vero, which posts made-up webhooks to relay."""
 
 import json
 import threading

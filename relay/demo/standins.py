@@ -58,7 +58,7 @@ class SegmentStandIn:
 
 
 def outages(segment: SegmentStandIn, ledger: Ledger, stopping: threading.Event) -> None:
-    """Let Segment be down for a while, again and again, until `stopping` is set."""
+    """Make Segment fail for a while, again and again, until `stopping` is set."""
     while not stopping.wait(_OUTAGE_EVERY_SECONDS):
         ledger.announce(f"Segment is down for {_OUTAGE_SECONDS} s: events wait on disk")
         segment.down = True
@@ -68,7 +68,7 @@ def outages(segment: SegmentStandIn, ledger: Ledger, stopping: threading.Event) 
 
 @contextmanager
 def playing(*plays: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run each of these in a thread; at the end, set its `stopping` and wait for it."""
+    """Run each function in a thread; at the end, set its `stopping` and wait for it."""
     stopping = threading.Event()
     threads = [threading.Thread(target=play, args=(stopping,), daemon=True) for play in plays]
     for thread in threads:

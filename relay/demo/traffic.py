@@ -1,4 +1,4 @@
-"""Webhooks as Vero sends them, made up: ordinary ones and odd ones."""
+"""Makes up webhooks as Vero sends them, ordinary ones and odd ones."""
 
 import json
 import time

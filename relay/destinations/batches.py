@@ -1,4 +1,4 @@
-"""Messages, cut into batches that a destination takes."""
+"""Cuts messages into batches that a destination accepts."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""What every destination is held to: it renders events and sends them within its limits."""
+"""The protocol that every destination implements: it renders events and sends them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -11,14 +11,14 @@ from relay.events import EmailEvent, Unusable
 
 
 class Limits(Struct, frozen=True):
-    """What a destination takes.
+    """The limits that relay keeps to when it sends to a destination.
 
     Attributes:
-        requests_per_second: from all of relay's processes together.
+        requests_per_second: requests of all of relay's processes together.
         in_flight: requests of one process at a time.
         batch_messages: messages in a request.
         batch_bytes: bytes of a request's messages, with a comma between them.
-        timeout_seconds: for a request, from the look-up of the host to the end of the answer.
+        timeout_seconds: time of a request, from the look-up of the host to the end of the answer.
     """
 
     requests_per_second: int
@@ -29,7 +29,7 @@ class Limits(Struct, frozen=True):
 
 
 class Message(Struct, frozen=True):
-    """What a destination gets for one event, as a document and as the bytes of its JSON."""
+    """The message that a destination gets for one event: a document, and the bytes of its JSON."""
 
     document: Mapping[str, Any]
     encoded: bytes
@@ -42,13 +42,13 @@ class Destination(Protocol):
     """
 
     name: ClassVar[str]
-    """What it is called in settings, metrics, logs and the outbox."""
+    """Its name in settings, metrics, logs and the outbox."""
     title: ClassVar[str]
-    """What people call it."""
+    """Its name on pages, like `Segment`."""
     settings_model: ClassVar[type[BaseModel]]
     """Its settings; a field without an alias is read from `RELAY_<NAME>_<FIELD>`."""
     limits: ClassVar[Limits]
-    """What relay keeps to when it sends."""
+    """The limits that relay keeps to when it sends."""
     curl: ClassVar[str]
     """A shell command that sends `$body`, one message; its credentials are relay's variables."""
 
@@ -60,7 +60,7 @@ class Destination(Protocol):
         ...
 
     def warnings(self) -> list[str]:
-        """Return what its settings allow although it is unwise, one sentence each."""
+        """Return one sentence for each setting that is allowed but unwise."""
         ...
 
     def message_id(
@@ -71,9 +71,9 @@ class Destination(Protocol):
     ) -> str:
         """Return the id by which the destination recognises copies of an event.
 
-        It has 100 characters at most. On any machine and at any time it is equal for equal
-        arguments and an equal account of the destination, and differs otherwise. Without a dedupe
-        key it is random.
+        It has at most 100 characters. Without a dedupe key it is random. Otherwise it depends only
+        on the arguments and on relay's account at the destination, so it is the same on every
+        machine and at every time. Other arguments or another account give another id.
         """
         ...
 
@@ -85,7 +85,7 @@ class Destination(Protocol):
         The same arguments always give the same result.
 
         Args:
-            event: of the source.
+            event: the event that the source reported.
             source: name of the source.
             message_id: see `message_id`.
             integrations: see `relay.sources.Source.integrations`.
@@ -100,7 +100,7 @@ class Destination(Protocol):
             attempt: number of this attempt, counted from 1.
 
         Raises:
-            UnavailableError: not now. The destination may have taken the batch all the same.
+            UnavailableError: no acceptance came. The destination may still have taken the batch.
             RefusedError: the destination refuses the key, the host or the request.
             RejectedError: the destination rejects a message in the batch.
         """

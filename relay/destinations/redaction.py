@@ -1,4 +1,4 @@
-"""Events without the recipient's address: its SHA-256 takes its place."""
+"""Replaces the recipient's address in an event by its SHA-256."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from relay.addresses import digest, in_mailbox, mask
 from relay.events import EmailEvent
 
 _LONGEST: Final = 320
-"""Most characters of an address (RFC 5321); for longer texts no pattern is made."""
+"""The most characters that an address has (RFC 5321); no pattern is built for a longer text."""
 
 
 def without_address(event: EmailEvent) -> EmailEvent:
@@ -35,7 +35,7 @@ def without_address(event: EmailEvent) -> EmailEvent:
 
 
 def _spellings(text: str | None) -> Iterator[str]:
-    """Yield the text if it holds an address, then each address in it: `Ann <ann@...>` is one."""
+    """Yield the text if it holds an address, like `Ann <ann@...>`, then each address in it."""
     if text and "@" in text:
         yield text
         yield from in_mailbox(text)

@@ -1,4 +1,4 @@
-"""What a response says beyond its status: a page, a denial, a time to wait, words to quote."""
+"""Reads responses beyond their status: HTML pages, denials, times to wait, words to quote."""
 
 import re
 from contextlib import suppress
@@ -49,7 +49,7 @@ def is_page(response: Response, text: str) -> bool:
 
 
 def denies(text: str) -> bool:
-    """Return whether the body of a 2xx reports a failure, in JSON, whole or truncated, or words."""
+    """Return whether the body of a 2xx reports a failure, in words or in (truncated) JSON."""
     return any(
         any(map(_is_failure, document if isinstance(document, list) else [document]))
         for document in _documents(text.lstrip("\ufeff"))
@@ -57,7 +57,7 @@ def denies(text: str) -> bool:
 
 
 def _documents(text: str) -> list[Any]:
-    """Return the JSON document, the one of each line, a truncated one, or else the text itself."""
+    """Return the JSON documents in the text: one, one per line or a cut-off one; else the text."""
     with suppress(ValueError):
         return [from_json(text)]
     with suppress(ValueError):
@@ -95,7 +95,7 @@ def _is_no(value: Any) -> bool:  # noqa: ANN401 (any JSON)
 
 
 def quoted(text: str, sent: bytes) -> str:
-    """Return the text for a log, with each word masked that is not plain or was in the request."""
+    """Return the text for a log; mask each word that is not plain or stood in the request."""
     known = {word.decode() for word in _WORD.findall(sent.lower())} - _JSON
 
     def masked(found: re.Match[str]) -> str:

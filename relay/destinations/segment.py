@@ -1,8 +1,8 @@
-"""The destination `segment`: track calls, batches of them, and the meaning of Segment's answers.
+"""The destination `segment`: renders events as track calls, sends them, and interprets answers.
 
-Messages and requests are those of Segment's own library, analytics-python; tests hold them to it.
-The library itself does not run here: its queue is in memory and drops what it cannot send, its
-transport follows redirects, and both cost several times as much as the code below.
+Messages and requests equal those of Segment's own library, analytics-python; tests check that.
+The library itself is not used. Its queue is in memory and drops what it cannot send, its transport
+follows redirects, and both cost several times as much as the code below.
 
 The facts about the API are from Segment's documentation of the HTTP Tracking API, of partner
 streams and of duplicate data.
@@ -67,7 +67,7 @@ _REJECTIONS: Final = frozenset({400, 413, 422})
 # 460 is Segment's own status for a temporary failure (analytics-java, AnalyticsClient).
 _TEMPORARY: Final = frozenset({408, 410, 429, 460})
 _PERMANENT: Final = frozenset({501, 505, 511})
-# A proxy or a gateway answers so if it does not reach Segment, or does not let relay through.
+# Answers of a proxy or a gateway that does not reach Segment, or does not let relay through.
 _NOT_REACHED: Final = frozenset({407, 502, 503, 504})
 _GZIP_LEVEL: Final = 1  # costs a third of level 9 and gives a tenth more bytes
 
@@ -200,8 +200,8 @@ class Segment:
     ) -> str:
         """See `Destination.message_id`.
 
-        The id begins with the time, so that ids of one day are neighbours in a sorted index and
-        storing one touches pages that are already in memory.
+        The id begins with the time. So ids of one day are neighbours in a sorted index, and storing
+        one touches pages that are already in memory.
         """
         if dedupe_key is None:
             return f"{source}-{uuid4().hex}"

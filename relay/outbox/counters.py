@@ -1,6 +1,6 @@
-"""What entries did, counted by the outbox as it happens.
+"""Counters of what happened to entries; the outbox updates them with every change.
 
-Reading the counters of ten million entries takes as long as those of ten.
+The time to read them does not grow with the number of entries.
 """
 
 from collections import Counter
@@ -14,34 +14,34 @@ from msgspec import Struct
 from relay.outbox.entries import State
 
 SLOT: Final = timedelta(minutes=5)
-"""The changes within one slot are counted together."""
+"""Length of a slot of time; changes within one slot are counted together."""
 
 APART: Final = timedelta(hours=25)
-"""How long slots are kept apart. Older ones are added up."""
+"""How long each slot keeps its own counters. Those of older slots are added up."""
 
 
 class Change(StrEnum):
-    """What may happen to an entry."""
+    """A change of an entry that is counted."""
 
     RECEIVED = "received"
     DELIVERED = "delivered"
     DEAD_LETTERED = "dead_lettered"
     REQUEUED = "requeued"
-    """Pending again. It has left the state that it was in, which is counted, too."""
+    """It is pending again. That it left its former state is counted, too."""
     LEFT_PENDING = "left_pending"
     LEFT_DELIVERED = "left_delivered"
     LEFT_DEAD = "left_dead"
-    """This and the other two: requeued, erased or purged."""
+    """It left this state, or one of the two above: it was requeued, erased or purged."""
 
 
 class CounterRow(Struct, frozen=True):
     """The number of entries of one kind that made the same change in one slot.
 
     Attributes:
-        since: the beginning of the slot; None for all slots before those kept apart.
-        collection: None if the entries could not be read when they came.
-        reason: of dead letters, and of entries that were dead letters.
-        latest: the time of the last change.
+        since: the beginning of the slot; None for all older slots, which are added up.
+        collection: None if the entries could not be parsed when they were received.
+        reason: the reason of dead letters, and of entries that were dead letters.
+        latest: the time of the latest change.
     """
 
     since: datetime | None

@@ -1,4 +1,4 @@
-"""The values that an outbox takes and gives."""
+"""The values that the methods of an outbox take and return."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -19,9 +19,9 @@ def utc_now() -> datetime:
 
 
 class State(StrEnum):
-    """What has become of an entry.
+    """The state of an entry.
 
-    A claimed entry is still pending, so a crash of its holder heals itself.
+    A claimed entry is still pending, so that it is claimed again after a crash.
     """
 
     PENDING = "pending"
@@ -30,14 +30,14 @@ class State(StrEnum):
 
 
 class Keys(Struct, frozen=True):
-    """What an entry can be found by, each as a short digest: indexes hold no address.
+    """Short digests by which an entry can be found: indexes hold no address.
 
-    Two texts may share a digest, so what is found by one must still be compared.
+    Two texts may have the same digest, so the texts of the entries found must still be compared.
 
     Attributes:
-        user: of the user id.
-        address: of the address in lower case.
-        email: of the email id.
+        user: digest of the user id.
+        address: digest of the address in lower case.
+        email: digest of the email id.
     """
 
     user: int | None = None
@@ -90,8 +90,8 @@ class Entry(Struct, frozen=True):
 
     Attributes:
         attempts: how often it has been claimed, this time included.
-        claim: the fence: a holder of an older claim settles nothing.
-        crashes: how often in a row a process ended while it held the entry: see
+        claim: number of the claim; a worker with an older claim cannot settle the entry.
+        crashes: how many processes in a row ended while they held the entry; see
             `Outbox.begin_post`.
     """
 
@@ -114,7 +114,7 @@ class Counts(Struct, frozen=True):
     """How many entries are in each state.
 
     Attributes:
-        waiting_since: since when the oldest pending entry waits; None if none is pending.
+        waiting_since: when the oldest pending entry began to wait; None if none is pending.
     """
 
     pending: int = 0
@@ -138,8 +138,8 @@ class LogState(Struct, frozen=True):
     """The log of writes that a store keeps beside its tables.
 
     Attributes:
-        size_bytes: on its disk.
-        is_held: a reader has kept it from being emptied for a while; it grows.
+        size_bytes: its size on the disk.
+        is_held: whether a reader has kept it from being emptied for a while, so that it grows.
     """
 
     size_bytes: int
@@ -147,7 +147,7 @@ class LogState(Struct, frozen=True):
 
 
 class Role(StrEnum):
-    """What a process does with an outbox."""
+    """The role of a process at an outbox."""
 
     RECEIVER = "receiver"
     FORWARDER = "forwarder"
@@ -156,10 +156,10 @@ class Role(StrEnum):
 class HistoryEvent(Struct, frozen=True):
     """One line of an entry's history.
 
-    That it was received, and its last delivery, are in the entry itself.
+    Its receipt and its latest delivery are fields of the entry itself.
 
     Attributes:
-        what: `posted` and not accepted, `delivered` before a replay, `dead`, or `replayed`.
+        what: `posted` (and not accepted), `delivered` (before a replay), `dead` or `replayed`.
         detail: the destination's answer, or the reason; empty if there is none.
     """
 
@@ -195,13 +195,13 @@ class StoredEntry(Struct, frozen=True):
 
 
 class Query(Struct, frozen=True, omit_defaults=True):
-    """Which entries to find; a field that is None or empty matches all.
+    """The conditions that entries must meet; None or empty is no condition.
 
     Attributes:
-        since: received then or later.
-        until: received before then.
-        key: the name of a key, and its digest.
-        keyless: entries that no key finds.
+        since: the entry was received at this time or later.
+        until: the entry was received before this time.
+        key: name of a key, and the digest that the entry has for it.
+        keyless: the entry has no key at all.
     """
 
     ids: tuple[int, ...] = ()
@@ -218,7 +218,7 @@ class Query(Struct, frozen=True, omit_defaults=True):
 
 
 class Requeue(Struct, frozen=True):
-    """An entry to be forwarded once more, and what it is by today's mapping."""
+    """An entry to make pending again, with its collection and keys by today's mapping."""
 
     id: int
     collection: str
@@ -226,11 +226,11 @@ class Requeue(Struct, frozen=True):
 
 
 class Operation(Struct, frozen=True):
-    """Something an operator did to many entries, noted so that it can be resumed.
+    """A change of many entries by an operator, recorded so that it can be resumed.
 
     Attributes:
         kind: `replay` or `erase`.
-        what: on which entries, without anything that tells whom they are about.
+        what: the entries that were chosen, without anything that identifies a person.
         entries: how many it has changed so far.
     """
 

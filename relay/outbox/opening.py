@@ -1,4 +1,4 @@
-"""Opens an outbox as soon as its store is there, however long that takes."""
+"""Opens an outbox in the background, and tries until its store answers."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 5.0
 
 PATIENCE_SECONDS: Final = 3.0
-"""How long a use of the outbox waits for the first try to open it, which mostly succeeds."""
+"""How long a use of the outbox waits for the first try to open it."""
 
 _CLOSE_SECONDS: Final = 2.0
 
@@ -35,7 +35,7 @@ def open_when_there(
     Args:
         open_outbox: tries once.
         sleep: waits before the next try, for so many seconds.
-        patience_seconds: after which the last error is raised.
+        patience_seconds: after so many seconds the last error is raised.
         failed: called with the error of each try that is followed by another one.
 
     Raises:
@@ -63,7 +63,7 @@ class AwaitedOutbox:
     """An outbox that a thread opens; until it is open, every use raises OutboxNotOpenError.
 
     It passes on every method of `relay.outbox.protocol.Outbox`. A use during the first try waits
-    for that try, so that a start refuses nothing that it could store a moment later.
+    for that try. So a webhook that comes at the start is stored, and not refused.
 
     Args:
         open_outbox: tries once.
@@ -105,7 +105,7 @@ class AwaitedOutbox:
         return self._outbox
 
     def start(self) -> None:
-        """Begin to open it."""
+        """Begin to open the outbox, in a thread."""
         self._give_up_at = time.monotonic() + PATIENCE_SECONDS
         self._thread.start()
 

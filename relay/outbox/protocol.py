@@ -1,4 +1,4 @@
-"""What every store of the outbox is held to; `tests/contracts/` checks each store against it.
+"""The protocol that every store of the outbox implements; `tests/contracts/` checks each store.
 
 Every method raises OutboxError when the store cannot do it.
 """
@@ -30,10 +30,10 @@ RARE: Final = (
     "Email Bounced",
     "Email Marked as Spam",
 )
-"""Collections that stores have an index of: of the other three, each few entries hold one."""
+"""Collections that stores index. The other three are so common that a scan soon finds them."""
 
 SOME: Final = 10_000
-"""So many entries of a state are quicker sorted than found among the others."""
+"""Up to so many entries of a state are sorted; more are found by a scan in the order of ids."""
 
 
 class EntryStore(Protocol):
@@ -55,34 +55,35 @@ class EntryStore(Protocol):
         """Return entries in the order of their ids; fewer than the limit if bodies are large.
 
         Args:
-            query: which.
-            limit: how many at most; an empty list means that there are none.
-            start: the id behind which they begin, in the direction asked for.
-            end: the last id that is looked at.
-            newest_first: the direction.
+            query: the conditions that they meet.
+            limit: the most entries to return. An empty list means that there are none.
+            start: the id after which to begin, in the direction of the search.
+            end: the last id to look at.
+            newest_first: the direction of the search.
             with_history: fill in their histories.
         """
         ...
 
     def count(self, query: Query) -> int:
-        """Count the entries; looks at each of them."""
+        """Count the entries that meet the query; the time grows with their number."""
         ...
 
     def begin(self, kind: str, what: str) -> Operation:
-        """Return the same operation begun earlier and not finished, or a new one."""
+        """Return an unfinished operation of this kind on the same entries, or else a new one."""
         ...
 
     def requeue(self, requeues: Sequence[Requeue], operation: Operation) -> int:
         """Make delivered and dead entries pending again; return how many.
 
-        They are counted with the operation, in one transaction.
+        The same transaction adds their number to the operation.
         """
         ...
 
     def erase(self, ids: Sequence[int], operation: Operation) -> int:
-        """Delete entries whatever their state, and their histories; return how many.
+        """Delete entries in any state, and their histories; return how many.
 
-        As far as the store can, nothing of them is left on disk. Counted as by `requeue`.
+        As far as the store can, nothing of them is left on disk. The same transaction adds their
+        number to the operation.
         """
         ...
 
@@ -95,7 +96,7 @@ class EntryStore(Protocol):
         ...
 
     def restore(self, entries: Sequence[StoredEntry]) -> int:
-        """Put entries back, with their states and histories; return how many were not there.
+        """Put entries back, with their states and histories; return how many were missing before.
 
         When this returns, they are on disk.
         """
@@ -106,14 +107,14 @@ class Outbox(Protocol):
     """A durable queue; safe to use from several threads, and by several processes."""
 
     def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
-        """Store what is new; return for each arrival whether it was.
+        """Store the arrivals that are new; return for each arrival whether it was new.
 
-        When this returns, it is on disk.
+        When this returns, all of them are on disk.
         """
         ...
 
     def changed(self, destination: str) -> bool:
-        """Return whether anything may have been added since the last call for it; cheap."""
+        """Return whether entries may have been added since the last call for it. This is cheap."""
         ...
 
     def claim(self, destination: str, limit: int, *, lease: timedelta) -> list[Entry]:
@@ -131,21 +132,21 @@ class Outbox(Protocol):
     def begin_post(self, suspect: Entry, lineage: int) -> Entry:
         """Note that a claimed suspect has been rendered; return it with its new claim.
 
-        If the process ended before this call, that counts against the suspect. From now on the
-        suspect waits for its destination, and an end of the process proves nothing, unless
-        `count_crash` is called.
+        If the process ends before this call, that counts as a crash of the suspect. If it ends
+        later, that counts only if `count_crash` is called: the suspect was waiting for its
+        destination.
 
         Args:
-            suspect: claimed alone.
-            lineage: of this process and those that are started in its place, from 1 to 2**40.
+            suspect: the suspect, which was claimed alone.
+            lineage: number of this process and those started in its place, from 1 to 2**40.
         """
         ...
 
     def count_crash(self, lineage: int) -> None:
         """Count a crash against the suspect that the last process of the lineage was sending.
 
-        Call it before anything is claimed, if that process ended by itself while its supervisor
-        lived on.
+        Call it before anything is claimed, and only if that process ended although its supervisor
+        did not.
         """
         ...
 
@@ -154,7 +155,7 @@ class Outbox(Protocol):
         ...
 
     def ack(self, entries: Sequence[Entry]) -> None:
-        """Settle entries as delivered. Entries that another worker has claimed since stay."""
+        """Settle entries as delivered, unless another worker has claimed them since."""
         ...
 
     def dead_letter(self, entry: Entry, fault: Unusable) -> None:
@@ -165,48 +166,48 @@ class Outbox(Protocol):
         """Make entries due at once, unless another worker has claimed them since.
 
         Args:
-            entries: of one claim.
+            entries: entries of one claim.
             answer: the result of sending them, for their histories; None if they were not sent.
         """
         ...
 
     def throttle(self, destination: str, change: Callable[[Throttle, float], T]) -> T:
-        """Return what `change` returns for the destination's throttle and the time in seconds.
+        """Call `change` with the destination's throttle and the time in seconds; return its result.
 
-        All forwarders to the destination share its throttle. `change` may alter it; no other
-        change happens in between.
+        All forwarders to the destination share its throttle. `change` may alter it; meanwhile
+        nothing else alters it.
         """
         ...
 
     def destination_status(self, destination: str) -> DestinationStatus:
-        """Return how forwarding to the destination stands, as far as forwarders have noted it."""
+        """Return the status that forwarders have last recorded for the destination."""
         ...
 
     def counts(self) -> Mapping[str, Counts]:
-        """Count the entries of each destination by state; the cost does not grow with them."""
+        """Count the entries of each destination by state; the time does not grow with them."""
         ...
 
     def counters(self) -> list[CounterRow]:
-        """Return what entries did, latest slots first; a few thousand rows at most."""
+        """Return the counters, latest slots first; a few thousand rows at most."""
         ...
 
     def aggregate_counters(self, before: datetime) -> None:
-        """Count as a whole what happened in slots that began before then."""
+        """Add up the counters of all slots that began before a time."""
         ...
 
     def purge(self, before: datetime, limit: int) -> int:
-        """Delete up to `limit` entries delivered before then; return how many.
+        """Delete up to `limit` entries delivered before a time; return how many.
 
-        From then on a copy of such an event is new.
+        After that, a copy of a deleted event counts as new.
         """
         ...
 
     def check(self) -> None:
-        """Return if a write reaches the disk now."""
+        """Write something to the disk; return if that succeeds."""
         ...
 
     def pending_exceed(self, limit: int) -> bool:
-        """Return whether more entries than that are pending, for all destinations together."""
+        """Return whether more than `limit` entries are pending, for all destinations together."""
         ...
 
     def free_bytes(self) -> int | None:
@@ -214,7 +215,7 @@ class Outbox(Protocol):
         ...
 
     def warnings(self) -> list[str]:
-        """Return what an operator should change although all works, a sentence each."""
+        """Return one sentence for each thing that works but that an operator should change."""
         ...
 
     def log_state(self) -> LogState | None:
@@ -222,14 +223,14 @@ class Outbox(Protocol):
         ...
 
     def lock_role(self, role: Role, *, patience: timedelta = timedelta(0)) -> None:
-        """Keep other processes out of the role from now on, if the store has room for one only.
+        """Keep other processes out of the role from now on, if the store allows only one of it.
 
         Args:
             role: what this process does with the store.
             patience: how long to wait for another process that is about to end.
 
         Raises:
-            OutboxUnusableError: another process has it.
+            OutboxUnusableError: another process has the role.
         """
         ...
 

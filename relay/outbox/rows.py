@@ -1,7 +1,7 @@
-"""The outbox's values from rows of its stores.
+"""Turns rows of either store into the outbox's values.
 
-Both stores select the same columns in the same order, so they read rows in one way. They differ in
-how they hold a time: each function is given what turns that into an aware datetime in UTC.
+Both stores select the same columns in the same order. They differ in how they hold a time, so each
+function takes a function that turns a stored time into an aware datetime in UTC.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,7 +76,7 @@ def counter_row(row: Row, slot_time: Callable[[Any], datetime | None], time: Tim
 
 
 def states(changes: Iterable[tuple[str, str, int]]) -> dict[str, dict[State, int]]:
-    """Count the entries of each destination by state, from how many made which change there."""
+    """Count the entries of each destination by state, from counts of their changes."""
     by_destination: dict[str, dict[Change, int]] = {}
     for destination, change, entries in changes:
         by_destination.setdefault(destination, {})[Change(change)] = entries
@@ -94,11 +94,11 @@ def counts(in_state: Mapping[State, int], waiting_since: datetime | None) -> Cou
 
 
 def are_few(query: Query, changes: Callable[[], Iterable[tuple[str, str, int]]]) -> bool:
-    """Return whether the query's entries are quicker sorted than found among all the others.
+    """Return whether few entries meet the query, so that to sort them is quicker than a scan.
 
     Args:
-        query: which entries.
-        changes: asks the store: see `states`.
+        query: the conditions.
+        changes: asks the store for the argument of `states`.
     """
     if query.states not in {(State.PENDING,), (State.DELIVERED,)}:
         return False

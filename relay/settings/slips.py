@@ -45,7 +45,7 @@ def quoted(value: str) -> str | None:
 
 
 def secret_slip(secrets: Iterable[str]) -> str | None:
-    """Return the fault of the first secret that was pasted wrong; pass them without outer blanks."""
+    """Return the fault of the first secret that was pasted wrong; none has outer blanks."""
     for secret in filter(None, secrets):
         if fault := quoted(secret):
             return fault

@@ -1,9 +1,9 @@
-"""Customer.io's reporting webhooks.
+"""The source `customerio`: authenticates and parses Customer.io's reporting webhooks.
 
 The facts here come from Customer.io's own description of its reporting webhooks
 (docs.customer.io/journeys/webhooks, files/journeys-webhooks.json), from its pages on its Segment
 source, and, for the older format, from other people's receivers. Its webhooks do not always follow
-its schemas, so relay requires only what an event cannot be made without.
+its schemas, so relay requires only the fields that an event needs.
 """
 
 import hmac
@@ -57,8 +57,8 @@ _OTHER_CHANNELS: Final = frozenset(
     {"in_app", "inbox", "push", "slack", "sms", "webhook", "whatsapp"}
 )
 
-# With a colon in it, bytes could move between the time and the body while the signed text stays the
-# same. 20 digits hold any number of seconds or nanoseconds.
+# If a colon were allowed, bytes could move between the time and the body while the signed text
+# stays the same. 20 digits hold any number of seconds or nanoseconds.
 _SENT_AT: Final = re.compile(rb"[0-9]{1,20}")
 _SIGNATURE: Final = re.compile(rb"[0-9a-f]{64}")
 
@@ -69,8 +69,8 @@ _CAMPAIGNS: Final = {
     "newsletter_id": "newsletter",
     "transactional_message_id": "transactional",
 }
-# Which property a field becomes. If two fields become the same one, the first that is not blank
-# counts; `email_id` is the older name of `delivery_id`.
+# The property that each field becomes. If two fields become the same property, the first that is
+# not blank counts; `email_id` is the older name of `delivery_id`.
 _PROPERTIES: Final = {
     "delivery_id": "email_id",
     "email_id": "email_id",
@@ -330,8 +330,8 @@ def _dedupe_key(
 ) -> tuple[str | None, ...] | None:
     """Return what identifies the event; None if nothing does.
 
-    This is `event_id`, which every retry of a webhook repeats, or else all that differs between
-    events.
+    It is `event_id`, which every retry of a webhook repeats. Without one, it is every field that
+    may differ between events.
     """
     if event_id := as_id(document.get("event_id")):
         return (event_id,)

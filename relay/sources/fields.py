@@ -1,4 +1,4 @@
-"""A webhook's JSON body, read field by field."""
+"""Reads a webhook's JSON body field by field."""
 
 import json
 import re
@@ -34,7 +34,7 @@ _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _FURTHEST_AHEAD: Final = timedelta(days=1)
 
 REPEATABLE: Final = frozenset({Collection.OPENED, Collection.LINK_CLICKED})
-"""What can happen to one email several times. Only the time tells two such events apart."""
+"""Events that can happen to one email several times; only the time distinguishes them."""
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _decode = msgspec.json.Decoder().decode
@@ -104,7 +104,7 @@ def as_object(value: object) -> dict[str, Any]:
 
 
 def as_text(value: object) -> str | None:
-    """Return the value as a trimmed string, the same for a number and for the number as a string.
+    """Return the value as a trimmed string: `7` and `"7"` both give `7`.
 
     A list becomes its members joined by ", ". None for blank strings, null and objects.
     """
@@ -122,7 +122,7 @@ def as_text(value: object) -> str | None:
 
 
 def as_id(value: object) -> str | None:
-    """Return what can be an id or a name: a string or a number as `as_text`; None for the rest."""
+    """Return a string or a number as `as_text` does; None for any other value, which is no id."""
     return as_text(value) if type(value) in {str, int, float} else None
 
 
@@ -182,8 +182,8 @@ def _iso(time: str, zone: str) -> str:
 def time_text(value: object) -> str | None:
     """Return a time field's value as text, whether it names a time or not; None if it is blank.
 
-    A dedupe key holds it: events whose fields differ are different events, even where relay cannot
-    read the fields.
+    It is part of a dedupe key. Two events with different time fields are different events, even if
+    relay cannot read the fields.
     """
     if isinstance(value, dict | list):
         return json.dumps(value, sort_keys=True) if value else None
@@ -193,7 +193,7 @@ def time_text(value: object) -> str | None:
 def plausible_time(reported_at: datetime | None, received_at: datetime) -> datetime:
     """Return when the event happened: the reported time, or the time of receipt.
 
-    A reported time counts from the year 2000 until a day after the receipt.
+    A reported time is plausible from the year 2000 until a day after the receipt.
     """
     if reported_at and _EARLIEST <= reported_at <= received_at + _FURTHEST_AHEAD:
         return reported_at

@@ -1,4 +1,4 @@
-"""What every source is held to: it authenticates webhooks and parses their bodies."""
+"""The protocol that every source implements: it authenticates webhooks and parses their bodies."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,7 +14,7 @@ class Webhook(msgspec.Struct, frozen=True):
     """One HTTP request, not trusted until it is authenticated.
 
     Attributes:
-        path_secret: the rest of the path behind the source's name, percent-decoded; None if
+        path_secret: the rest of the path after the source's name, percent-decoded; None if
             nothing follows the name.
         headers: names in lower case, and values as received.
         body: as received; empty for a source that does not sign it, because it is not read yet.
@@ -44,7 +44,7 @@ class Verifier(Protocol):
 
 
 class Verified:
-    """A `Verifier` for credentials that are right whatever the body is."""
+    """A `Verifier` for credentials that do not cover the body and are right."""
 
     def update(self, piece: bytes) -> None:
         """See `Verifier.update`."""
@@ -61,7 +61,7 @@ class Source(Protocol):
     """
 
     name: ClassVar[str]
-    """What it is called in `/webhooks/<name>`, settings, metrics, logs and the outbox."""
+    """Its name in `/webhooks/<name>`, settings, metrics, logs and the outbox."""
     destination: ClassVar[str]
     """Name of the destination that its events go to."""
     settings_model: ClassVar[type[BaseModel]]
@@ -86,7 +86,7 @@ class Source(Protocol):
 
     @property
     def integrations(self) -> Mapping[str, bool]:
-        """Segment's own destinations that its events must or must not reach."""
+        """Segment's own destinations by name, and whether the source's events may reach them."""
         ...
 
     def authenticate(self, webhook: Webhook) -> bool:
@@ -94,12 +94,12 @@ class Source(Protocol):
         ...
 
     def verifier(self, webhook: Webhook) -> Verifier | None:
-        """Return a check of the webhook whose body is not read yet.
+        """Return a check to which the webhook's body is then fed.
 
-        None if the credentials are missing, malformed or already known to be wrong.
+        None if the credentials are missing or malformed, or are already known to be wrong.
         """
         ...
 
     def parse(self, body: bytes, received_at: datetime) -> ParseResult:
-        """Return what the body says. The same arguments always give the same result."""
+        """Return the event in the body. The same arguments always give the same result."""
         ...

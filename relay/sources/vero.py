@@ -1,9 +1,9 @@
-"""Vero's webhooks.
+"""The source `vero`: authenticates and parses Vero's webhooks.
 
 Vero documents neither a schema nor a signature. The facts about its payloads here come from its
 help pages (help.getvero.com: setting up webhooks), from Snowplow's published Vero schemas, and
-from other people's receivers. No field is guaranteed. The same field has been seen as a number and
-as a string, padded with blanks, and under other names in `unsubscribed`.
+from other people's receivers. Any field may be missing. The same field has been seen as a number
+and as a string, padded with blanks, and under other names in `unsubscribed`.
 """
 
 from collections.abc import Mapping
@@ -43,8 +43,8 @@ _OTHER_TYPES: Final = frozenset(
     {"converted", "failed", "resubscribed", "user_created", "user_updated"}
 )
 
-# Which property a field becomes. If two fields become the same one, the first that is not blank
-# counts; the second names are those in `unsubscribed`.
+# The property that each field becomes. If two fields become the same property, the first that is
+# not blank counts; the second names are those in `unsubscribed`.
 _TOP_LEVEL: Final = {
     "message_id": "email_id",
     "bounce_type": "bounce_type",
@@ -69,7 +69,7 @@ _CAMPAIGN: Final = {
     "tags": "tags",
 }
 
-_UNREAD: Final = "unread "  # begins a time that could not be read, so that it equals no read one
+_UNREAD: Final = "unread "  # the prefix of a time that could not be read; no other key has it
 
 # The recipient of the sample that Vero's Test button sends.
 _SAMPLE_USER: Final = ("123", "steve@getvero.com")
@@ -216,7 +216,7 @@ def _dedupe_key(
     user_agent: str | None,
     properties: Mapping[str, str],
 ) -> tuple[str | None, ...] | None:
-    """Return what identifies the event, because Vero sends no id of it; None if nothing does.
+    """Return what identifies the event, because Vero sends no event id; None if nothing does.
 
     `message_id` identifies the email, which all its opens and clicks share. The time is the
     reported one, plausible or not: unlike the time of receipt, it is the same in every retry.

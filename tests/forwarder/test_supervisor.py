@@ -221,7 +221,7 @@ def test_relay_is_not_ready_while_its_forwarder_cannot_lock_the_file(tmp_path: P
         with (tmp_path / "relay.db-forwarder").open("ab") as taken:
             fcntl.flock(taken, fcntl.LOCK_EX)
             relay.post(opened(1))
-            waits = ["the forwarder does not get on: it waits for the outbox"]
+            waits = ["the forwarder makes no progress: it waits for the outbox"]
 
             assert within(60, lambda: reasons(relay) == waits)
         assert within(60, lambda: reasons(relay) == [])
@@ -244,7 +244,7 @@ def test_relay_is_not_ready_while_the_throttle_is_locked_by_a_stranger(
             cancelled = "PostgreSQL: canceling statement due to statement timeout"
 
             assert within(
-                60, lambda: reasons(relay) == [f"the forwarder does not get on: {cancelled}"]
+                60, lambda: reasons(relay) == [f"the forwarder makes no progress: {cancelled}"]
             )
         assert within(60, lambda: reasons(relay) == [])
         assert within(60, lambda: len(server.accepted) == 1)

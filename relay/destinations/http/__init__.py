@@ -1,7 +1,7 @@
-"""HTTP requests to one host, each with one deadline, by the proxy that the environment names.
+"""Sends HTTP requests to one host, each with one deadline, by the proxy that the environment names.
 
-Only this package imports urllib3, whose own time limits start again with every byte: a peer that
-sends a byte now and then would keep a thread for ever.
+Only this package imports urllib3. Its own time limits start again with every byte, so a peer that
+sends a byte now and then would block a thread for ever.
 """
 
 from relay.destinations.http.client import HttpClient, Response

@@ -1,4 +1,4 @@
-"""The client: one request at a time, one deadline for each, and an error that names no secret."""
+"""The HTTP client: each request has one deadline, and no error names a secret."""
 
 import ssl
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Response(Struct, frozen=True):
     """An answer to a request.
 
     Attributes:
-        body: its first 64 KiB; less if the peer broke it off.
+        body: its first 64 KiB; less if the peer broke off.
     """
 
     status: int
@@ -35,7 +35,7 @@ class HttpClient:
 
     Args:
         host: a base URL.
-        seconds: the time for a request, from the look-up of the name to the answer's last byte.
+        seconds: time limit of a request, from the look-up of the name to the answer's last byte.
 
     Raises:
         SettingsError: the environment names a proxy that cannot be used.
@@ -58,7 +58,7 @@ class HttpClient:
         """Send a request once, follow no redirect, and return the answer, whatever its status.
 
         Raises:
-            HttpError: no answer. The peer may have acted on the request all the same.
+            HttpError: no answer came. The peer may still have acted on the request.
             UnusableUrlError: no request can be sent to this URL.
         """
         deadline = Deadline(self._seconds)

@@ -1,4 +1,4 @@
-"""urllib3's connections and pools, bound to the deadline of the request that uses them."""
+"""Binds urllib3's connections and pools to the deadline of the request that uses them."""
 
 import socket
 from contextvars import ContextVar
@@ -22,14 +22,14 @@ _KEPT: Final = 10
 
 
 class Bounds(NamedTuple):
-    """What a request's connections are bound to."""
+    """The deadline and the look-ups that the connections of one request use."""
 
     deadline: Deadline
     lookups: Lookups
 
 
 bounds: ContextVar[Bounds] = ContextVar("bounds")
-"""Those of the request that this thread sends: urllib3 makes connections deep inside."""
+"""The bounds of the request that this thread sends: urllib3 lets no caller pass them down."""
 
 
 def open_pool(host: str) -> urllib3.PoolManager:

@@ -1,4 +1,4 @@
-"""One deadline for a whole request: it shuts the request's connection down when it passes."""
+"""Gives each request one deadline; when it passes, the request's connection is shut down."""
 
 import os
 import socket
@@ -13,10 +13,10 @@ _FEWEST_SECONDS: Final = 0.001  # a socket takes a time limit of 0 for something
 
 
 class Deadline:
-    """The time by which one request has its whole answer.
+    """The time by which one request must have its whole answer.
 
     Attributes:
-        passed: whether it has passed; the connection is then of no more use.
+        passed: whether it has passed; the connection is then shut down.
         ended: set once the request is over.
     """
 
@@ -34,8 +34,8 @@ class Deadline:
     def bind(self, descriptor: int) -> None:
         """Shut this connection down when the deadline passes, or now if it has passed.
 
-        A duplicate of the descriptor is kept: the socket object is replaced when TLS begins, and
-        the number of a closed descriptor may soon be another connection's.
+        Keep a duplicate of the descriptor. The socket object is replaced when TLS begins, and
+        another connection may soon get the number of a closed descriptor.
         """
         with self._lock:
             if self._socket is None:
@@ -44,14 +44,14 @@ class Deadline:
             self.expire()
 
     def expire(self) -> None:
-        """Shut the connection down, so that every thread that reads or writes it goes on."""
+        """Shut the connection down, so that no thread waits for it any longer."""
         self.passed = True
         with self._lock, suppress(OSError):
             if self._socket is not None:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
-        """Let go of the connection, because the request is over."""
+        """Release the connection, because the request is over."""
         self.ended.set()
         with self._lock:
             if self._socket is not None:
@@ -61,8 +61,8 @@ class Deadline:
 class Watchdog:
     """A thread that enforces the deadlines of one client's requests.
 
-    Every request has the same time, so the first to begin is the first whose deadline passes. The
-    thread starts with the first request and ends with the watchdog.
+    Every request has the same time limit, so deadlines pass in the order in which requests begin.
+    The thread starts with the first request and ends with the watchdog.
     """
 
     def __init__(self) -> None:

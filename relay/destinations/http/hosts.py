@@ -1,4 +1,4 @@
-"""Names of hosts: their addresses, looked up within a time limit, and whether they are local."""
+"""Looks up the addresses of hosts within a time limit, and recognises hosts that are local."""
 
 import socket
 import threading
@@ -14,11 +14,11 @@ Addresses = list[tuple[int, int, int, str, Any]]
 
 
 class Lookups:
-    """Look-ups of addresses, one at a time for each name, however many threads wait for it.
+    """Look-ups of addresses, one at a time for each name; all threads that need it share one.
 
-    A look-up in the system takes any time and cannot be interrupted. glibc waits for ever if a name
-    server truncates its answer and is then silent over TCP, so after a minute another thread starts
-    the same look-up again.
+    A look-up by the system may take any time and cannot be interrupted. glibc waits for ever if a
+    name server truncates its answer and is then silent over TCP. So after a minute another thread
+    starts the same look-up again.
     """
 
     def __init__(self) -> None:

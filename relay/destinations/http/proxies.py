@@ -1,4 +1,4 @@
-"""The forward proxy that the environment names, as curl reads `http_proxy` and its like."""
+"""Finds the forward proxy that the environment names, by `http_proxy` and its like as curl does."""
 
 from base64 import b64encode
 from urllib.parse import unquote_to_bytes, urlsplit
