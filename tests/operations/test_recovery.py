@@ -143,10 +143,11 @@ def test_salvage_puts_what_can_be_read_into_a_new_outbox(path: Path, new: Path) 
         assert states(outbox) == HELD - Counter(pending=1)
 
 
-def test_salvage_reads_a_log_alone(logged: Path, new: Path) -> None:
+@pytest.mark.parametrize("command", ["salvage", "recover"])
+def test_it_reads_a_log_alone_under_either_name(logged: Path, new: Path, command: str) -> None:
     logged.unlink()
 
-    assert run("salvage", str(logged), str(new)).returncode == 0
+    assert run(command, str(logged), str(new)).returncode == 0
     with closing(SqliteOutbox(new)) as outbox:
         assert states(outbox) == HELD
 
