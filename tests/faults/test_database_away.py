@@ -68,7 +68,7 @@ def without_room(server: PostgresServer, url: str) -> Iterator[None]:
             )
     with server.sized(_LARGEST_SEGMENT):
         yield
-    query(url, "DELETE FROM relay.entries WHERE provider = 'filler'")
+    query(url, "DELETE FROM relay.entries WHERE source = 'filler'")
 
 
 @contextmanager

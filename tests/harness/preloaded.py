@@ -146,6 +146,8 @@ def _become(environ: Mapping[str, str], out: int, err: int) -> None:
     for number, file in enumerate((nothing, out, err)):
         os.dup2(file, number)
         os.close(file)
+    # Ignored where the tests run in the background of a shell.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environ)
     time.tzset()

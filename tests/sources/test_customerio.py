@@ -444,7 +444,7 @@ def test_a_wrong_signature_is_called_one(tmp_path: Path) -> None:
     assert without_secret.content["error"] == "wrong or missing secret"
 
 
-def test_both_providers_are_received_and_forwarded_by_one_relay(tmp_path: Path) -> None:
+def test_both_sources_are_received_and_forwarded_by_one_relay(tmp_path: Path) -> None:
     body = json.dumps(CLICKED).encode()
     headers = {
         "X-CIO-Timestamp": SENT_AT.decode(),
