@@ -1,1 +1,1 @@
-"""The outbox in PostgreSQL, for any number of machines."""
+"""The store that keeps the outbox in PostgreSQL, for any number of machines."""

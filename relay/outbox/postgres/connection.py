@@ -1,4 +1,4 @@
-"""How to connect to the server, by the URL, and what a failed connection means."""
+"""Turns the outbox's URL into connection parameters, and judges failed and exposed connections."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ _MOST_CONNECT_SECONDS: Final = 10  # whatever the URL says
 _ALIKE: Final = 0.85
 
 # Errors that waiting does not cure, in the words of libpq, the server and PgBouncer. A refused
-# connection has no SQLSTATE. A server that speaks another language is waited for.
+# connection has no SQLSTATE. In another language they are not recognised, and relay waits.
 _HOPELESS: Final = re.compile(
     r"authentication failed|does not exist|no such (database|user)|not permitted to log in"
     r"|permission denied for database|pg_hba|no password supplied|certificate|support SSL"
@@ -27,10 +27,10 @@ _QUOTED: Final = re.compile(r'"[^"]*"')  # a host or a role may be named like an
 
 
 def connection_parameters(url: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the parameters to connect with, which set limits to every wait.
+    """Return the parameters to connect with; they limit every wait.
 
     Platforms put parameters of other libraries into the URL, such as `pgbouncer=true`. libpq does
-    not know them, and they are left out.
+    not know them, so they are left out.
 
     Returns:
         The parameters, and the names of those that were left out.
@@ -85,14 +85,14 @@ def _libpqs_names() -> set[str]:
 
 
 def is_hopeless(error: psycopg.OperationalError) -> bool:
-    """Return whether each host that was tried failed for a reason that waiting does not cure."""
+    """Return whether each host that was tried failed for a reason that does not pass by itself."""
     text = _QUOTED.sub("", str(error))
     attempts = [line for line in text.splitlines() if line.startswith("- ")] or [text]
     return all(_HOPELESS.search(attempt) for attempt in attempts)
 
 
 def is_exposed(connection: psycopg.Connection[Any]) -> bool:
-    """Return whether others can read what it carries, on the way to another machine."""
+    """Return whether the connection goes to another machine without encryption."""
     if connection.pgconn.ssl_in_use or connection.info.host.startswith("/"):
         return False
     address = connection.info.hostaddr

@@ -1,4 +1,4 @@
-"""The counters of a PostgreSQL outbox, which triggers keep: see the schema."""
+"""Reads and aggregates the counters of a PostgreSQL outbox; triggers of the schema update them."""
 
 from datetime import datetime
 from typing import Any, Final
@@ -11,7 +11,7 @@ from relay.outbox.postgres.sessions import LONG_SECONDS, Session, Sessions
 
 
 def changes(session: Session) -> list[tuple[str, str, int]]:
-    """Return how many entries have made which change, by destination: see `rows.states`."""
+    """Return triples of destination, change and number of entries, for `rows.states`."""
     counted: list[Any] = session.execute(_CHANGES).fetchall()
     return counted
 
@@ -57,7 +57,7 @@ _COUNTERS: Final = """
     GROUP BY slot, source, destination, collection, change, reason ORDER BY slot DESC
 """
 
-# In one order, so that two of these at once cannot deadlock.
+# Always in the same order, so that two of these at once cannot deadlock.
 _AGGREGATE: Final = """
     WITH past AS MATERIALIZED (
         SELECT ctid FROM relay.counters

@@ -1,4 +1,4 @@
-"""The entries of a PostgreSQL outbox, as an operator finds, counts and changes them."""
+"""Finds, counts and changes the entries of a PostgreSQL outbox for an operator."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -133,7 +133,7 @@ class PostgresEntryStore:
         return restored
 
     def _transaction(self) -> AbstractContextManager[Session]:
-        """Enter a transaction; when it ends, it is on disk, whatever the server's default is."""
+        """Enter a transaction that is on disk when it ends, whatever the server's default is."""
         return self._sessions.transaction(flushed=True, seconds=LONG_SECONDS)
 
     def _run(self, statement: LiteralString | sql.Composed, values: dict[str, Any]) -> list[Any]:
@@ -175,9 +175,9 @@ _OPERATIONS: Final = sql.SQL("""
     SELECT {columns} FROM relay.operations ORDER BY id DESC LIMIT %(limit)s
 """).format(columns=_OPERATION)
 
-# One statement, so that the histories tell of exactly the entries that change. Their claim is new,
-# so that an earlier holder settles nothing. An entry that has never been claimed was dead when it
-# came, and its history does not say so yet.
+# One statement, so that exactly the entries that change get a line of history. They get a new
+# claim, so that a worker with an earlier claim cannot settle them. A dead letter that has never
+# been claimed was one on receipt, and its history does not say so yet.
 _REQUEUE: Final = """
     WITH requeued AS MATERIALIZED (
         SELECT wanted.*, state, attempts, received_at, delivered_at, reason

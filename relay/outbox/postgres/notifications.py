@@ -1,4 +1,4 @@
-"""Tells a forwarder of new entries, by LISTEN and NOTIFY."""
+"""Listens for new entries by LISTEN and NOTIFY, so that a forwarder need not poll."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ _PROOF_SECONDS: Final = 10.0  # then the server must prove that it is still ther
 
 
 class NotifyListener:
-    """Hears from the server when any process has added something, for any destination."""
+    """A listener that notices when any process has added entries, for any destination."""
 
     def __init__(self, parameters: dict[str, Any]) -> None:
         self._parameters = parameters
@@ -29,7 +29,8 @@ class NotifyListener:
     def notified(self, destination: str) -> bool:
         """Return whether there was a notification since the last call for the destination.
 
-        Also if some may have been missed: at first, and when it listens again.
+        The answer is yes, too, if some may have been missed: at the first call, and after a
+        connection was lost.
         """
         with self._lock:
             try:
@@ -42,7 +43,7 @@ class NotifyListener:
     def due_to_look(self, destination: str) -> bool:
         """Return whether to look for entries of the destination now, at most every 0.15 s.
 
-        Only until a notification arrives: through PgBouncer none does.
+        Return False while notifications are known to arrive. Through PgBouncer none arrives.
         """
         if self._hears or time.monotonic() < self._look_at.get(destination, float("-inf")):
             return False

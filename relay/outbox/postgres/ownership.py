@@ -1,9 +1,8 @@
-"""Refuses a schema that other roles have a hand in.
+"""Refuses a schema in which other roles could make their own code run with relay's rights.
 
-A role that owns something in the schema, or may make something in it or a trigger on its tables,
-can have its own code run with relay's rights. So can the owner of a table that refers to one of
-relay's tables: a deletion there fires the deferred triggers of that table, up to PostgreSQL 17 as
-the role that commits.
+A role can do so if it owns something in the schema, or may create something in it or a trigger on
+its tables. So can the owner of a table that refers to one of relay's tables: a deletion there fires
+the deferred triggers of that table, up to PostgreSQL 17 as the role that commits.
 """
 
 from typing import Any, Final
@@ -14,10 +13,10 @@ from relay.errors import OutboxUnusableError
 
 
 def refuse_strangers(connection: psycopg.Connection[Any]) -> None:
-    """Return if no other role has a hand in the schema, or there is no schema.
+    """Raise an error if another role owns a part of the schema, or may add to it.
 
-    Nothing in the schema is used to find out. Superusers are trusted, and the roles that relay's
-    role is a member of.
+    The check runs nothing that is in the schema. Superusers are trusted, and the roles that relay's
+    role is a member of. Without a schema there is nothing to refuse.
 
     Args:
         connection: in a transaction with a safe search path.

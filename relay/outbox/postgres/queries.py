@@ -1,4 +1,4 @@
-"""How entries are found in a PostgreSQL outbox: a query as SQL that its indexes can answer."""
+"""Turns a query for entries into SQL that the indexes of a PostgreSQL outbox can answer."""
 
 from typing import Any, Final
 
@@ -27,11 +27,11 @@ COUNT: Final = sql.SQL("""
 """)
 
 COLUMNS: Final = sql.SQL(rows.STORED_ENTRY)
-"""What a row of `FIND` has."""
+"""The columns of a row of `FIND`."""
 
 _BY_KEY: Final = sql.SQL("relay.keys JOIN relay.entries ON id = entry")
 
-# The keys of each entry that is found, one by one: the planner would rather read all keys.
+# Reads the keys of each entry that is found; with a plain join the planner would read all keys.
 _BY_ENTRY: Final = sql.SQL("""
     relay.entries LEFT JOIN LATERAL (
         SELECT * FROM relay.keys WHERE entry = entries.id OFFSET 0
@@ -55,12 +55,12 @@ _EQUALS: Final = {
 
 
 def table(query: Query) -> sql.SQL:
-    """Return what to select from, in the order that suits the query: entries with their keys."""
+    """Return the tables to select from, entries and their keys, joined in the best order."""
     return _BY_KEY if query.key else _BY_ENTRY
 
 
 def where(query: Query) -> tuple[sql.Composable, dict[str, Any]]:
-    """Return the condition that the query stands for, and the values in it."""
+    """Return the query's conditions as SQL, and the values in them."""
     conditions: list[sql.Composable] = [sql.SQL("TRUE")]
     values: dict[str, Any] = {}
     if query.ids:

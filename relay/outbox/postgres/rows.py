@@ -1,4 +1,4 @@
-"""Values of a PostgreSQL outbox as its rows have them: see also `relay.outbox.rows`."""
+"""Converts values to and from rows of a PostgreSQL outbox; see also `relay.outbox.rows`."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,12 +13,12 @@ def utc(at: datetime) -> datetime:
 
 
 def slot_time(slot: datetime) -> datetime | None:
-    """Return the beginning of a counter's slot; None for the epoch, all that is long past."""
+    """Return the beginning of a counter's slot; None for the epoch: all old slots together."""
     return utc(slot) if slot.timestamp() else None
 
 
 def entry_from_row(row: Sequence[Any]) -> Entry:
-    """Return the claimed entry."""
+    """Return the claimed entry of a row."""
     id_, source, destination, message_id, received_at, attempts, claim, body, crashes = row
     return Entry(
         id=id_,
@@ -34,7 +34,7 @@ def entry_from_row(row: Sequence[Any]) -> Entry:
 
 
 def values_of(entry: StoredEntry) -> dict[str, Any]:
-    """Return the entry's values by the names that a statement has for them."""
+    """Return the entry's values by the names of a statement's parameters."""
     return {
         "source": entry.source,
         "destination": entry.destination,
@@ -54,5 +54,5 @@ def values_of(entry: StoredEntry) -> dict[str, Any]:
 
 
 def as_text(value: str) -> str:
-    """Return the text as PostgreSQL can hold it, without NUL."""
+    """Return the text without NUL, which PostgreSQL cannot hold."""
     return value.replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,4 +1,4 @@
-"""The schema of a PostgreSQL outbox: made, brought up to date, or refused."""
+"""Creates the schema of a PostgreSQL outbox, migrates it, or refuses it."""
 
 from typing import Any, Final
 
@@ -16,18 +16,18 @@ _MIGRATION_SECONDS: Final = 3600.0  # it may read a large table, or wait for a p
 
 
 def prepare(parameters: dict[str, Any], *, create: bool) -> bool:
-    """Bring the schema up to date.
+    """Migrate the schema to this version.
 
     Args:
-        parameters: to connect with.
-        create: make the schema if there is none.
+        parameters: connection parameters.
+        create: create the schema if there is none.
 
     Returns:
-        Whether others can read what goes to the server.
+        Whether others can read what relay sends to the server; see `is_exposed`.
 
     Raises:
         psycopg.Error: the server cannot be reached now.
-        OutboxMissingError: there is no schema, and it is not to be made.
+        OutboxMissingError: there is no schema, and none is to be created.
         OutboxUnusableError: the server refuses relay or is not durable, or the schema is not
             relay's.
     """
@@ -77,7 +77,7 @@ def _migrate(session: Session, *, create: bool) -> None:
 
 def _version(session: Session) -> int:
     """Return the version of the schema, once it is known to be relay's; 0 if there is none."""
-    refuse_strangers(session)  # first: what has a table's name may be a view that runs code
+    refuse_strangers(session)  # first: a view with a table's name may run code
     row: Any = session.execute("SELECT to_regclass('relay.migrations') IS NULL").fetchone()
     if row[0]:
         return 0

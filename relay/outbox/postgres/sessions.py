@@ -1,16 +1,16 @@
-"""Sessions with the server, in which only relay's own code runs and every wait ends.
+"""Opens sessions with the server; only relay's own code runs in them, and every wait has a limit.
 
 Every transaction begins with settings that hold until it ends. They are sent together with its
-first statement, so a session has no state of its own, as PgBouncer in transaction mode demands.
+first statement. So a session has no state of its own, as PgBouncer in transaction mode demands.
 
-- The search path holds only PostgreSQL's own schema. Otherwise a function or an operator that
-  somebody else has made in `public`, with argument types that fit better, would run in place of
-  PostgreSQL's, with relay's rights.
+- The search path contains only PostgreSQL's own schema. Otherwise a function or an operator that
+  somebody else has created in `public`, with argument types that fit better, would replace
+  PostgreSQL's and run with relay's rights.
 - The server cancels a statement that takes too long, so that statements do not pile up there.
-- `synchronous_commit`: what must be flushed is flushed, whatever the server's default is.
+- `synchronous_commit` is not off in a transaction that must be flushed, whatever the default is.
 
-The settings cost 80 µs a statement. Functions in relay's schema could fix the search path for less,
-but not the other two, and each change of a statement would be a migration.
+The settings cost 80 µs a statement. Functions in relay's schema could set the search path for less,
+but not the other two, and each change of a statement would need a migration.
 """
 
 import os
@@ -40,14 +40,14 @@ _WAIT_SECONDS: Final = 1.5  # for a connection, while the server is away: sender
 
 
 class BrokenError(psycopg.OperationalError):
-    """The connection is gone; the statement may or may not have been carried out."""
+    """The connection was lost; the statement may or may not have been carried out."""
 
 
 class Session(psycopg.Connection[Any]):
     """A connection to the server that closes itself if no answer comes in time.
 
-    A limit on the server alone is not enough: a proxy, or a machine that has gone away behind one,
-    may keep a connection open for ever and send nothing.
+    A limit on the server alone is not enough. A proxy may keep a connection open for ever and send
+    nothing, also when the machine behind it has disappeared.
 
     Attributes:
         seconds: how long the server may take for a statement; a second later the session gives up.
@@ -56,7 +56,7 @@ class Session(psycopg.Connection[Any]):
     seconds: float = SHORT_SECONDS
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """Wait for the server: see `psycopg.Connection.wait`, which all communication uses."""
+        """Wait for the server; see `psycopg.Connection.wait`, through which all waits go."""
         if timeout is not None:
             return super().wait(gen, interval, timeout)
         try:
@@ -73,7 +73,7 @@ class Session(psycopg.Connection[Any]):
         self.pgconn.finish()
 
     def cut(self) -> None:
-        """Break the connection, also while another thread waits for the server on it."""
+        """Break the connection, even while another thread waits for the server on it."""
         with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.fileno())) as own:
             own.shutdown(socket.SHUT_RDWR)
 
@@ -82,7 +82,7 @@ class Sessions:
     """A pool of sessions.
 
     Args:
-        parameters: to connect with.
+        parameters: connection parameters.
     """
 
     def __init__(self, parameters: dict[str, Any]) -> None:
@@ -112,9 +112,9 @@ class Sessions:
         """Run one statement, a transaction by itself; return its rows, if it has any.
 
         Args:
-            statement: with `%(name)s` for values.
-            values: by their names.
-            flushed: what it writes is on disk when this returns.
+            statement: SQL, with `%(name)s` for values.
+            values: the values by their names.
+            flushed: whether the changes must be on disk when this returns.
             seconds: how long the server may take.
         """
         with translated(), self._session(seconds) as session:
@@ -133,14 +133,14 @@ class Sessions:
             yield session
 
     def close(self) -> None:
-        """Close all sessions; what still waits for the server fails at once."""
+        """Close all sessions; statements that still wait for the server fail at once."""
         self._pool.close(_CLOSE_SECONDS)
         for session in list(self._used):
             session.cut()
 
     @contextmanager
     def _session(self, seconds: float) -> Iterator[Session]:
-        """Yield a session of the pool; one that breaks, or cannot write, does not go back."""
+        """Yield a session of the pool; one that breaks or cannot write is not used again."""
         with self._pool.connection() as session:
             session.seconds = seconds
             self._used.add(session)
@@ -162,7 +162,7 @@ class Sessions:
 
 @cache
 def settings(*, flushed: bool, seconds: float) -> bytes:
-    """Return a statement that makes the settings of the transaction it is in."""
+    """Return a statement that makes the settings for its transaction."""
     durability = (
         "pg_catalog.replace(pg_catalog.current_setting('synchronous_commit'), 'off', 'on')"
         if flushed
@@ -194,6 +194,6 @@ def line(error: psycopg.Error) -> str:
 
 
 def _ignore_notifications(session: Session) -> None:
-    """Let a shared session receive notifications that are not for it."""
+    """Make a shared session ignore notifications, which are not for it."""
     # Behind PgBouncer the listener's LISTEN stays on a session that others share.
     session.add_notify_handler(lambda _: None)

@@ -1,6 +1,6 @@
 """Compares the tables, indexes, functions and triggers with those that the migrations make.
 
-The version number does not tell: a build between two releases may have made others under it.
+A version number is not enough: a build between two releases may have made others under it.
 """
 
 from hashlib import sha256
@@ -16,8 +16,8 @@ def differences(connection: psycopg.Connection[Any], version: int) -> list[str]:
     unique index on one of relay's tables does: it changes what relay's writes do.
 
     Args:
-        connection: in a transaction with a safe search path.
-        version: the one that the schema claims to have.
+        connection: a connection in a transaction with a safe search path.
+        version: the version that the schema claims to have.
 
     Returns:
         A few words for each difference; none if the schema is as it must be.
@@ -38,7 +38,7 @@ def differences(connection: psycopg.Connection[Any], version: int) -> list[str]:
 
 
 def shape(connection: psycopg.Connection[Any]) -> dict[str, str]:
-    """Return a digest of each thing in the schema, by its kind and name."""
+    """Return a digest of each object in the schema, by its kind and name."""
     return {
         name: sha256(text.encode()).hexdigest()[:8] for name, text in connection.execute(_THINGS)
     }

@@ -1,4 +1,4 @@
-"""The statements by which entries are added, claimed and settled."""
+"""The SQL statements that add, claim and settle entries in PostgreSQL."""
 
 from datetime import timedelta
 from typing import Final
@@ -10,7 +10,7 @@ from relay.outbox.entries import CRASHES_BEFORE_ISOLATION
 _LONGEST_LEASE: Final = timedelta(minutes=2)
 _SUSPECT_CRASHES: Final = sql.Literal(CRASHES_BEFORE_ISOLATION)
 
-# A lease that ends further ahead was given before the clock was set back.
+# A lease that ends further ahead than any lease can was given before the clock was set back.
 _IS_DUE: Final = sql.SQL("""(
     due_at <= coalesce(%(now)s::timestamptz, now())
     OR due_at > coalesce(%(now)s::timestamptz, now()) + {longest_lease}
@@ -92,7 +92,7 @@ CLAIM: Final = sql.SQL("""
     {claimed}
 """).format(suspect_crashes=_SUSPECT_CRASHES, is_due=_IS_DUE, claimed=_CLAIMED)
 
-# Any of them: an innocent one must not be the first to be claimed after each crash.
+# A random one: the same innocent suspect must not be claimed first after each crash.
 CLAIM_SUSPECT: Final = sql.SQL("""
     WITH due AS MATERIALIZED (
         SELECT id FROM relay.entries

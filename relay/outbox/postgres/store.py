@@ -1,4 +1,4 @@
-"""The outbox in PostgreSQL, for any number of machines.
+"""Implements `relay.outbox.protocol.Outbox` in PostgreSQL, for any number of machines.
 
 Every operation is one statement, or a short transaction, and needs no state in its session: no
 prepared statement, no setting, no lock. So it works behind PgBouncer in transaction mode. No module
@@ -59,13 +59,13 @@ class PostgresOutbox:
     """An outbox in a PostgreSQL database: see `relay.outbox.protocol.Outbox`.
 
     What `add` stores is flushed to disk before it returns, whatever the server's default is. Claims
-    and settlements are not: an entry whose settlement a crash has undone is sent again, under the
-    same `messageId`.
+    and settlements are not. If a crash undoes a settlement, the entry is sent again under the same
+    `messageId`.
 
     Args:
-        url: of the database; the tables are in its schema `relay`.
-        create: make the tables if there are none.
-        clock: by default the server's, which is the same for every process.
+        url: URL of the database; the tables are in its schema `relay`.
+        create: create the tables if there are none.
+        clock: the time of day; by default the server's, which is the same for every process.
     """
 
     def __init__(self, url: str, *, create: bool = True, clock: Clock | None = None) -> None:
@@ -129,9 +129,9 @@ class PostgresOutbox:
         return added + self._run(statements.ADDED, group)
 
     def _is_time_to_notify(self, destinations: set[str]) -> bool:
-        """Return whether any of them has had no notification for a while; note that it has one.
+        """Return whether to notify for these destinations: for any of them none was sent lately.
 
-        Not each group notifies: committing a notification takes a lock of the whole database.
+        Not every group notifies: committing a notification takes a lock of the whole database.
         """
         now = time.monotonic()
         if all(now <= self._quiet_until.get(each, 0) for each in destinations):

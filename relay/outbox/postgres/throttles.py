@@ -1,4 +1,4 @@
-"""The throttles of a PostgreSQL outbox, a row for each destination."""
+"""Keeps the throttles of a PostgreSQL outbox, a row for each destination."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

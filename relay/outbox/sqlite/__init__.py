@@ -1,1 +1,1 @@
-"""The outbox as one SQLite file, for one machine."""
+"""The store that keeps the outbox in one SQLite file, for one machine."""

@@ -1,4 +1,4 @@
-"""Checkpoints outside the threads that commit."""
+"""Checkpoints the SQLite file in a thread of its own, so that commits do not wait for it."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The claims of the one process that forwards from a SQLite outbox, in its memory.
+"""Keeps the claims of the one process that forwards from a SQLite outbox, in its memory.
 
 Marking each claimed row would cost as much as all else that forwarding asks of the disk. What a
 killed process had claimed is due again as soon as the next one begins.
@@ -49,7 +49,7 @@ class Claims:
         self._released: dict[int, _Claim] = {}  # the latest last
 
     def held(self) -> str:
-        """Return the ids of entries whose lease has not ended, as JSON."""
+        """Return the ids of the entries that are still leased, as JSON."""
         now = self._elapsed()
         return _json([id_ for id_, claim in self._current.items() if claim.until > now])
 

@@ -60,19 +60,19 @@ def configure(connection: apsw.Connection) -> apsw.Connection:
 
 
 def refuse_damage(connection: apsw.Connection, path: Path, *, seconds: float = 1.0) -> None:
-    """Have SQLite check the file for so long, which is enough for a small one.
+    """Check the file for damage, for so many seconds; that is enough for a small file.
 
-    Of a large one the oldest entries are checked. Other damage is found when it is read.
+    In a large file only the oldest entries are checked. Other damage is found when it is read.
 
     Args:
-        connection: the one that writes what must not be lost. It makes the log if there is none,
-            and only the connection that makes a file syncs the directory with it.
-        path: of its file.
-        seconds: how long at the most.
+        connection: the connection that writes what must not be lost. It creates the log if there
+            is none, and only the connection that creates a file syncs the directory with it.
+        path: path of the file.
+        seconds: the longest that the check takes.
 
     Raises:
-        OutboxUnusableError: it is damaged; nothing has been written to it, and the connection is
-            closed.
+        OutboxUnusableError: the file is damaged; nothing has been written to it, and the connection
+            is closed.
     """
     fault = log_fault(path)
     if fault is None and size_on_disk(path):
@@ -94,7 +94,7 @@ def refuse_damage(connection: apsw.Connection, path: Path, *, seconds: float = 1
 
 
 def sync_directory(directory: Path) -> None:
-    """Have the disk know the names of the files in it."""
+    """Sync the directory, so that the names of its files are on disk."""
     with suppress(OSError):  # not every file system can
         descriptor = os.open(directory, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""The counters of a SQLite outbox, which triggers keep: see the schema."""
+"""Reads and aggregates the counters of a SQLite outbox; triggers of the schema update them."""
 
 from datetime import datetime
 from typing import Any, Final
@@ -15,7 +15,7 @@ _EPOCH: Final = from_milliseconds(0)
 
 
 def changes(connection: apsw.Connection) -> list[tuple[str, str, int]]:
-    """Return how many entries have made which change, by destination: see `rows.states`."""
+    """Return triples of destination, change and number of entries, for `rows.states`."""
     counted: list[Any] = connection.execute(_CHANGES).fetchall()
     return counted
 

@@ -1,4 +1,4 @@
-"""Whether the disk still holds what is written to the outbox."""
+"""Refuses every use of the outbox once its disk has failed or its files are gone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +14,16 @@ from relay.outbox.sqlite.files import OutboxFiles
 class Disk:
     """The disk that an outbox is on, and whether it can still be trusted.
 
-    When a file is not where it was opened, every use is refused: what is stored in it is lost when
-    this process ends.
+    When a file is no longer where it was opened, every use is refused. Otherwise what is stored in
+    it would be lost when this process ends.
 
-    When a sync fails, Linux gives up the pages that it was for. They are read as if they had been
+    When a sync fails, Linux drops the pages that it was for. They are read as if they had been
     written, and a later sync succeeds. So every use is refused until the process ends. The next
-    process writes all of the log once more before its first checkpoint.
+    process writes the whole log again before its first checkpoint.
 
     Attributes:
         failure: why every use is refused; None while all is well.
-        lost: whether that is because a file is not where it was opened.
+        lost: whether the reason is that a file is no longer where it was opened.
     """
 
     def __init__(self) -> None:
@@ -39,12 +39,12 @@ class Disk:
     def used(self) -> Iterator[None]:
         """Raise SQLite's errors as relay's; refuse once the disk has failed or a file is gone.
 
-        The files are checked before the use: a checkpoint would damage a file that another process
-        has opened with another log. They are checked after it, too: what was stored in a file that
-        was deleted meanwhile is not reported as stored.
+        The files are checked before the use, because a checkpoint would damage a file that another
+        process has opened with another log. They are checked after it, too. So an event is not
+        reported as stored if its file was deleted meanwhile.
 
         Raises:
-            OutboxBrokenError: until this process ends, nothing more can be done.
+            OutboxBrokenError: the outbox can no longer be used in this process.
         """
         self._refuse_lost()
         try:
@@ -66,7 +66,7 @@ class Disk:
             raise OutboxBrokenError(self.failure)
 
     def leave(self, connection: apsw.Connection) -> None:
-        """Close the connection; what may not be on the disk stays in the log."""
+        """Close the connection; keep in the log what may not be on the disk."""
         if self.failure:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.close()

@@ -1,4 +1,4 @@
-"""The entries of a SQLite outbox as an operator sees them."""
+"""Finds, counts and changes the entries of a SQLite outbox for an operator."""
 
 import threading
 import time
@@ -35,8 +35,8 @@ _EMPTYING_PAUSE_SECONDS: Final = 0.02
 class SqliteEntryStore:
     """See `relay.outbox.protocol.EntryStore`.
 
-    It has a connection of its own, and writes in small transactions: no relay that uses the file
-    waits long for one of them.
+    It has its own connection, and writes in small transactions, so that a running relay never waits
+    long for one of them.
     """
 
     def __init__(self, connection: apsw.Connection, clock: Clock, disk: Disk) -> None:
@@ -139,7 +139,7 @@ class SqliteEntryStore:
             self._connection.execute(_FINISH, (now, operation.id))
 
     def _empty_log(self) -> None:
-        """Empty the log of writes, which may hold what was erased, as soon as nobody reads it."""
+        """Empty the log of writes as soon as nobody reads it: it may hold what was erased."""
         give_up_at = time.monotonic() + _EMPTYING_SECONDS
         while not self._log_emptied():
             if time.monotonic() >= give_up_at:
@@ -269,7 +269,7 @@ _EQUALS: Final = {
 
 
 def _where(query: Query) -> tuple[str, str, dict[str, Any]]:
-    """Return what to select from, the condition, and the values in it."""
+    """Return the tables to select from, the conditions as SQL, and the values in them."""
     source = "entries"
     conditions = ["TRUE"]
     values: dict[str, Any] = {}
@@ -277,7 +277,7 @@ def _where(query: Query) -> tuple[str, str, dict[str, Any]]:
         conditions.append(f"entries.id IN ({_IDS})")
         values["ids"] = _json(query.ids)
     if query.states:
-        # Written out, for the indexes of a single state to be used.
+        # Literals, so that SQLite uses the index of a single state.
         states = ", ".join(f"'{State(state).value}'" for state in query.states)
         conditions.append(f"state IN ({states})" if len(query.states) > 1 else f"state = {states}")
     if query.key:
@@ -305,7 +305,7 @@ def _stored_entry(row: Sequence[Any]) -> StoredEntry:
     """Return the entry of the row.
 
     Raises:
-        OutboxError: it is not as relay writes it; SQLite does not check what it reads.
+        OutboxError: the row is not as relay writes it; SQLite does not check what it reads.
     """
     typed = zip(row, _TYPES, strict=True)
     if not all(isinstance(*each) for each in typed) or row[_STATE] not in _STATES:

@@ -1,7 +1,7 @@
-"""SQLite's file format, as far as it takes to read rows out of a damaged file.
+"""Reads rows out of SQLite's file format, even out of a damaged file.
 
 The rules are those of https://sqlite.org/fileformat2.html; functions name the chapter they follow.
-Whatever the bytes are, a page or log can be read: less is found in it.
+No damage of a page or log raises an error: fewer rows are found.
 """
 
 import os
@@ -98,7 +98,7 @@ def beside(path: Path, name: str) -> Path:
 
 
 def log_of(path: Path) -> Path:
-    """Return the path of the log: what SQLite has not moved into the file yet."""
+    """Return the path of the log, which holds what SQLite has not moved into the file yet."""
     return beside(path, "wal")
 
 
@@ -130,7 +130,7 @@ def size_on_disk(path: Path) -> int:
 
 
 def log_size(frames: int) -> int:
-    """Return the least bytes of a log with so many pages."""
+    """Return the smallest size in bytes of a log with so many frames."""
     return _LOG_HEAD + frames * _FRAME if frames else 0
 
 
@@ -148,9 +148,9 @@ def log_fault(path: Path) -> str | None:
 def read_log(log: BinaryIO | None) -> tuple[dict[int, int], list[tuple[int, int]]]:
     """Return the place of each page's newest committed content: "WAL File Format".
 
-    Return also the number and place of each page behind the last sound commit, oldest first; 0 is a
-    number that is not known. For SQLite the log ends there: a commit was not finished, or damage
-    has cut it off.
+    Return also the number and place of each page after the last sound commit, oldest first; an
+    unknown number is 0. For SQLite the log ends at that commit: the next one was not finished, or
+    damage has cut it off.
     """
     committed: dict[int, int] = {}
     written: dict[int, int] = {}
@@ -184,7 +184,7 @@ def _frames(log: BinaryIO | None) -> range:
 
 
 def _salts(log: BinaryIO | None) -> bytes:
-    """Return the salts of a log whose head is damaged. Its frames are before an earlier log's."""
+    """Return the salts of a log with a damaged head; its frames precede those of older logs."""
     met: list[bytes] = []
     for at in _frames(log):
         salts = _read(log, at + 8, 8)
@@ -303,7 +303,7 @@ def type_of(kind: int) -> type | None:
 
 
 def value_of(kind: int, data: bytes) -> int | str | bytes | None:
-    """Return the value: "Record Format". What is no UTF-8 in a text is replaced."""
+    """Return the value: "Record Format". Bytes of a text that are not UTF-8 are replaced."""
     type_ = type_of(kind)
     if type_ is int:
         return int.from_bytes(data, "big", signed=True) if size_of(kind) else kind - 8
@@ -313,7 +313,7 @@ def value_of(kind: int, data: bytes) -> int | str | bytes | None:
 
 
 def integer(data: bytes, at: int, length: int = 4) -> int:
-    """Return the integer at the place, as all that are outside of rows are written."""
+    """Return the integer at the place, in the format of all integers outside of rows."""
     return int.from_bytes(data[at : at + length], "big")
 
 

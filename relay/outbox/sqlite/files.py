@@ -1,8 +1,8 @@
-"""The files of a SQLite outbox on their disk: made, and watched while they are open.
+"""Opens the files of a SQLite outbox, and notices when they are deleted, replaced or overwritten.
 
 A process can still write to a file that was deleted, moved or replaced while it was open. What it
 writes is gone when it closes the file. A file that was overwritten, as by `cp backup.db relay.db`,
-keeps its name and inode. What is written to it from then on damages it.
+keeps its name and inode. Each later write damages it.
 """
 
 import ctypes
@@ -34,15 +34,15 @@ Identity = tuple[int, int]
 
 
 def open_file(path: Path, *, create: bool) -> apsw.Connection:
-    """Open the file. Only its owner can read a file that relay makes.
+    """Open the file. Only its owner can read a file that relay creates.
 
     Args:
-        path: where it is.
-        create: make it if there is none.
+        path: path of the file.
+        create: create the file if there is none.
 
     Raises:
-        OutboxMissingError: there is none, and `create` is false.
-        OutboxUnusableError: it cannot be opened or made; or only its log is there.
+        OutboxMissingError: there is no file, and `create` is false.
+        OutboxUnusableError: it cannot be opened or created, or only its log is there.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # SQLite would read from a pipe or a device
@@ -90,7 +90,7 @@ def exposed(path: Path) -> Iterator[str]:
 
 
 def kept(path: Path) -> Iterator[str]:
-    """Return a sentence for each file that keeps what lost files held; see `rescue`."""
+    """Return a sentence for each rescued copy of lost files; see `rescue`."""
     for file in sorted(path.parent.glob(f"{path.name}.rescued-*")):
         yield f"{file} has what a lost outbox held: `relay restore {file}`, then delete it"
 
@@ -119,11 +119,11 @@ class OutboxFiles:
     """The outbox's files as this process has opened them.
 
     Args:
-        path: as the operator names it.
-        connection: one that has read from it, so that its log is open, too.
+        path: path of the outbox, as the operator gave it.
+        connection: a connection that has read from the outbox, so that its log is open, too.
 
     Raises:
-        OutboxUnusableError: it has just been deleted, moved or replaced.
+        OutboxUnusableError: the outbox has just been deleted, moved or replaced.
     """
 
     def __init__(self, path: Path, connection: apsw.Connection) -> None:

@@ -1,7 +1,7 @@
-"""Locks on a SQLite outbox: one process receives into it, and one forwards from it.
+"""Locks a SQLite outbox, so that one process at most receives into it and one forwards from it.
 
-Each role has a file beside the outbox. A process that has the role has the file locked; the kernel
-gives the lock up when the process ends, however it ends.
+Each role has a file beside the outbox, and a process that has the role holds a lock on that file.
+The kernel releases the lock when the process ends, even after a crash.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ _PAUSE_SECONDS: Final = 0.1
 
 
 class RoleLocks:
-    """The roles that this process has."""
+    """The roles that this process has, and their locks."""
 
     def __init__(self, path: Path, elapsed: Callable[[], float]) -> None:
         self._path = path
@@ -38,7 +38,7 @@ class RoleLocks:
         """Take the role until `release`. Only one thread may call this at a time.
 
         Raises:
-            OutboxUnusableError: another process still has it at the end of the patience.
+            OutboxUnusableError: another process still has the role when the patience is over.
             OutboxError: the file cannot be locked.
         """
         give_up_at = self._elapsed() + patience.total_seconds()
@@ -59,7 +59,7 @@ class RoleLocks:
             files.pop_all()
 
     def release(self) -> None:
-        """Leave all roles to other processes."""
+        """Release all roles, so that other processes can take them."""
         for lock in self._locks.values():
             lock.close()
 
@@ -72,17 +72,17 @@ def is_in_use(path: Path) -> bool:
 
 
 def refuse_use(path: Path, files: ExitStack) -> None:
-    """Keep all roles free until the stack is closed.
+    """Keep every process out of all roles until the stack is closed.
 
     Raises:
-        OutboxError: a process has one of them.
+        OutboxError: a process has one of the roles.
     """
     if not _share(path, files):
         raise OutboxError(f"a relay is at work on {path}; stop it first")
 
 
 def _share(path: Path, files: ExitStack) -> bool:
-    """Lock each role's file, so that no process can take the role; return whether all are free."""
+    """Lock each role's file, so that no process can take a role; return whether all were free."""
     for role in Role:
         if lock := opened(beside(path, role), files):
             try:

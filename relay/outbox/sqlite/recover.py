@@ -1,13 +1,13 @@
 """Reads the entries that are left in a damaged outbox.
 
-SQLite would stop at the first fault, so it is not used: each page is read by itself. An entry may
-be found several times, because pages that are free, or cut off by the damage, have old copies. The
-best copy comes first. `EntryStore.restore` keeps the first of several with one `message_id`.
+SQLite would stop at the first fault, so relay reads each page by itself. An entry may be found
+several times, because pages that are free, or cut off by the damage, contain old copies. The best
+copy comes first. `EntryStore.restore` keeps the first of several with one `message_id`. The order:
 
-1. The pages of the table's tree, each as the file and its log have it last. The log is read to its
-   end: SQLite would stop at a damaged frame.
+1. The pages of the table's tree, each in its latest version in the file or its log. The log is read
+   to its end, although SQLite would stop at a damaged frame.
 2. Pages to which the tree does not lead any more.
-3. The earlier contents of pages that were written behind the last sound commit of the log.
+3. The earlier contents of pages that were written after the last sound commit of the log.
 4. If the tree is damaged: damaged pages, searched byte by byte, then free pages.
 
 From step 2 on the age of a copy is not known, so pending copies come first. An event that is sent
@@ -60,11 +60,11 @@ _ROW_HEAD: Final = re.compile(
 
 
 class DamagedOutbox:
-    """A SQLite outbox to be read as far as possible. No relay may use it; it is left as it is.
+    """A damaged SQLite outbox, read as far as possible. No relay may use it; it is not changed.
 
     Attributes:
-        pages: how many it has.
-        seen: how many of them have been read.
+        pages: how many pages it has.
+        seen: how many of its pages have been read.
         broken: the `message_id` of each entry that was found, but not whole.
 
     Raises:
@@ -101,7 +101,7 @@ class DamagedOutbox:
 
     @property
     def torn(self) -> int:
-        """The number of damaged pages, which may have had more than could be found."""
+        """The number of damaged pages, which may have held entries that were not found."""
         return len(self._torn)
 
     def entries(self) -> Iterator[StoredEntry]:
@@ -200,7 +200,7 @@ def _listed(page: bytes) -> list[Cell]:
 
 
 def _carved(page: bytes) -> list[Cell]:
-    """Return what looks like an entry anywhere on the page, and is not overwritten in part."""
+    """Return whatever on the page looks like an entry and is not overwritten in part."""
     found: dict[int, Cell] = {}
     for head in _ROW_HEAD.finditer(page):
         for start in range(max(head.start() - 12, 0), head.start() - 1):
@@ -256,7 +256,7 @@ def _values(cell: Cell, data: bytes) -> list[Any]:
 
 
 def _stored_entry(cell: Cell, data: bytes) -> StoredEntry | None:
-    """Return the entry without damaged numbers; None if its time of arrival is one of them."""
+    """Return the entry without damaged numbers; None if its time of receipt is damaged."""
     _, source, message_id, _, collection, received_at, _, attempts, *rest = _values(cell, data)
     _, delivered_at, reason, detail, user, address, email, body, *added = rest
     (destination,) = added or [_DESTINATION]

@@ -1,4 +1,4 @@
-"""The schema of a SQLite outbox: made, brought up to date, or refused."""
+"""Creates the schema of a SQLite outbox, migrates it, or refuses the file."""
 
 from pathlib import Path
 from typing import Final
@@ -15,18 +15,18 @@ MARK: Final = 0x52_4C_41_59
 
 
 def migrate(connection: apsw.Connection, path: Path, *, create: bool) -> None:
-    """Bring the file up to date: whole, or not at all.
+    """Migrate the file to this version, completely or not at all.
 
     Args:
-        connection: to the file; see `configure`.
-        path: of the file.
-        create: make an outbox of a file that has nothing in it.
+        connection: a connection to the file; see `configure`.
+        path: path of the file.
+        create: whether an empty file may become an outbox.
 
     Raises:
-        OutboxMissingError: it has nothing in it, and may not become an outbox.
-        OutboxError: an older relay, which knows the old tables only, is at work on it.
-        OutboxUnusableError: it is another program's, a newer relay's, or its tables are not those
-            of its version; nothing has been written to it.
+        OutboxMissingError: the file is empty, and may not become an outbox.
+        OutboxError: an older relay, which knows only the old tables, is using the file.
+        OutboxUnusableError: the file belongs to another program or a newer relay, or its tables are
+            not those of its version; nothing has been written to it.
     """
     _refuse_others(connection, path, create=create)
     connection.pragma("journal_mode", "wal")

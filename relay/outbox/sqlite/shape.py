@@ -18,7 +18,7 @@ _LITERAL_OR_SPACE: Final = re.compile(
 
 
 class _Object(NamedTuple):
-    """A table, index, trigger or view. Its name has its type in front: `index entries_dead`."""
+    """A table, index, trigger or view. Its name begins with its type: `index entries_dead`."""
 
     name: str
     table: str

@@ -1,4 +1,4 @@
-"""The statements by which entries are added, claimed and settled."""
+"""The SQL statements that add, claim and settle entries in SQLite."""
 
 from functools import cache
 from typing import Final
@@ -14,7 +14,7 @@ _ADDED: Final = (
 
 @cache
 def add(rows: int) -> str:
-    """Return the statement that stores so many rows, but for those whose `message_id` is there."""
+    """Return the statement that stores so many rows, except those with a stored `message_id`."""
     row = f"({', '.join('?' * len(_ADDED.split()))})"
     return f"""
         INSERT INTO entries ({_ADDED}) VALUES {", ".join([row] * rows)}
@@ -45,7 +45,7 @@ def arrival_row(arrival: Arrival) -> tuple[str | int | bytes | None, ...]:
 
 
 def restored_row(entry: StoredEntry) -> tuple[str | int | bytes | None, ...]:
-    """Return the row of an entry that is put back."""
+    """Return the row of an entry that is restored."""
     received_at, keys = to_milliseconds(entry.received_at), entry.keys
     return (
         entry.source,
@@ -82,7 +82,7 @@ CLAIM: Final = f"""
     ORDER BY pending_since LIMIT :limit
 """
 
-# Not the same one each time: one that is innocent must not be held at every crash.
+# A random one: the same innocent suspect must not be claimed at every crash.
 CLAIM_SUSPECT: Final = f"""
     {_SELECT} WHERE {_IS_DUE} AND {_IS_SUSPECT} ORDER BY random() LIMIT :limit
 """
@@ -91,7 +91,7 @@ ANY_SUSPECT: Final = f"""
     SELECT EXISTS (SELECT 1 FROM entries WHERE {_IS_DUE} AND {_IS_SUSPECT})
 """  # noqa: S608 (nothing but constants is put in)
 
-# What was released, or settled and requeued, has its attempts in its row by then.
+# An entry that was released, or settled and requeued, has its attempts in its row by then.
 COUNT_CRASHES: Final = """
     UPDATE entries SET attempts = claim.value ->> 1,
         crashes = crashes + (coalesce(claim.value ->> 2, :no_lineage) IN (:no_lineage, :crashed))
@@ -100,7 +100,7 @@ COUNT_CRASHES: Final = """
         AND entries.attempts < claim.value ->> 1
 """
 
-# By the message id, too: SQLite gives the id of the latest entry, once erased, to the next one.
+# Compares the message id, too: once the latest entry is erased, SQLite gives its id to the next.
 SETTLE: Final = """
     UPDATE entries
     SET state = :state, delivered_at = :delivered_at,

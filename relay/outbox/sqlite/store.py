@@ -1,4 +1,7 @@
-"""The outbox as one SQLite file, for one machine. Only the modules of this folder know apsw."""
+"""Implements `relay.outbox.protocol.Outbox` in one SQLite file, for one machine.
+
+Only the modules of this folder know apsw.
+"""
 
 import shutil
 import threading
@@ -58,16 +61,16 @@ def open_url(url: str, *, allow_ephemeral: bool, create: bool) -> "SqliteOutbox"
 
 
 class SqliteOutbox:
-    """See `relay.outbox.protocol.Outbox`.
+    """An outbox in a SQLite file: see `relay.outbox.protocol.Outbox`.
 
-    What `add` stores is synced before it returns. What is settled is not: lost in a power cut, it
-    is done again, under the same `messageId`. All of a process's writes go through one lock,
-    because SQLite makes waiting writers of one file sleep, and sleeping is slow.
+    What `add` stores is synced before it returns. Settlements are not: if a power cut undoes one,
+    the entry is sent again under the same `messageId`. All of a process's writes go through one
+    lock, because SQLite makes waiting writers of one file sleep, and sleeping is slow.
 
     One process claims, for all destinations, and keeps claims and throttles in its memory.
 
-    A statement gives up Python's global lock and must win it back, so each that writes does its
-    work for a whole batch in a single step.
+    A statement releases Python's global lock and must get it back. So each statement that writes
+    handles a whole batch.
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class SqliteOutbox:
         return new
 
     def changed(self, destination: str) -> bool:
-        """See `Outbox.changed`. SQLite knows that anything was written, not for which."""
+        """See `Outbox.changed`. SQLite knows that something was written, but not for which one."""
         with self._disk.used(), self._reading:
             version: int = self._reader.pragma("data_version")
             seen = self._seen_versions.get(destination)
@@ -196,7 +199,7 @@ class SqliteOutbox:
                 self._locks.acquire(role, patience)
 
     def _count_crashes(self, crashed: int = NO_LINEAGE) -> None:
-        """Count, once, what the last process to forward had claimed when it ended."""
+        """Count crashes, once, for the entries that the last forwarder held when it ended."""
         if self._crashes_counted:
             return
         with self._writing, self._settler:
@@ -352,7 +355,7 @@ class SqliteOutbox:
                 self._disk.leave(connection)
 
     def _rescue(self) -> None:
-        """Keep what only this process can still read: it is gone when the process ends."""
+        """Copy the lost files, which only this process can still read, into a new file."""
         try:
             with self._writing:
                 rescued = rescue(self._adder, self._path)

@@ -1,4 +1,7 @@
-"""The throttles of a SQLite outbox: in its forwarder's memory, noted for other processes."""
+"""Keeps the throttles of a SQLite outbox in the forwarder's memory, with notes in the file.
+
+Other processes read the notes.
+"""
 
 from collections.abc import Callable
 from typing import Final
@@ -13,7 +16,7 @@ _ANSWER_SECONDS: Final = 1.0  # between two notes of nothing but another answer
 
 
 class _Note(Struct, frozen=True):
-    """What other processes know of a throttle, and since when, in seconds elapsed."""
+    """What was noted of a throttle for other processes, and when, in seconds elapsed."""
 
     generation: int
     hold: str | None
@@ -29,7 +32,7 @@ class Throttles:
         self._notes: dict[str, _Note] = {}
 
     def change(self, destination: str, change: Callable[[Throttle, float], T], now: float) -> T:
-        """Return what `change` returns for the destination's throttle."""
+        """Call `change` with the destination's throttle, and return its result."""
         return change(self._throttles.setdefault(destination, Throttle()), now)
 
     def is_news(self, destination: str, now: float) -> bool:
