@@ -1,7 +1,7 @@
-"""Configuration of structlog and of the standard library's logging.
+"""Configures structlog and the standard library's logging.
 
-Events are dotted (`webhook.accepted`, `forward.sent`); what varies is in keys. No line carries an
-address, a body or a secret: callers pass none, and masking here is the second safeguard.
+Names of events are dotted (`webhook.accepted`, `forward.sent`); what varies is in keys. No line
+contains an address, a body or a secret: callers pass none, and masking here is a second safeguard.
 """
 
 import atexit
@@ -25,7 +25,7 @@ _ASSIGNED: Final = r"""(?<=[:=])(?<!://){}(?=[@&,;\s"')]|$)"""
 
 
 def mask(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return the text with every address and each of the secrets replaced."""
+    """Return the text with every address and every secret replaced by a mask."""
     for secret in sorted(secrets, key=len, reverse=True):  # one may be the beginning of another
         if len(secret) >= _MIN_LENGTH:
             text = text.replace(secret, MASK)
@@ -85,7 +85,7 @@ def configure(
 
     Args:
         level: the least severe level that is written.
-        style: `json`, one object a line, or `console`, for people.
+        style: `json`, one object per line, or `console`, for people.
         secrets: texts that must never be written.
         dropped: called with the number of lines dropped because their reader has stalled.
     """

@@ -1,4 +1,4 @@
-"""Sampling of log lines: an event that happens many times a second is logged once a minute."""
+"""Samples log lines: an event that happens many times a second is logged once a minute."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -18,7 +18,7 @@ class LogSampler:
     """A limit on how often events of a kind are logged.
 
     Args:
-        every_seconds: between two log lines of a kind.
+        every_seconds: the shortest time between two log lines of a kind.
         clock: seconds, monotonic.
     """
 
@@ -30,12 +30,12 @@ class LogSampler:
         self._samples: dict[Hashable, _Sample] = {}
 
     def sample(self, kind: Hashable) -> int | None:
-        """Return how many events of the kind were not logged since the last that was.
+        """Return how many events of the kind were left out since the last one that was logged.
 
-        None if this event is not to be logged either.
+        None if this event must be left out, too.
 
         Args:
-            kind: one of a limited number, each of which is remembered.
+            kind: a kind of event; their number must be limited, because each is remembered.
         """
         now = self._clock()
         latest = self._samples.get(kind)

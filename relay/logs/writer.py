@@ -1,4 +1,4 @@
-"""A text stream written in the background, so that a reader that stalls holds up no writer."""
+"""Writes a text stream in the background, so that a stalled reader delays no writer."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from typing import Final
 
 MAX_WAITING_BYTES: Final = 4 * 2**20
-"""Thousands of lines."""
+"""The most text that waits: thousands of lines."""
 DRAIN_SECONDS: Final = 2.0
 
 
@@ -71,7 +71,7 @@ class BackgroundWriter(io.TextIOBase):
         return os.isatty(self._output)
 
     def drain(self, seconds: float = DRAIN_SECONDS) -> None:
-        """Wait until the text so far is written, or for so many seconds."""
+        """Wait until the text so far is written, but at most for so many seconds."""
         written = threading.Event()
         self._waiting.put(written)
         written.wait(seconds)
@@ -91,7 +91,7 @@ class BackgroundWriter(io.TextIOBase):
                 written = True
             with self._lock:
                 self._waiting_bytes -= len(piece)
-                # While little fits, a line about dropped lines would take the place of another.
+                # While there is little room, a line about dropped lines would displace another.
                 has_room = written and self._waiting_bytes <= self._max_waiting_bytes // 2
                 lines = self._dropped_lines if has_room else 0
                 self._dropped_lines -= lines

@@ -1,1 +1,1 @@
-"""This process: its files, threads, heartbeats, and systemd."""
+"""Tools for relay's own process: file descriptors, threads, heartbeats, messages to systemd."""

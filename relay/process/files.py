@@ -1,4 +1,4 @@
-"""The process's file descriptors: how many it may open, and how many of them for connections."""
+"""Sets up the process's file descriptors, and says how many of them connections may use."""
 
 import os
 import resource
@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Final
 
 MAX_FILES: Final = 2**16
-"""More are of no use, and where nothing limits them, the system may refuse to set no limit."""
+"""The limit to ask for. More are of no use, and the system may refuse an unlimited number."""
 RESERVED_FILES: Final = 100
 """Files that are not connections: the outbox, its pool, the forwarder's pipes, what is read."""
 MAX_CONNECTIONS: Final = 4_000
@@ -36,7 +36,7 @@ def raise_file_limit() -> None:
 
 
 def max_connections() -> int:
-    """Return how many connections may be open at once, so that files are left for all else."""
+    """Return how many connections may be open at once; the other descriptors are kept for files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS

@@ -1,4 +1,4 @@
-"""Heartbeats: whether a process's workers still make progress, seen from outside of them."""
+"""Detects workers of a process that make no progress, by heartbeats that they give."""
 
 from collections.abc import Hashable
 from itertools import count
@@ -21,7 +21,7 @@ class Heartbeats:
         self._beats[worker] = next(self._count)
 
     def pause(self, worker: Hashable) -> None:
-        """Expect nothing of the worker, which has nothing to do, until its next beat."""
+        """Expect no beats of the worker, because it is idle, until its next beat."""
         self._beats.pop(worker, None)
 
     def check(self) -> int:

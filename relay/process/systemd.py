@@ -1,4 +1,4 @@
-"""Notifications to systemd by a service of `Type=notify` (sd_notify(3))."""
+"""Notifies systemd of relay's state, if it runs as a service of `Type=notify` (sd_notify(3))."""
 
 import os
 import socket

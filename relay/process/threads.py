@@ -1,4 +1,4 @@
-"""A thread that fails ends the process, which would otherwise live on and do nothing."""
+"""Ends the process when a thread of it fails; otherwise it would live on without that thread."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Accepts connections, and at the end loses none that the kernel has accepted."""
+"""Accepts connections; at the end of the process none is lost that the kernel has accepted."""
 
 import asyncio
 import select
@@ -50,10 +50,10 @@ class Acceptor:
     22,131.
 
     Args:
-        listener: closed by `close`.
-        make_protocol: makes the protocol of a connection.
-        shed: closes a connection and returns whether there was one; called when the process or the
-            system has no file left for another.
+        listener: the socket that listens; `close` closes it.
+        make_protocol: creates the protocol of a connection.
+        shed: closes a connection, and returns whether there was one; called when the process or the
+            system has no file descriptor left.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class Acceptor:
         """Begin to accept."""
         self._loop = asyncio.get_running_loop()
         self._listener.settimeout(0)
-        # Connections inherit it; asyncio sets it only on a socket that was made with a protocol.
+        # Connections inherit it; asyncio sets it only on a socket that was created with a protocol.
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._resume()
 
     def refuse_handshakes(self) -> None:
         """Let no further handshake begin; those under way are completed.
 
-        A client that connects meanwhile tries again after a second, when the listener is closed or
-        belongs to another process. Does nothing on systems other than Linux.
+        The kernel of a client that connects meanwhile tries again after a second. By then the
+        listener is closed or belongs to another process. On systems other than Linux, do nothing.
         """
         if sys.platform != "linux":
             return
@@ -107,7 +107,7 @@ class Acceptor:
             self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        """Accept one connection, so that those accepted before are served in between."""
+        """Accept only one connection at a time, so that earlier ones are served in between."""
         try:
             connection, _address = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):  # the client has gone again
@@ -120,7 +120,7 @@ class Acceptor:
         task.add_done_callback(self._connecting.discard)
 
     def _make_room(self, error: OSError) -> None:
-        """Close a connection, so that there is a file for the next; or wait a moment."""
+        """Close a connection to get a file descriptor for the next one; if there is none, wait."""
         if self._sampler.sample("no_room") is not None:
             _log.error("http.no_room", error=error.strerror)
         if not self._shed():

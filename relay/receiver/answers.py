@@ -1,4 +1,4 @@
-"""Answers to webhooks."""
+"""Builds the answers to webhooks."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -15,7 +15,7 @@ RETRY_AFTER_SECONDS: Final = 5
 
 
 class Answer(Struct, frozen=True):
-    """An HTTP status, a JSON body, and headers in addition to the body's own."""
+    """An answer to a webhook: a status, a JSON body, and headers besides those of the body."""
 
     status: int
     content: Mapping[str, str]
@@ -33,13 +33,13 @@ class Answer(Struct, frozen=True):
 
 
 class RequestRefusedError(Exception):
-    """The request is refused without regard to its content.
+    """The request is refused before its content is looked at.
 
     Attributes:
-        answer: to the request.
-        drain: whether the sender may still be sending; it then gets time to finish, so that it
+        answer: the answer to the request.
+        drain: whether the sender may still be sending; if so, it gets time to finish, so that it
             reads the answer.
-        why: the reason for the log, one of a few sentences.
+        why: the reason to log, one of a few sentences.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ def answer_to(
     """Return the answer to a webhook.
 
     Args:
-        source: of the webhook.
-        arrival: what the webhook was accepted as.
-        result: of storing the arrival; None if the webhook is ignored.
+        source: the source of the webhook.
+        arrival: what the route made of the webhook.
+        result: the result of storing the arrival; None if the webhook is ignored.
     """
     if isinstance(arrival, Ignored):
         return Answer(200, {"status": "ignored", "reason": arrival.reason})

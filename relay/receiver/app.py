@@ -1,4 +1,4 @@
-"""The HTTP application: webhooks in plain ASGI, every other page in Starlette."""
+"""Builds the HTTP application: webhooks in plain ASGI, every other page in Starlette."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -43,9 +43,9 @@ def create_app(  # noqa: PLR0913 (what it is built of)
         webhooks: the endpoint of all sources.
         committer: started and closed with the application.
         outbox: checked for readiness.
-        capacity: beyond it nothing is accepted.
+        capacity: limits of the outbox; beyond them nothing is accepted.
         destinations: while one is on hold, relay is not ready.
-        problems: returns what else keeps relay from being ready, a sentence each.
+        problems: returns one sentence for each other reason why relay is not ready.
         pages: further pages.
         started: called at the start, once signals are handled.
         healthy: called once a second while this process works.
@@ -100,7 +100,7 @@ def create_app(  # noqa: PLR0913 (what it is built of)
 
 
 async def _keep_running(watch: Callable[[], Awaitable[None]]) -> None:
-    """Run the watch, again whenever it fails, until this is cancelled."""
+    """Run `watch`, and start it again whenever it fails, until cancelled."""
     while True:
         try:
             await watch()

@@ -1,4 +1,4 @@
-"""Wrong credentials: counted, logged, and answered late."""
+"""Counts and logs wrong credentials, and delays their answers."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from relay.metrics.definitions import WRONG_CREDENTIALS
 HOLD_SECONDS: Final = 1.0
 """How long the answer to a wrong attempt is held back."""
 MAX_HELD: Final = 256
-"""Answers of one door that are held back at a time."""
+"""The most answers that one door holds back at a time."""
 NOT_HELD_BACK: Final = {"connection": "close"}
 """Headers of an answer that is not held back: each further attempt costs a connection."""
 
@@ -22,14 +22,14 @@ _log = structlog.get_logger()
 
 
 class Attempts:
-    """The wrong attempts at one door, slowed down.
+    """A delay for wrong credentials at one door, which may be the webhooks or the console.
 
     Right credentials are always checked and never held back: a limit on the number of checks would
     let an attacker lock the operator out.
 
     Args:
-        door: its name in metrics and the log.
-        credentials: the kinds of credentials that the door takes.
+        door: name of the door in metrics and the log.
+        credentials: the kinds of credentials that the door accepts.
         clock: seconds, monotonic.
     """
 
@@ -51,8 +51,8 @@ class Attempts:
     async def hold_back(self, credential: str) -> bool:
         """Count a wrong attempt, and wait until it may be answered.
 
-        False, without a wait, if too many are held back already: then the answer has the headers
-        `NOT_HELD_BACK`.
+        Return False at once if too many are held back already. The answer must then have the
+        headers `NOT_HELD_BACK`.
         """
         WRONG_CREDENTIALS.labels(self._door, credential).inc()
         self._log(credential)

@@ -1,4 +1,4 @@
-"""Backpressure: relay accepts nothing more while it is full, so that it can forward what it has."""
+"""Stops relay from accepting webhooks while the outbox is full; it still forwards what it has."""
 
 import asyncio
 from typing import Final
@@ -21,9 +21,9 @@ class Capacity:
     """The limits of what an outbox may hold.
 
     Args:
-        outbox: the one that is limited.
-        max_backlog: pending entries; None for any number.
-        min_free_disk: MiB that stay free on the outbox's disk, where its free space is known.
+        outbox: the outbox that is limited.
+        max_backlog: the most pending entries; None for any number.
+        min_free_disk: MiB that must stay free on the outbox's disk, if its free space is known.
     """
 
     def __init__(self, outbox: Outbox, *, max_backlog: int | None, min_free_disk: int) -> None:
@@ -35,7 +35,7 @@ class Capacity:
         """Return which limit is exceeded, as a sentence; None if none is.
 
         Raises:
-            OutboxBrokenError: the outbox will do nothing more in this process.
+            OutboxBrokenError: the outbox can no longer be used in this process.
         """
         try:
             if self._max_backlog is not None and self._outbox.pending_exceed(self._max_backlog):
@@ -46,7 +46,7 @@ class Capacity:
         except OutboxBrokenError:
             raise
         except OutboxError as error:
-            return f"the outbox cannot tell how full it is: {error}"
+            return f"the outbox cannot say how full it is: {error}"
         if free is not None and free < self._min_free_disk * _MEBIBYTE:
             least = f"{self._min_free_disk} MiB (RELAY_MIN_FREE_DISK)"
             return f"{free // _MEBIBYTE} MiB are free on the outbox's disk, less than {least}"
@@ -82,5 +82,5 @@ class Backpressure:
             await self.check()
 
     def problems(self) -> list[str]:
-        """Return which limit is exceeded, and why the latest webhooks were not stored."""
+        """Return which limit is exceeded, and why the latest webhooks were not stored, if so."""
         return [reason for reason in (self._exceeded, self._committer.problem()) if reason]

@@ -1,4 +1,4 @@
-"""Reads request bodies, within limits of time and memory, and has them verified."""
+"""Reads request bodies within limits of time and memory, and feeds them to verifiers."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ from relay.sources import Source, Verifier
 
 BODY_SECONDS: Final = 10
 MAX_UNVERIFIED_BYTES: Final = 16 * 2**20
-"""In memory at once, of bodies whose signature can be checked only at their end."""
+"""The most memory for bodies whose signatures cannot be checked before their end."""
 
 _IDENTITY: Final = frozenset({b"", b"identity"})
 _GZIPPED: Final = frozenset({b"gzip", b"x-gzip"})
@@ -30,8 +30,8 @@ class _Read(Struct, eq=False):
     """The reading of a body, by a task of its own request.
 
     Attributes:
-        started_at: by the event loop's clock.
-        refusal: why it was ended, if it was.
+        started_at: when it began, by the event loop's clock.
+        refusal: why it was ended early; None if it was not.
     """
 
     task: "asyncio.Task[object]"
@@ -58,7 +58,7 @@ class Bodies:
         self._unverified = Budget(MAX_UNVERIFIED_BYTES)
 
     async def cancel_slow_reads(self) -> None:
-        """Once a second, end the reading of every body that takes too long; run until cancelled.
+        """End the reading of every body that takes too long; check once a second until cancelled.
 
         A timer for each body would cost more than reading it.
         """
@@ -77,8 +77,8 @@ class Bodies:
 
         Raises:
             RequestRefusedError: the body is too large, too slow, or compressed in a way that relay
-                does not know; or too many are being read.
-            SenderGoneError: it will never be complete.
+                does not know; or too many bodies are being read.
+            SenderGoneError: the sender has closed the connection, so the body stays incomplete.
         """
         body = Body(
             is_gzipped=_is_gzipped(headers, source), may_be_truncated=source.blocks_on_error
@@ -126,8 +126,8 @@ def _is_gzipped(headers: Headers, source: Source) -> bool:
     """Return whether the headers say that the body is gzip.
 
     Raises:
-        RequestRefusedError: they name another coding. Not for a source that an error blocks: its
-            body becomes a dead letter.
+        RequestRefusedError: they name another coding. It is not raised for a source that an error
+            blocks: its body becomes a dead letter.
     """
     value = b",".join(value for name, value in headers if name == b"content-encoding")
     codings = [c for c in _SEPARATORS.split(value.strip().lower()) if c not in _IDENTITY]

@@ -1,4 +1,4 @@
-"""A request's body: bounded in size, decompressed as it comes."""
+"""Collects a request's body: limits its size, and decompresses it as it comes."""
 
 import zlib
 from hashlib import sha256
@@ -9,7 +9,7 @@ from relay.truncation import KEPT_BYTES
 
 MAX_BODY_BYTES: Final = 2**20
 MAX_TRUNCATED_BYTES: Final = 8 * 2**20
-"""Of a source that an error blocks: what is beyond `MAX_BODY_BYTES` is read, not kept."""
+"""The limit for a source that an error blocks; bytes beyond `MAX_BODY_BYTES` are not kept."""
 
 _GZIP: Final = b"\x1f\x8b"
 
@@ -18,14 +18,14 @@ class Body:
     """A request's body: `add` the pieces, then `end`.
 
     Args:
-        is_gzipped: whether the headers say so. A body that is no gzip all the same is taken as it
-            is: a proxy that decompresses bodies may leave the header.
-        may_be_truncated: whether only the beginning of one beyond `MAX_BODY_BYTES` is kept;
-            otherwise such a body is refused.
+        is_gzipped: whether the headers say that it is gzip. If it is not, it is taken as it is: a
+            proxy that decompresses bodies may leave the header.
+        may_be_truncated: whether a body beyond `MAX_BODY_BYTES` is truncated; otherwise it is
+            refused.
 
     Attributes:
-        content: decompressed; only the beginning if it is truncated.
-        size: of the whole, decompressed.
+        content: the decompressed body; only its beginning if it is truncated.
+        size: bytes of the whole decompressed body.
         is_truncated: whether it is too large to be kept whole.
     """
 
@@ -35,7 +35,7 @@ class Body:
         self.is_truncated = False
         self._may_be_truncated = may_be_truncated
         self._is_gzipped = is_gzipped
-        self._compressed = bytearray()  # kept in case that it turns out not to be gzip
+        self._compressed = bytearray()  # kept in case the body is not gzip
         self._decompressor: zlib._Decompress | None = None
         self._digest = sha256()
         self._raw_size = 0
@@ -49,7 +49,7 @@ class Body:
         """Check a size that the body has, or will have.
 
         Raises:
-            RequestRefusedError: it is too large.
+            RequestRefusedError: the size is too large.
         """
         if size > self._limit:
             raise self._too_large()
@@ -82,12 +82,12 @@ class Body:
             self._keep_uncompressed()
 
     def end(self) -> None:
-        """Finish, now that all of it has come."""
+        """Finish the body; all pieces have been added."""
         if self._is_gzipped and not (self._decompressor and self._decompressor.eof):
             self._keep_uncompressed()  # gzip that ends too soon
 
     def clear(self) -> None:
-        """Free its memory."""
+        """Free the memory of the body."""
         self.content.clear()
         self._compressed.clear()
 

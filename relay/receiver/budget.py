@@ -1,23 +1,23 @@
-"""A limit on the bytes that unauthenticated senders may keep in memory."""
+"""Limits the bytes that unauthenticated senders may keep in memory."""
 
 from typing import Protocol
 
 
 class Holder(Protocol):
-    """Something that keeps bytes of an unauthenticated sender."""
+    """Something that keeps bytes of an unauthenticated sender in memory."""
 
     def evict(self) -> None:
-        """Give up the bytes at once."""
+        """Drop the bytes at once."""
         ...
 
 
 class Budget:
-    """Bytes in memory; when there are too many, who has held some the longest is evicted.
+    """A limit on bytes in memory; beyond it, those who have held bytes the longest are evicted.
 
-    A good sender is done within moments, so it is the slow ones that make room.
+    A good sender needs only moments, so slow ones are evicted first.
 
     Args:
-        max_bytes: in memory at once.
+        max_bytes: the most bytes in memory at once.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -26,7 +26,7 @@ class Budget:
         self._total = 0
 
     def hold(self, holder: Holder, size: int) -> None:
-        """Note how many bytes the holder has by now; it, or others, may be evicted."""
+        """Note how many bytes the holder has now; evict it or others if there are too many."""
         self._total += size - self._held.get(holder, 0)
         self._held[holder] = size
         while self._total > self._max_bytes:
@@ -35,5 +35,5 @@ class Budget:
             oldest.evict()
 
     def release(self, holder: Holder) -> None:
-        """Note that the holder has no bytes any more."""
+        """Note that the holder has no more bytes."""
         self._total -= self._held.pop(holder, 0)

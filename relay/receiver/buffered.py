@@ -1,4 +1,4 @@
-"""The fast path: a request that has come whole is answered without the tasks and events of ASGI."""
+"""The fast path: answers a request that has come whole without the tasks and events of ASGI."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -18,9 +18,9 @@ _DISCONNECTED: Final = asyncio.Event()
 
 
 class BufferedCycle:
-    """A request on the fast path, with what uvicorn reads of its own request cycle.
+    """A request on the fast path; it has the attributes that uvicorn reads of a request cycle.
 
-    Until it is answered, uvicorn keeps its connection open, and later requests of it waiting.
+    Until it is answered, uvicorn keeps its connection open and lets later requests on it wait.
     """
 
     def __init__(self, protocol: HttpToolsProtocol, is_last: Callable[[], bool]) -> None:

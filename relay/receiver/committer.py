@@ -1,4 +1,4 @@
-"""Group commit: webhooks that arrive at the same time share one transaction.
+"""Stores webhooks by group commit: those that arrive at the same time share one transaction.
 
 A lone webhook is committed at once. Those that arrive during a commit form the next group, so the
 slower the disk, the larger the groups.
@@ -23,19 +23,19 @@ from relay.process.heartbeats import Heartbeats
 
 LARGEST_GROUP: Final = 1_000
 MAX_WAITING_BYTES: Final = 64 * 2**20
-"""Of bodies that wait for their commit; beyond it the outbox is too far behind to take more."""
+"""The most bytes of bodies that wait for their commit; beyond it webhooks are refused."""
 
 WAIT_SECONDS: Final = 3.0
-"""How long a webhook waits for its commit; senders give up after a few seconds themselves."""
+"""How long a webhook waits for its commit; senders themselves wait only a few seconds."""
 
 STUCK_SECONDS: Final = 60
-"""A commit that takes longer will not end: stores have shorter time limits of their own."""
+"""A commit that takes longer hangs: stores have shorter time limits of their own."""
 
 CLOSE_SECONDS: Final = 5
-"""How long the outbox has at the end to commit what waits, none of which was answered 200."""
+"""How long the outbox has at the end to commit what waits; none of that was answered 200."""
 
 StoreResult = bool | OutboxError
-"""Whether an arrival that is now on disk is new; or why it is not stored."""
+"""Whether an arrival that is now on disk was new; or the error that kept it from being stored."""
 OnStored = Callable[[StoreResult], None]
 
 _EXPIRE_EVERY_SECONDS: Final = 0.5
@@ -43,21 +43,21 @@ _FAILURE_SECONDS: Final = 10
 
 
 class _Pending(Struct):
-    """An arrival, and what to call with its result: once."""
+    """An arrival, and the function to call once with its result."""
 
     arrival: Arrival
     on_stored: OnStored
 
 
 class _Batch(Struct):
-    """What was queued together, in one iteration of the event loop.
+    """The arrivals that were queued together, in one iteration of the event loop.
 
     Attributes:
         started_at: when its first arrival came, by `perf_counter`, which is finer than the loop's
             clock.
         queued_at: when it was queued, by the loop's clock.
         queued_count: how many arrivals were ever queued by then, including these.
-        expired: its webhooks have been answered that they may not be stored.
+        expired: whether its webhooks have been answered 503 because they waited too long.
     """
 
     started_at: float
@@ -74,8 +74,8 @@ class Committer:
     """Stores arrivals in the outbox, from one event loop, through one committing thread.
 
     Args:
-        outbox: where they are stored.
-        broken: called with the reason when the outbox will do nothing more in this process.
+        outbox: stores the arrivals.
+        broken: called with the reason when the outbox can no longer be used in this process.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Committer:
         self._thread = threading.Thread(target=self._commit_all, name="committer", daemon=True)
 
     def start(self) -> None:
-        """Begin to store what the running event loop brings."""
+        """Begin to store arrivals; call it in the event loop that they come from."""
         self._loop = asyncio.get_running_loop()
         self._expire_waiters()
         self._thread.start()
@@ -106,14 +106,14 @@ class Committer:
         self._refusal = reason
 
     def report_broken(self, error: OutboxBrokenError) -> None:
-        """Report that the outbox will do nothing more in this process."""
+        """Report that the outbox can no longer be used in this process."""
         self._broken(error)
 
     def problem(self) -> str | None:
         """Return why the latest webhooks were not stored; None if they were, or came long ago.
 
-        A failure is forgotten after a while: if it kept senders away for good, none would come to
-        show that it has passed.
+        A failure is forgotten after a while. If it kept senders away for ever, no webhook would
+        come to show that it has passed.
         """
         if self._failure and self._loop.time() - self._failure[0] < _FAILURE_SECONDS:
             return f"webhooks are not stored: {self._failure[1]}"
@@ -140,8 +140,8 @@ class Committer:
             return
         self._waiting_bytes += len(arrival.body)
         if not self._arriving:
-            # Whatever has come by now is handled first and queued together: the thread is woken
-            # once, and not for the first arrival alone.
+            # Requests that have already come are handled first, and queued together with this one:
+            # the thread is woken once, and not for the first arrival alone.
             self._loop.call_soon(self._queue_batch)
             self._arriving_since = time.perf_counter()
         self._arriving.append(_Pending(arrival, on_stored))
@@ -155,7 +155,7 @@ class Committer:
         self._arriving = []
 
     def _expire_waiters(self) -> None:
-        """Answer what has waited too long that it may not be stored: the outbox does not answer.
+        """Answer webhooks that have waited too long with an error: the outbox does not answer.
 
         If the commit still succeeds, the sender's retry is answered `duplicate`.
         """
@@ -169,7 +169,7 @@ class Committer:
                 self._answer(pending, late)
 
     async def close(self) -> None:
-        """Commit what waits, then end."""
+        """Commit the arrivals that wait, then end."""
         self._queue_batch()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)

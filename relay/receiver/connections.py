@@ -1,4 +1,4 @@
-"""A server's connections: how many there may be, and which are closed to make room."""
+"""Limits a server's connections, and chooses which ones are closed to make room."""
 
 from typing import Final, Protocol
 
@@ -9,9 +9,9 @@ from relay.metrics.definitions import CONNECTIONS_SHED
 from relay.receiver.budget import Budget
 
 MAX_HEADS_BYTES: Final = 2**23
-"""Of incomplete request heads, in memory at once."""
+"""The most memory for incomplete request heads."""
 MAX_PIPELINING: Final = 50
-"""Connections that may each have several requests wait for the answer to an earlier one."""
+"""How many connections may have requests that wait for the answer to an earlier one."""
 
 _log = structlog.get_logger()
 
@@ -20,15 +20,15 @@ class Connection(Protocol):
     """A connection, as its server sees it."""
 
     def evict(self) -> None:
-        """Close it at once, whatever it waits for."""
+        """Close the connection at once, whatever it waits for."""
         ...
 
     def close_after_answer(self) -> None:
-        """Let the answer that is due be its last."""
+        """Close the connection after the answer that is due."""
         ...
 
     def close_if_idle(self) -> None:
-        """Close it if no request is under way and nothing has come for a while."""
+        """Close the connection if no request is under way and nothing has come for a while."""
         ...
 
 
@@ -36,10 +36,10 @@ class Connections:
     """The connections of a server.
 
     Args:
-        max_count: how many there may be at once.
+        max_count: the most connections at once.
 
     Attributes:
-        ending: whether the server ends, so that each answer is its connection's last.
+        ending: whether the server is ending, so that each connection is closed after its answer.
     """
 
     def __init__(self, max_count: int) -> None:
@@ -57,7 +57,7 @@ class Connections:
         return len(self._all)
 
     def add(self, connection: Connection) -> None:
-        """Add a new connection; it, or another one, is closed if there are too many."""
+        """Add a new connection; if there are too many, close one, perhaps the new one."""
         if len(self._all) >= self._max_count and not self.shed():
             self._log_shed("every connection is in use")
             connection.evict()
@@ -69,7 +69,7 @@ class Connections:
         self._heads.hold(connection, size)
 
     def may_pipeline(self, connection: Connection) -> bool:
-        """Return whether the connection may have several requests wait behind another."""
+        """Return whether requests of the connection may wait for the answer to an earlier one."""
         if len(self._pipelining) < MAX_PIPELINING:
             self._pipelining.add(connection)
         return connection in self._pipelining
@@ -92,7 +92,7 @@ class Connections:
         self.start_request(connection)
 
     def end(self) -> None:
-        """Let each answer be its connection's last, from now on."""
+        """Close each connection after its answer, from now on."""
         self.ending = True
         for connection in [*self._all]:
             connection.close_after_answer()
@@ -103,7 +103,7 @@ class Connections:
             connection.close_if_idle()
 
     def shed(self) -> bool:
-        """Close the connection that has waited the longest; first, any that sent no request yet.
+        """Close the connection that has waited the longest; those without a request come first.
 
         Returns:
             Whether there was one to close.

@@ -1,4 +1,4 @@
-"""The webhook endpoint, in plain ASGI, with a fast path for webhooks that have come whole."""
+"""The endpoint for webhooks: authenticates, reads, stores and answers them, in plain ASGI."""
 
 import asyncio
 from collections.abc import Callable
@@ -65,7 +65,7 @@ class Webhooks:
     def handle_buffered(self, path: str, headers: Headers, body: bytes, reply: Reply) -> bool:
         """Handle a webhook that has come whole, by POST; call `reply`, now or later.
 
-        Return False if it must be refused, which is left to the ASGI endpoint.
+        Return False if it must be refused: the ASGI endpoint then does that.
         """
         if len(body) > MAX_BODY_BYTES or is_encoded(headers):
             return False
@@ -126,7 +126,7 @@ class Webhooks:
         self._committer.store(arrival, on_stored)
 
     def _report(self, source: Source | None, refusal: RequestRefusedError) -> None:
-        """Count the refusal, and log it if none like it was logged lately."""
+        """Count the refusal; log it unless the same kind was logged lately."""
         status = refusal.answer.status
         _count(source, "refused", str(status))
         name = source.name if source else "unknown"
@@ -136,7 +136,7 @@ class Webhooks:
 
 
 def _path_secret(source: Source, path: str) -> str | None:
-    """Return what follows the source's name, unless it is only slashes and blanks."""
+    """Return what follows the source's name; None if that is only slashes and blanks."""
     _, _, secret = path.partition(f"/{source.name}/")
     return secret if secret.strip(_PASTED) else None
 
@@ -152,7 +152,7 @@ def _unauthorized(source: Source, why: str, *, is_read: bool = False) -> Request
 
 
 def _refusal_cause(source: Source, webhook: Webhook) -> str:
-    """Return why the credentials are wrong, for the log, without any part of them."""
+    """Return why the credentials are wrong, for the log; repeat no part of them."""
     if source.signs_body:
         return "the headers hold no well-formed signature"
     if webhook.path_secret is None:
@@ -168,7 +168,7 @@ def _refusal_cause(source: Source, webhook: Webhook) -> str:
 def _counted_answer(
     source: Source, arrival: Arrival | Ignored, result: StoreResult | None = None
 ) -> Answer:
-    """Return the answer, after counting and logging it."""
+    """Count and log the answer, and return it."""
     answer = answer_to(source, arrival, result)
     outcome = answer.content["status"]
     if isinstance(result, OutboxError):

@@ -1,4 +1,4 @@
-"""The health pages: `/healthz` is about this process, `/readyz` about all that relay needs."""
+"""The health pages: `/healthz` is about this process, `/readyz` about everything relay needs."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ _log: Final = structlog.get_logger()
 
 
 class Liveness:
-    """Whether this process works: its event loop runs, and webhooks are committed."""
+    """The page `/healthz`: whether the event loop runs, and webhooks are committed."""
 
     def __init__(self, committer: Committer, healthy: Callable[[], object]) -> None:
         self._committer = committer
@@ -52,14 +52,17 @@ class Liveness:
 
 
 class _Health(Struct, frozen=True):
-    """What keeps relay from being ready, and what an operator should look at all the same."""
+    """Why relay is not ready, and what an operator should look at although relay is ready."""
 
     problems: Sequence[str]
     warnings: Sequence[str] = ()
 
 
 class Readiness:
-    """Whether webhooks can be stored and events forwarded, checked once a second at most."""
+    """The page `/readyz`: whether webhooks can be stored and events forwarded.
+
+    Both are checked at most once a second.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""HTTP/1.1: uvicorn's protocol with limits, a fast path for webhooks, and a loss-free end."""
+"""Extends uvicorn's HTTP/1.1 protocol: limits, a fast path for webhooks, an end without loss."""
 
 import asyncio
 from functools import partial
@@ -14,16 +14,16 @@ from relay.receiver.buffered import BufferedCycle, HandleBuffered
 from relay.receiver.connections import Connections
 
 HEAD_SECONDS: Final = 10
-"""From a connection's beginning, or a request's first byte, to the end of its head."""
+"""Time from the beginning of a connection, or a request's first byte, to the end of its head."""
 MAX_HEAD_BYTES: Final = 2**16
 UNREAD_SECONDS: Final = 10
-"""For a client to read answers that no longer fit into the socket's buffers."""
+"""Time that a client has to read answers that no longer fit into the socket's buffers."""
 IDLE_SECONDS: Final = 0.5
-"""At the end, how long nothing must have come on a connection before it is closed."""
+"""At the end, a connection on which nothing has come for this long is closed."""
 LINGER_SECONDS: Final = 1
-"""For a client to see that its connection is closed, and to close its side."""
+"""Time that a client has to see that its connection is closed, and to close its side."""
 MAX_HEADERS: Final = 100
-"""In a request. A short header takes thirty times its bytes in memory."""
+"""The most headers of a request. A short header takes thirty times its bytes in memory."""
 MAX_PIPELINED: Final = 100
 """Requests of a connection that may wait for the answer to an earlier one."""
 
@@ -33,11 +33,11 @@ _BODILESS: Final = frozenset({"GET", "HEAD"})
 def protocol_class(
     handle_buffered: HandleBuffered, connections: Connections
 ) -> type[HttpToolsProtocol]:
-    """Return what uvicorn makes for each connection.
+    """Return the class of the protocol that uvicorn creates for each connection.
 
     Args:
         handle_buffered: the application's fast path for webhooks.
-        connections: those of the server.
+        connections: the server's connections.
     """
     protocol = partial(_HttpProtocol, handle_buffered=handle_buffered, connections=connections)
     return cast("type[HttpToolsProtocol]", protocol)
@@ -95,7 +95,7 @@ class _HttpProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
         """Keep the connection open if the client has closed its side and is owed an answer.
 
-        Not if the answer has begun: a client that leaves a stream looks the same.
+        Close it if the answer has begun: a client that leaves a stream looks the same.
         """
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.response_started:
@@ -292,7 +292,7 @@ class _HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _pass_to_uvicorn(self) -> None:
-        """Give uvicorn the request, as far as it has come, and what follows of it."""
+        """Give uvicorn the request, as far as it has come, and then the rest of it."""
         self._buffering = False
         url, headers = self.url, self.headers
         super().on_message_begin()

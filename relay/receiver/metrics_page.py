@@ -1,4 +1,4 @@
-"""The page that Prometheus scrapes, and a server for it beside a forwarder."""
+"""The page `/metrics`, which Prometheus reads, and a server for it in a forwarder's process."""
 
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +26,9 @@ class MetricsPage:
     """The page `/metrics`.
 
     Args:
-        registries: shown beside prometheus_client's own metrics of this process.
-        exporter: of the outbox's metrics, if they are shown here.
-        token: which a reader must send; None lets anyone read.
+        registries: shown with prometheus_client's own metrics of this process.
+        exporter: reads the outbox's metrics; None if they are not shown here.
+        token: the token that a reader must send; None lets anyone read.
         more: returns further metrics, as text.
     """
 

@@ -1,4 +1,4 @@
-"""uvicorn, set up for relay: a fast path for webhooks, and an end that loses no request."""
+"""Runs uvicorn for relay: with a fast path for webhooks, and an end that loses no request."""
 
 import asyncio
 import errno
@@ -24,10 +24,10 @@ from relay.receiver.connections import Connections
 from relay.receiver.http_protocol import protocol_class
 
 _OPEN_SECONDS: Final = 0.5
-"""For how long new connections are accepted once the end has begun: a load balancer may not know
-of it yet."""
+"""How long new connections are accepted once the end has begun: a load balancer may not know of it
+yet."""
 _HANDSHAKE_SECONDS: Final = 0.25
-"""For a handshake that has begun to be completed: a round trip around the world."""
+"""Time that a handshake has to be completed: a round trip around the world."""
 _CHECK_SECONDS: Final = 0.05
 _NO_ADDRESS: Final = "it is no address of this machine"
 _CLOSE_SECONDS: Final = 2.0
@@ -72,12 +72,12 @@ def serve_http(
     grace_seconds: int,
     leaving: Callable[[], None],
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what is under way.
+    """Serve until SIGTERM or Ctrl-C, then answer the requests under way.
 
     Args:
         app: the application.
         handle_buffered: its fast path for webhooks.
-        listener: of its connections; closed at the end.
+        listener: the socket that accepts connections; closed at the end.
         grace_seconds: how long requests under way have at the end.
         leaving: called when the end begins.
     """
@@ -108,9 +108,9 @@ class _Server(uvicorn.Server):
     """A server that ends on a signal without losing a request that the kernel has accepted.
 
     uvicorn closes its listener and idle connections at once, which resets requests that were sent,
-    and raises the signal again at its end. Here the end has four parts. For a moment all goes on,
-    but each answer is its connection's last. Then no new connection is accepted. Then idle
-    connections are closed. What is under way has the rest of the time.
+    and raises the signal again at its end. Here the end has four parts. For a moment requests are
+    still accepted, but each connection is closed after its answer. Then no new connection is
+    accepted. Then idle connections are closed. Requests under way have the rest of the time.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One slow call, shared by all who ask for its result."""
+"""Shares the result of one slow call among all callers that need it."""
 
 import asyncio
 import time
@@ -8,15 +8,15 @@ from typing import Final, Generic, TypeVar
 from starlette.concurrency import run_in_threadpool
 
 FRESH_SECONDS: Final = 1.0
-"""For how long a result is used again, from the start of the call."""
+"""How long a result is used again, from the start of the call."""
 
 _T = TypeVar("_T")
 
 
 class SingleFlight(Generic[_T]):
-    """A blocking call, made in a thread, once at a time and once a second at most.
+    """A blocking call, made in a thread, once at a time and at most once a second.
 
-    However many ask, a call that hangs occupies one thread.
+    A call that hangs occupies only one thread, however many callers wait for it.
 
     Args:
         call: the blocking call.

@@ -128,4 +128,4 @@ def test_an_outbox_that_cannot_be_measured_counts_as_full(tmp_path: Path) -> Non
         reason = Capacity(outbox, max_backlog=1, min_free_disk=0).exceeded()
         run_sql(path, "ALTER TABLE away RENAME TO entries")
 
-    assert (reason or "").startswith("the outbox cannot tell how full it is: SQLite: ")
+    assert (reason or "").startswith("the outbox cannot say how full it is: SQLite: ")
