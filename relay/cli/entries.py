@@ -22,7 +22,7 @@ from relay.times import isoformat
 
 _FOLLOW_SECONDS: Final = 0.5
 _LATE_IDS: Final = 1_000
-"""PostgreSQL may show an entry only after so many with greater ids."""
+"""PostgreSQL may show an entry late: up to so many entries with greater ids are seen before it."""
 _MAX_LISTED: Final = 100_000
 _WIDE_CELL: Final = 300
 

@@ -58,7 +58,7 @@ class Sessions:
         return token
 
     def is_under_way(self, token: str) -> bool:
-        """Return whether the token is that of a session, which counts as a use of it."""
+        """Return whether the token belongs to a session; if so, note that the session is used."""
         self._end_old()
         session = self._sessions.get(_digest(token))
         if session is None:

@@ -74,7 +74,7 @@ class SignIn:
         self._links.issue(f"{self._links.url}{PATH}#{self._sessions.new_link()}")
 
     def lets_in(self, headers: Headers) -> bool:
-        """Return whether the cookie is that of a session, which counts as a use of it."""
+        """Return whether the cookie belongs to a session; if so, note that the session is used."""
         return any(map(self._sessions.is_under_way, self._cookies(headers)))
 
     async def refusal(self, headers: Headers) -> Response | None:

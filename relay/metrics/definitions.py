@@ -2,7 +2,7 @@
 
 Receiver and forwarder are separate processes, so each has its own registry. The metrics of the
 outbox are in neither: `relay.metrics.exporter` reads them from the outbox when Prometheus asks. No
-name occurs twice, so one page can hold all of them, and those of prometheus_client besides.
+name occurs twice, so one page can show all of them, and those of prometheus_client, too.
 
 A label holds one of relay's own words, the name of a source or destination, the status of an
 answer, or the kind of network error. It never holds an address, a secret or any text from a body.
@@ -186,7 +186,7 @@ EVENTS: Final = _of_outbox(
     "What has become of the events in the outbox?",
     *("source", "destination", "collection", "state", "reason"),
 )
-"""`reason` is that of a dead letter; `collection` is empty if none could be read."""
+"""`reason` is the reason of a dead letter; `collection` is empty if none could be read."""
 EVENTS_RECEIVED: Final = _of_outbox(
     "relay_events_received_total",
     "How many events were stored? Duplicates do not count.",

@@ -110,7 +110,7 @@ class AwaitedOutbox:
         self._thread.start()
 
     def close(self) -> None:
-        """Close the store, or give up the attempt to open it."""
+        """Close the store, or end the attempt to open it."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_SECONDS)

@@ -39,7 +39,7 @@ SOME: Final = 10_000
 class EntryStore(Protocol):
     """The entries as an operator sees them: found, counted, replayed, erased, copied.
 
-    Safe to use while receivers and forwarders are at work on the same outbox.
+    Safe to use while receivers and forwarders use the same outbox.
     """
 
     def find(

@@ -95,7 +95,7 @@ class _HttpProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
         """Keep the connection open if the client has closed its side and is owed an answer.
 
-        Close it if the answer has begun: a client that leaves a stream looks the same.
+        Close it if the answer has begun, because a client that leaves a stream looks the same.
         """
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.response_started:

@@ -29,7 +29,7 @@ yet."""
 _HANDSHAKE_SECONDS: Final = 0.25
 """Time that a handshake has to be completed: a round trip around the world."""
 _CHECK_SECONDS: Final = 0.05
-_NO_ADDRESS: Final = "it is no address of this machine"
+_NO_ADDRESS: Final = "it is not an address of this machine"
 _CLOSE_SECONDS: Final = 2.0
 _MAX_CONNECTIONS_ASIDE: Final = 50
 
@@ -38,7 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens on the address; port 0 is any free one, `::` includes IPv4.
 
     Raises:
-        OSError: it cannot listen; EADDRNOTAVAIL if the host is no address of this machine.
+        OSError: it cannot listen; EADDRNOTAVAIL if the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     is_any = host == "::" and socket.has_dualstack_ipv6()

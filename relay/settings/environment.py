@@ -16,7 +16,7 @@ Models = Mapping[str, type[BaseModel]]
 """Settings models of sources or destinations, by their names."""
 
 PREFIX: Final = "RELAY_"
-"""Begins the variables of relay's own settings, and those of a source or destination."""
+"""The prefix of relay's variables; a field with an alias is read from that name instead."""
 
 URL: Final = {"format": "uri"}
 """The `json_schema_extra` of a field that holds a URL."""

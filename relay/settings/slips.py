@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-# Those on keyboards, those that editors put in their place, and those of other languages.
+# Quotes on keyboards, quotes that editors replace them by, and quotes of other languages.
 _QUOTES: Final = "\"'`\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a\uff02"
 
 QUOTED: Final = (
@@ -15,7 +15,7 @@ QUOTED: Final = (
 )
 BROKEN: Final = (
     "the value contains a blank or an invisible character: probably more was pasted than the value,"
-    " or `docker --env-file` kept the comment behind it"
+    " or `docker --env-file` kept the comment after it"
 )
 UNEXPANDED: Final = (
     "the value is the name of a variable or a command that no shell has replaced, because"

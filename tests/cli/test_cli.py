@@ -173,7 +173,7 @@ def test_a_host_that_is_no_address_of_this_machine_is_told(
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: cannot listen on {host}, port ")
     assert done.stderr.endswith(
-        f": it is no address of this machine; choose another with {option}\n"
+        f": it is not an address of this machine; choose another with {option}\n"
     )
 
 

@@ -81,10 +81,19 @@ def becoming(make: Sabotage) -> Sabotage:
 
 
 SABOTAGES: dict[str, tuple[Sabotage, str]] = {
-    "a time beyond the year 9999": (setting("received_at", str(10**17)), "entry 900 has a time"),
-    "the latest number there is": (setting("received_at", str(2**63 - 1)), "entry 900 has a time"),
-    "a time before 1970": (setting("received_at", "-5"), "entry 900 has a time that cannot be"),
-    "an impossible delivery": (setting("delivered_at", str(10**17)), "entry 900 has a time"),
+    "a time beyond the year 9999": (
+        setting("received_at", str(10**17)),
+        "entry 900 has an impossible time",
+    ),
+    "the latest number there is": (
+        setting("received_at", str(2**63 - 1)),
+        "entry 900 has an impossible time",
+    ),
+    "a time before 1970": (setting("received_at", "-5"), "entry 900 has an impossible time"),
+    "an impossible delivery": (
+        setting("delivered_at", str(10**17)),
+        "entry 900 has an impossible time",
+    ),
 }
 REFUSALS: dict[str, tuple[Sabotage, str]] = {
     "a text for a body": (setting("body", "'text'"), "is damaged"),
@@ -142,4 +151,4 @@ def test_nothing_is_salvaged_from_what_is_no_file(tmp_path: Path, make: Sabotage
     done = run("salvage", str(path), str(tmp_path / "new.db"))
 
     assert done.returncode == 1
-    assert "it is no file" in done.stderr
+    assert "it is not a regular file" in done.stderr

@@ -301,7 +301,7 @@ def test_a_path_that_is_no_regular_file_is_refused(
 ) -> None:
     path = tmp_path / "relay.db"
     make(path)
-    with pytest.raises(OutboxUnusableError, match="it is no file"):
+    with pytest.raises(OutboxUnusableError, match="it is not a regular file"):
         SqliteOutbox(path)
 
 

@@ -194,7 +194,7 @@ def test_the_tables_are_not_changed_under_an_older_relay(old: SqliteStore, role:
     before = rows(old, "entries")
     with Path(f"{old.path}-{role}").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OutboxError, match="older relay is at work"):
+        with pytest.raises(OutboxError, match="older relay is using"):
             SqliteOutbox(old.path)
 
         assert rows(old, "entries") == before

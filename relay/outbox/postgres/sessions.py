@@ -93,8 +93,8 @@ class Sessions:
             min_size=1,
             max_size=_CONNECTIONS,
             timeout=_WAIT_SECONDS,
-            # A failed attempt is given up, and the next use begins another. Otherwise the pool
-            # pauses for up to minutes between attempts, although the server may be back.
+            # After a failed attempt the pool does not try again by itself; the next use does.
+            # Otherwise it pauses for up to minutes, although the server may be back.
             reconnect_timeout=1,
             num_workers=1,
             open=True,

@@ -18,13 +18,13 @@ def change_throttle(
     now: datetime | None,
     change: Callable[[Throttle, float], T],
 ) -> T:
-    """Return what `change` returns for the destination's throttle; see `Outbox.throttle`.
+    """Call `change` with the destination's throttle and return its result; see `Outbox.throttle`.
 
-    Other processes wait for the row meanwhile. Those that throttle another destination do not.
+    Processes that need the same throttle wait for its row meanwhile.
 
     Args:
-        sessions: with the server.
-        destination: whose throttle; its row is made if there is none.
+        sessions: sessions with the server.
+        destination: name of the destination; its row is created if there is none.
         now: the time; None for the server's.
         change: may alter the throttle; the second argument is the time in seconds.
     """
@@ -44,7 +44,7 @@ def change_throttle(
 
 
 def read_status(sessions: Sessions, destination: str, now: datetime | None) -> DestinationStatus:
-    """Return the status of the destination; does not wait for a change under way."""
+    """Return the status of the destination, without waiting for a change under way."""
     rows = sessions.run(_READ, {"destination": destination, "now": now})
     if not rows:
         return DestinationStatus()
@@ -56,7 +56,7 @@ _SECONDS: Final = sql.SQL(
     "extract(epoch FROM coalesce(%(now)s::timestamptz, clock_timestamp()))::float8"
 )
 
-# A process that is stopped while it has the row must not stop the others, which wait 4 s for it.
+# A process that is suspended while it has the row must not block others, which wait 4 s for it.
 _SETTINGS: Final = sql.SQL(
     "(SELECT set_config('idle_in_transaction_session_timeout', '3s', true)) AS settings"
 )
@@ -70,7 +70,7 @@ _LOCK: Final = sql.SQL("""
     WHERE destination = %(destination)s FOR UPDATE OF throttles
 """).format(seconds=_SECONDS, settings=_SETTINGS)
 
-# If another process makes it at the same time, this waits until that one has committed.
+# If another process inserts the row at the same time, this waits until that one has committed.
 _MAKE: Final = sql.SQL("""
     INSERT INTO relay.throttles SELECT %(destination)s, %(state)b FROM {settings}
     ON CONFLICT (destination) DO NOTHING

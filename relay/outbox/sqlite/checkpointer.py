@@ -22,11 +22,12 @@ _HELD_SECONDS: Final = 10.0  # relay's own processes hold the log for moments on
 class Checkpointer(threading.Thread):
     """A thread that moves committed pages from the WAL into the file.
 
-    SQLite would do that in the committing threads, where it made the slowest answers by far.
+    By default SQLite does that in the threads that commit, where it caused by far the slowest
+    answers.
 
-    A log that has grown long is emptied under the writers' lock. That waits for no reader: a dump
-    or a BI tool would keep all writers waiting. It is tried again later, and the log grows
-    meanwhile.
+    A log that has grown long is emptied under the writers' lock. That does not wait for readers,
+    because a dump or a BI tool would keep all writers waiting. If a reader is in the way, it is
+    tried again later, and the log grows meanwhile.
     """
 
     def __init__(self, connection: apsw.Connection, writing: threading.Lock, disk: Disk) -> None:
@@ -86,10 +87,10 @@ class Checkpointer(threading.Thread):
         return True
 
     def rewrite_log(self) -> None:
-        """Write what an earlier process left in the log once more: it may not be on the disk.
+        """Write again what an earlier process left in the log: it may not be on the disk.
 
         Raises:
-            OutboxBrokenError: the disk did not take it.
+            OutboxBrokenError: the disk could not write it.
         """
         try:
             with self._disk.used():
@@ -121,7 +122,7 @@ class Checkpointer(threading.Thread):
             self._connection.execute("ROLLBACK")
 
     def stop(self) -> None:
-        """End the thread, when a checkpoint under way is finished."""
+        """End the thread, after a checkpoint that is under way."""
         self._stopping.set()
         self._due.set()
         self.join()

@@ -1,7 +1,7 @@
 """Keeps the claims of the one process that forwards from a SQLite outbox, in its memory.
 
-Marking each claimed row would cost as much as all else that forwarding asks of the disk. What a
-killed process had claimed is due again as soon as the next one begins.
+To mark each claimed row in the file would double what forwarding asks of the disk. What a killed
+process had claimed is due again as soon as the next process begins.
 """
 
 import secrets
@@ -24,10 +24,10 @@ class _Claim(Struct, frozen=True):
     """A claim on one entry.
 
     Attributes:
-        number: the fence.
-        until: its end, in seconds elapsed: the time of day may be corrected meanwhile.
-        attempts: how many claims there have been, this one included.
-        lineage: of the process that sends the entry, if it is a suspect that has been rendered.
+        number: identifies the claim; a worker with another number cannot settle the entry.
+        until: when it ends, in seconds elapsed, because the time of day may be corrected meanwhile.
+        attempts: how many claims of the entry there have been, this one included.
+        lineage: lineage of the process that sends the entry, if it is a rendered suspect.
     """
 
     number: int
@@ -39,8 +39,8 @@ class _Claim(Struct, frozen=True):
 class Claims:
     """The claims on entries for all destinations. One thread may use them at a time.
 
-    The holder of a released entry may still learn that it was delivered, so its claim is remembered
-    for a while. An outage releases more entries than memory can hold.
+    The worker that released an entry may still learn that it was delivered. So its claim is kept
+    for a while, but not for ever: an outage releases more entries than memory can hold.
     """
 
     def __init__(self, elapsed: Callable[[], float]) -> None:
@@ -83,7 +83,7 @@ class Claims:
         return Prepared(entries, claims)
 
     def take(self, prepared: "Prepared") -> None:
-        """Claim what was prepared."""
+        """Claim the prepared entries."""
         self._current |= prepared.claims
         for id_ in prepared.claims:
             self._released.pop(id_, None)
@@ -113,7 +113,7 @@ class Claims:
             self._released.pop(entry.id, None)
 
     def note(self, prepared: "Prepared | None" = None) -> str:
-        """Return the claims with what was prepared, as JSON: `[[id, attempts, lineage], ...]`.
+        """Return the claims, those of `prepared` too, as JSON: `[[id, attempts, lineage], ...]`.
 
         The next process counts a crash against them if this one ends without settling them.
         """

@@ -38,7 +38,7 @@ def _damage(fault: str, path: Path | None = None) -> OutboxUnusableError:
 
 
 def connect(path: Path, *, create: bool = False) -> apsw.Connection:
-    """Open the file, or make it; see `open_file`. Nothing is read or written yet."""
+    """Open the file, or create it; see `open_file`. Nothing is read or written yet."""
     connection = open_file(path, create=create)
     connection.set_busy_timeout(_BUSY_MILLISECONDS)
     return connection

@@ -106,11 +106,11 @@ def opened(path: Path, files: ExitStack) -> BinaryIO | None:
     """Open the file until the stack is closed; return None if there is none.
 
     Raises:
-        OutboxUnusableError: it is no file.
+        OutboxUnusableError: it is not a regular file.
         OutboxError: it cannot be read.
     """
     if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
-        raise OutboxUnusableError(f"{path} cannot be read: it is no file")
+        raise OutboxUnusableError(f"{path} cannot be read: it is not a regular file")
     try:
         return files.enter_context(path.open("rb", buffering=0))
     except (FileNotFoundError, NotADirectoryError):
@@ -122,7 +122,7 @@ def opened(path: Path, files: ExitStack) -> BinaryIO | None:
 def size_on_disk(path: Path) -> int:
     """Return the bytes of the file; 0 if there is none.
 
-    It is not opened: closing it again would give up the locks that SQLite has on it.
+    It is not opened: closing it again would release the locks that SQLite has on it.
     """
     with suppress(OSError):
         return path.stat().st_size

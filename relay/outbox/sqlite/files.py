@@ -46,7 +46,7 @@ def open_file(path: Path, *, create: bool) -> apsw.Connection:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # SQLite would read from a pipe or a device
-            raise OutboxUnusableError(f"{path} cannot be opened: it is no file")
+            raise OutboxUnusableError(f"{path} cannot be opened: it is not a regular file")
     except (FileNotFoundError, NotADirectoryError):
         log = log_of(path)
         if size_on_disk(log) >= log_size(1):
@@ -176,7 +176,7 @@ class OutboxFiles:
         """Return the frames of the log, and the pages of the file with its log.
 
         Chapter "WAL-Index Header". They are read through SQLite's own descriptor: closing another
-        one gives up SQLite's locks. A connection would not do: if it finds an empty file, it
+        one releases SQLite's locks. A connection cannot be used: if it finds an empty file, it
         deletes the log.
         """
         identity = self._opened[self._index]
@@ -187,7 +187,7 @@ class OutboxFiles:
     def _loss(self, file: str, identity: Identity | None, what: str) -> str:
         where = next((name for _, name, found in _open_files() if found == identity), None)
         return (
-            f"{file} has been {what} while relay had it open; what it took last is in"
+            f"{file} has been {what} while relay had it open; the latest events are in"
             f" {where or 'a file without a name'}. Nothing more is stored in it"
         )
 

@@ -78,7 +78,7 @@ def refuse_use(path: Path, files: ExitStack) -> None:
         OutboxError: a process has one of the roles.
     """
     if not _share(path, files):
-        raise OutboxError(f"a relay is at work on {path}; stop it first")
+        raise OutboxError(f"a relay is using {path}; stop it first")
 
 
 def _share(path: Path, files: ExitStack) -> bool:

@@ -36,7 +36,7 @@ def migrate(connection: apsw.Connection, path: Path, *, create: bool) -> None:
         version: int = connection.pragma("user_version")
         if 0 < version < len(MIGRATIONS) and is_in_use(path):
             # By a relay that knows the old tables only: one of this version would have migrated.
-            raise OutboxError(f"an older relay is at work on {path}; stop it first")
+            raise OutboxError(f"an older relay is using {path}; stop it first")
         for migration in MIGRATIONS[version:]:
             connection.execute(migration)
         connection.pragma("application_id", MARK)

@@ -113,7 +113,7 @@ class SqliteOutbox:
             connection.set_wal_hook(self._checkpointer.committed)
         if not in_use:
             self._checkpointer.rewrite_log()
-        sync_directory(path.parent)  # whichever process has made the log
+        sync_directory(path.parent)  # even if another process has created the log
         self._checkpointer.start()
 
     def _connect(self) -> apsw.Connection:
@@ -263,7 +263,7 @@ class SqliteOutbox:
                     what, happened = history
                     noted = {"at": to_milliseconds(self._clock()), "what": what}
                     with self._settler:
-                        # First, while pending entries can still be told from the others.
+                        # Before the update: it needs to know which entries are still pending.
                         self._settler.execute(
                             statements.NOTE_HISTORY, settled | noted | {"happened": happened}
                         )

@@ -12,7 +12,7 @@ from msgspec import Struct, json, structs
 from relay.outbox.protocol import T
 from relay.throttle import Throttle
 
-_ANSWER_SECONDS: Final = 1.0  # between two notes of nothing but another answer
+_ANSWER_SECONDS: Final = 1.0  # between two notes in which only the answer differs
 
 
 class _Note(Struct, frozen=True):
@@ -45,7 +45,7 @@ class Throttles:
         return throttle.answered_at != noted.answered_at and now >= noted.noted_at + _ANSWER_SECONDS
 
     def note(self, destination: str, now: float, connection: apsw.Connection) -> None:
-        """Write the throttle down."""
+        """Write a note of the throttle into the file, for other processes."""
         throttle = self._throttles[destination]
         state = json.encode(structs.replace(throttle, taken_at=[])).decode()
         connection.execute(_NOTE, (destination, state))
@@ -55,7 +55,7 @@ class Throttles:
 
 
 def noted(destination: str, connection: apsw.Connection) -> Throttle:
-    """Return the throttle as its forwarder has noted it; a new one if none has."""
+    """Return the throttle from its note in the file; a new throttle if there is no note."""
     state: str | None = connection.execute(_NOTED, (destination,)).get
     return Throttle() if state is None else json.decode(state, type=Throttle)
 

@@ -1,4 +1,4 @@
-"""Times as a SQLite outbox holds them: in milliseconds since 1970."""
+"""Converts times to and from the milliseconds since 1970 that a SQLite outbox holds."""
 
 from datetime import UTC, datetime
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from relay.errors import OutboxError
 
 MILLISECONDS: Final = range(253_402_300_800_000)
-"""What a file may hold: up to the year 9999."""
+"""The times that a file may hold: up to the year 9999."""
 
 
 def to_milliseconds(time: datetime) -> int:
@@ -18,8 +18,8 @@ def from_milliseconds(milliseconds: int) -> datetime:
     """Return the time that the file holds, aware UTC.
 
     Raises:
-        OutboxError: there is no such time, or relay could not have seen it.
+        OutboxError: the number is no time between 1970 and 9999.
     """
     if milliseconds not in MILLISECONDS:
-        raise OutboxError(f"a time that cannot be: {milliseconds} ms after 1970")
+        raise OutboxError(f"an impossible time: {milliseconds} ms after 1970")
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
