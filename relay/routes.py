@@ -58,7 +58,7 @@ class Rendered(Struct, frozen=True):
 
 
 class Route:
-    """Carries the events of one source to one destination. Pure: no I/O."""
+    """A source with its destination: accepts bodies and renders stored ones. Pure: no I/O."""
 
     def __init__(self, source: Source, destination: Destination) -> None:
         self.source = source

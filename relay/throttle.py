@@ -63,7 +63,7 @@ def full_jitter(bound: float) -> float:
 
 
 class Throttle(Struct):
-    """Gives permits: so many a second when all is well, otherwise a single probe at a time.
+    """A giver of permits: so many a second when all is well, otherwise one probe at a time.
 
     Pure: callers pass the time, in seconds, by a clock that they share.
 

@@ -36,7 +36,7 @@ class Message(Struct, frozen=True):
 
 
 class Destination(Protocol):
-    """Renders events and sends them.
+    """A place to which relay sends events: renders them and sends them.
 
     `tests/contracts/destination.py` checks each destination.
     """

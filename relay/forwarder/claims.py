@@ -49,7 +49,9 @@ class Claim(Struct):
 
 
 class Claims:
-    """Claims entries of one destination, and dead-letters those that cannot be rendered.
+    """The claiming side of a forwarder: leases entries, renders them, and cuts them into batches.
+
+    Entries that cannot be rendered become dead letters.
 
     Args:
         outbox: where entries come from.

@@ -54,7 +54,7 @@ def new_lineage() -> int:
 
 
 class Forwarder:
-    """Forwards the entries of one destination, until it is stopped.
+    """A forwarder of one destination's entries, which works in threads until it is stopped.
 
     Args:
         outbox: where entries come from and are settled.

@@ -9,7 +9,7 @@ from relay.routes import Routes
 
 
 class Forwarders:
-    """Forwards entries to every destination; one that is down does not delay the others.
+    """A forwarder for each destination; one destination that is down does not delay the others.
 
     Args:
         outbox: where entries come from.

@@ -15,7 +15,7 @@ _log = structlog.get_logger()
 
 
 class Permits:
-    """Takes permits of a destination's throttle, and reports to it how requests went.
+    """A forwarder's access to its destination's throttle: permits, and reports of answers.
 
     Args:
         outbox: keeps the throttle.

@@ -29,7 +29,7 @@ _log = structlog.get_logger()
 
 
 class Retention:
-    """Deletes delivered entries older than an age, in a thread, until it is stopped."""
+    """A thread that deletes delivered entries older than an age, until it is stopped."""
 
     def __init__(
         self,

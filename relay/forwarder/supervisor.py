@@ -56,7 +56,7 @@ def own_environ(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class Supervisor:
-    """Keeps the process `relay <arguments>` running: restarts it when it ends or hangs.
+    """A supervisor of the process `relay <arguments>`: restarts it when it ends or hangs.
 
     Its standard input is a pipe from this process. So it ends whenever this process ends.
 

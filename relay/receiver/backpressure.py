@@ -54,7 +54,7 @@ class Capacity:
 
 
 class Backpressure:
-    """Makes the committer refuse webhooks while a limit is exceeded."""
+    """A watch over the outbox's limits; while one is exceeded, the committer refuses webhooks."""
 
     def __init__(self, committer: Committer, capacity: Capacity) -> None:
         self._committer = committer

@@ -51,7 +51,7 @@ class _Read(Struct, eq=False):
 
 
 class Bodies:
-    """Reads the bodies of requests."""
+    """A reader of request bodies, which limits how much is read at a time, and for how long."""
 
     def __init__(self) -> None:
         self._reads: set[_Read] = set()

@@ -71,7 +71,7 @@ _log = structlog.get_logger()
 
 
 class Committer:
-    """Stores arrivals in the outbox, from one event loop, through one committing thread.
+    """A thread that commits arrivals to the outbox, in groups, for one event loop.
 
     Args:
         outbox: stores the arrivals.

@@ -55,7 +55,7 @@ class Verified:
 
 
 class Source(Protocol):
-    """Turns one source's webhooks into email events. Pure: no I/O.
+    """A sender of webhooks: authenticates them and turns them into email events. Pure: no I/O.
 
     `tests/contracts/source.py` checks each source.
     """

@@ -31,7 +31,7 @@ class Response(Struct, frozen=True):
 
 
 class HttpClient:
-    """Sends requests to a host, over connections that it keeps. Safe for threads.
+    """A client of one host, which keeps its connections. Safe for threads.
 
     Args:
         host: a base URL.
