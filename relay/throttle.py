@@ -5,15 +5,14 @@ wait for one probe, and waiting does not count as an attempt. All forwarders to 
 share one throttle, which the outbox keeps, because the destination limits them as one sender.
 """
 
-import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
 from msgspec import Struct
 
-FIRST_BACKOFF: Final = timedelta(seconds=1)
-LONGEST_BACKOFF: Final = timedelta(minutes=5)
+from relay import backoff
+
 HOLD_PROBE: Final = timedelta(minutes=1)
 LONGEST_WAIT: Final = timedelta(hours=1)
 """No wait is longer, whatever the destination asks for; a longer one means a clock set back."""
@@ -21,7 +20,6 @@ PROBE_LEASE: Final = timedelta(minutes=1)
 """A probe that is unanswered for this long has ended with its process; another may be sent."""
 
 _ROUNDING: Final = 0.001
-_SHORTEST_BACKOFF: Final = 0.02
 _PROBE_UNDER_WAY: Final = 0.25
 
 
@@ -55,11 +53,6 @@ class DestinationStatus(Struct, frozen=True):
     next_at: datetime | None = None
     answer: str | None = None
     answered_at: datetime | None = None
-
-
-def full_jitter(bound: float) -> float:
-    """Return a random wait up to the bound, in seconds: it keeps relays from probing together."""
-    return random.uniform(0, bound)  # noqa: S311 (no secret hangs on it)
 
 
 class Throttle(Struct):
@@ -130,16 +123,14 @@ class Throttle(Struct):
         now: float,
         answer: str,
         retry_after: timedelta | None,
-        jitter: Callable[[float], float] = full_jitter,
+        jitter: Callable[[float], float] = backoff.full_jitter,
     ) -> None:
         """Back off: send the next probe after a wait, or later if the destination asked for it."""
         self.record(answer, now)
         # Requests that were under way at the same time and all fail count as one failure.
         if permit.generation == self.generation:
-            bound = FIRST_BACKOFF.total_seconds() * 2.0 ** min(self.failures, 16)
-            wait = jitter(min(bound, LONGEST_BACKOFF.total_seconds()))
-            asked = retry_after.total_seconds() if retry_after else 0
-            self._start_generation(next_at=now + max(wait, asked, _SHORTEST_BACKOFF))
+            wait = backoff.wait_seconds(self.failures, retry_after, jitter)
+            self._start_generation(next_at=now + wait)
             self.failures += 1
 
     def refused(self, permit: Permit, now: float, answer: str) -> None:

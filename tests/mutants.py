@@ -189,7 +189,7 @@ MUTANTS = [
     ),
     Mutant(
         "Retry-After ignored",
-        "throttle.py",
+        "backoff.py",
         "asked = retry_after.total_seconds() if retry_after else 0",
         "asked = 0",
         "tests/forwarder/test_forwarder.py tests/test_throttle.py",

@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from relay.throttle import PROBE_LEASE, Permit, Throttle, full_jitter
+from relay.backoff import full_jitter
+from relay.throttle import PROBE_LEASE, Permit, Throttle
 from tests.harness.fakes import Clock
 
 REQUESTS_PER_SECOND = 50

@@ -19,7 +19,7 @@ from relay.cli.options import (
     yes_option,
 )
 from relay.cli.output import Output, counted, progress
-from relay.operations.replay import DEDUPLICATION, Plan, plan
+from relay.operations.replay import Plan, plan
 from relay.operations.replay import replay as requeue
 from relay.operations.search import BATCH_ROWS, Criteria
 from relay.outbox.entries import Operation, State
@@ -121,10 +121,9 @@ def _print_plan(output: Output, planned: Plan, unfinished: Operation | None) -> 
     if planned.again:
         output.print(f"  {planned.again:,} of them delivered to Segment before")
     if planned.too_late:
-        hours = DEDUPLICATION.total_seconds() / 3600
         output.print(
-            f"  {planned.too_late:,} of these more than {hours:.0f} h ago: Segment recognises a"
-            " messageId only for that long, so they may count twice"
+            f"  {planned.too_late:,} of these so long ago that the destination no longer recognises"
+            " their messageId: they may count twice"
         )
     if planned.pending:
         output.print(f"{counted(planned.pending)} left alone: pending already")

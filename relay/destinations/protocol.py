@@ -1,7 +1,7 @@
 """The protocol that every destination implements: it renders events and sends them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, Protocol
 
 from msgspec import Struct
@@ -26,6 +26,7 @@ class Limits(Struct, frozen=True):
     batch_messages: int
     batch_bytes: int
     timeout_seconds: float
+    dedupe_window: timedelta
 
 
 class Message(Struct, frozen=True):

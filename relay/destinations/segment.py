@@ -12,7 +12,7 @@ import gzip
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -152,6 +152,7 @@ class Segment:
         batch_messages=100,  # Segment drops messages beyond 2,500 and still answers 200
         batch_bytes=475_000,  # of the documented 500 KB, the envelope takes the rest
         timeout_seconds=15,
+        dedupe_window=timedelta(hours=24),  # segment-docs, guides/duplicate-data.md
     )
     curl: ClassVar[str] = (
         'curl "$SEGMENT_HOST/v1/track" -u "$SEGMENT_WRITE_KEY:"'

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from relay.backoff import full_jitter
 from relay.destinations import Destination
 from relay.errors import (
     OutboxBrokenError,
@@ -30,7 +31,7 @@ from relay.outbox.entries import Clock, Entry, utc_now
 from relay.outbox.protocol import Outbox
 from relay.process.heartbeats import Heartbeats
 from relay.routes import Routes
-from relay.throttle import Permit, full_jitter
+from relay.throttle import Permit
 
 LINGER_SECONDS: Final = 0.2
 """How long the first entry waits for others; a request costs as much as a hundred messages."""

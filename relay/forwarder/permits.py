@@ -7,9 +7,10 @@ from datetime import timedelta
 
 import structlog
 
+from relay.backoff import full_jitter
 from relay.errors import OutboxError
 from relay.outbox.protocol import Outbox
-from relay.throttle import Permit, Throttle, full_jitter
+from relay.throttle import Permit, Throttle
 
 _log = structlog.get_logger()
 

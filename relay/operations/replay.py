@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from msgspec import Struct, field
@@ -12,8 +12,6 @@ from relay.outbox.entries import Operation, Requeue, State, StoredEntry, keys_of
 from relay.outbox.protocol import EntryStore
 from relay.routes import Rendered, Routes
 
-DEDUPLICATION: Final = timedelta(hours=24)
-"""How long Segment recognises a `messageId` (segment-docs, guides/duplicate-data.md)."""
 BATCH_ROWS: Final = 500
 """Entries requeued in one transaction: few enough that nothing else waits long."""
 
@@ -80,7 +78,8 @@ def plan(
         planned.to_send += 1
         if sent_at := _last_delivered_at(entry):
             planned.again += 1
-            planned.too_late += now - sent_at > DEDUPLICATION
+            window = routes[entry.source].destination.limits.dedupe_window
+            planned.too_late += now - sent_at > window
         if len(planned.examples) < examples:
             planned.examples.append((entry, rendered))
     return planned

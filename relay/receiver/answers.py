@@ -1,4 +1,4 @@
-"""Builds the answers to webhooks."""
+"""Every answer to a webhook: its status, its text, and the refusals before it is looked at."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -51,6 +51,60 @@ class RequestRefusedError(Exception):
         )
         self.drain = drain
         self.why = error
+
+
+def not_found() -> RequestRefusedError:
+    """Refuse a path that is not relay's."""
+    return RequestRefusedError(404, "not found; webhooks go to /webhooks/<source>")
+
+
+def unknown_source() -> RequestRefusedError:
+    """Refuse a source that relay does not know or has no secret for."""
+    return RequestRefusedError(404, "unknown source, or no secret is configured for it")
+
+
+def method_not_allowed() -> RequestRefusedError:
+    """Refuse any method but POST."""
+    return RequestRefusedError(405, "method not allowed; use POST", (b"allow", b"POST"))
+
+
+def unauthorized(source: Source, why: str, *, is_read: bool = False) -> RequestRefusedError:
+    """Refuse wrong or missing credentials.
+
+    Args:
+        source: of the webhook.
+        why: for the log; the sender is not given it.
+        is_read: whether the body has been read.
+    """
+    challenge = (b"www-authenticate", b'Basic realm="relay"')
+    credential = "signature" if source.signs_body else "secret"
+    refusal = RequestRefusedError(
+        401, f"wrong or missing {credential}", challenge, drain=not is_read
+    )
+    refusal.why = why
+    return refusal
+
+
+def too_large(max_bytes: int) -> RequestRefusedError:
+    """Refuse a body of more bytes than that."""
+    return RequestRefusedError(413, f"the body is larger than {max_bytes} bytes")
+
+
+def too_slow(seconds: int) -> RequestRefusedError:
+    """Refuse a body that has taken longer than that."""
+    return RequestRefusedError(408, f"the body took more than {seconds} s", drain=False)
+
+
+def unsupported_encoding() -> RequestRefusedError:
+    """Refuse a content encoding other than gzip."""
+    accepted = (b"accept-encoding", b"gzip")
+    return RequestRefusedError(415, "the only content encoding supported is gzip", accepted)
+
+
+def too_many_bodies() -> RequestRefusedError:
+    """Refuse a body to make room for others."""
+    retry_after = (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)
+    return RequestRefusedError(503, "too many bodies are being read", retry_after)
 
 
 def answer_to(

@@ -7,7 +7,8 @@ from typing import Final, cast
 from msgspec import Struct
 from starlette.types import Receive
 
-from relay.receiver.answers import RETRY_AFTER_SECONDS, RequestRefusedError
+from relay.receiver import answers
+from relay.receiver.answers import RequestRefusedError
 from relay.receiver.body import Body
 from relay.receiver.budget import Budget
 from relay.receiver.buffered import Headers
@@ -46,8 +47,7 @@ class _Read(Struct, eq=False):
 
     def evict(self) -> None:
         """See `Holder`."""
-        retry_after = (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)
-        self.cancel(RequestRefusedError(503, "too many bodies are being read", retry_after))
+        self.cancel(answers.too_many_bodies())
 
 
 class Bodies:
@@ -67,8 +67,7 @@ class Bodies:
             await asyncio.sleep(1)
             for read in [*self._reads]:
                 if loop.time() - read.started_at > BODY_SECONDS:
-                    slow = f"the body took more than {BODY_SECONDS} s"
-                    read.cancel(RequestRefusedError(408, slow, drain=False))
+                    read.cancel(answers.too_slow(BODY_SECONDS))
 
     async def read(
         self, source: Source, headers: Headers, receive: Receive, verifier: Verifier
@@ -137,9 +136,7 @@ def _is_gzipped(headers: Headers, source: Source) -> bool:
         return True
     if source.blocks_on_error:
         return False
-    raise RequestRefusedError(
-        415, "the only content encoding supported is gzip", (b"accept-encoding", b"gzip")
-    )
+    raise answers.unsupported_encoding()
 
 
 def _content_length(headers: Headers) -> int:

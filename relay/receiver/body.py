@@ -4,6 +4,7 @@ import zlib
 from hashlib import sha256
 from typing import Final
 
+from relay.receiver import answers
 from relay.receiver.answers import RequestRefusedError
 from relay.truncation import KEPT_BYTES
 
@@ -100,7 +101,7 @@ class Body:
         return MAX_TRUNCATED_BYTES if self._may_be_truncated else MAX_BODY_BYTES
 
     def _too_large(self) -> RequestRefusedError:
-        return RequestRefusedError(413, f"the body is larger than {self._limit} bytes")
+        return answers.too_large(self._limit)
 
     def _decompress(self, piece: bytes) -> None:
         is_full = False

@@ -14,6 +14,7 @@ from relay.events import Ignored
 from relay.logs.sampling import LogSampler
 from relay.metrics.definitions import WEBHOOKS
 from relay.outbox.entries import Arrival, Clock, utc_now
+from relay.receiver import answers
 from relay.receiver.answers import Answer, RequestRefusedError, answer_to
 from relay.receiver.bodies import BODY_SECONDS, Bodies, SenderGoneError, is_encoded
 from relay.receiver.body import MAX_BODY_BYTES, Body
@@ -52,7 +53,7 @@ class Webhooks:
             verifier = self._verifier(source, scope["path"], scope["headers"])
             body = await self._bodies.read(source, scope["headers"], receive, verifier)
             if not verifier.accepts():
-                raise _unauthorized(source, _WRONG_SIGNATURE, is_read=True)
+                raise answers.unauthorized(source, _WRONG_SIGNATURE, is_read=True)
             answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
             self._store(source, self._arrival(route, body), partial(_resolve, answer))
             await _send(send, await answer)
@@ -85,21 +86,21 @@ class Webhooks:
         # A pasted URL may have additional slashes or blanks.
         first, name, *_ = [*filter(None, (part.strip() for part in path.split("/"))), "", ""]
         if first != "webhooks":
-            raise RequestRefusedError(404, "not found; webhooks go to /webhooks/<source>")
+            raise answers.not_found()
         route = self._routes.get(name)
         if route is None:
-            raise RequestRefusedError(404, "unknown source, or no secret is configured for it")
+            raise answers.unknown_source()
         return route
 
     def _check_method(self, method: str) -> None:
         if method != "POST":
-            raise RequestRefusedError(405, "method not allowed; use POST", (b"allow", b"POST"))
+            raise answers.method_not_allowed()
 
     def _verifier(self, source: Source, path: str, headers: Headers) -> Verifier:
         webhook = Webhook(_path_secret(source, path), headers, b"", self._clock())
         verifier = source.verifier(webhook)
         if verifier is None:
-            raise _unauthorized(source, _refusal_cause(source, webhook))
+            raise answers.unauthorized(source, _refusal_cause(source, webhook))
         return verifier
 
     def _arrival(self, route: Route, body: Body) -> Arrival | Ignored:
@@ -139,16 +140,6 @@ def _path_secret(source: Source, path: str) -> str | None:
     """Return what follows the source's name; None if that is only slashes and blanks."""
     _, _, secret = path.partition(f"/{source.name}/")
     return secret if secret.strip(_PASTED) else None
-
-
-def _unauthorized(source: Source, why: str, *, is_read: bool = False) -> RequestRefusedError:
-    challenge = (b"www-authenticate", b'Basic realm="relay"')
-    credential = "signature" if source.signs_body else "secret"
-    refusal = RequestRefusedError(
-        401, f"wrong or missing {credential}", challenge, drain=not is_read
-    )
-    refusal.why = why
-    return refusal
 
 
 def _refusal_cause(source: Source, webhook: Webhook) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from relay.backoff import full_jitter
 from relay.destinations.segment import Segment
 from relay.forwarder.forwarder import Forwarder
 from relay.outbox import open_outbox
-from relay.throttle import full_jitter
 from tests.faults.segment import (
     Fault,
     Relay,

@@ -1,7 +1,7 @@
 """A destination that takes a JSON list of `[id, what happened, to whom]`, three at a time."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import ClassVar
 
 from msgspec import json
@@ -31,6 +31,7 @@ class ToyDestination:
         batch_messages=3,
         batch_bytes=1_000,
         timeout_seconds=10,
+        dedupe_window=timedelta(days=365),
     )
     curl: ClassVar[str] = 'curl "$RELAY_TOY_URL" --data-raw "[$body]"'
 
