@@ -18,6 +18,7 @@ class Limits(Struct, frozen=True):
         in_flight: requests of one process at a time.
         batch_messages: messages in a request.
         batch_bytes: bytes of a request's messages, with a comma between them.
+        dedupe_window: how long the destination recognises a message id.
         timeout_seconds: time of a request, from the look-up of the host to the end of the answer.
     """
 
