@@ -212,6 +212,8 @@ class Forwarder:
                 self._sleep(LOOK_SECONDS)
             elif not self._try_suspect():
                 return
+            elif self._in_hand.is_awaited:  # between two suspects, the others may claim
+                self._sleep(2 * LOOK_SECONDS)
 
     def _try_suspect(self) -> bool:
         """Forward one suspect; return False if there is none, or another forwarder tries one."""
@@ -246,9 +248,12 @@ class Forwarder:
 
     def _await_others(self) -> None:
         """Return when no other forwarder of this process has a suspect in hand."""
-        while self._in_hand.is_isolated_from(self._name) and not self._stopping.is_set():
-            self._get_on()
-            self._sleep(LOOK_SECONDS)
+        if not self._in_hand.is_isolated_from(self._name):
+            return
+        with self._in_hand.waiting():
+            while self._in_hand.is_isolated_from(self._name) and not self._stopping.is_set():
+                self._get_on()
+                self._sleep(LOOK_SECONDS)
 
     def _await_entries(self) -> None:
         """Return when there is enough for a batch, or when it is time to poll."""

@@ -18,6 +18,7 @@ class InHand:
         self._lock = threading.Lock()
         self._entries: dict[int, Entry] = {}
         self._isolated: str | None = None
+        self._waiting = 0
 
     def claim(self, destination: str, take: Callable[[], list[Entry]]) -> list[Entry] | None:
         """Claim entries; None, with nothing claimed, while another destination is isolated."""
@@ -31,6 +32,22 @@ class InHand:
     def is_isolated_from(self, destination: str) -> bool:
         """Return whether the destination may claim nothing, because another one is isolated."""
         return self._isolated not in {None, destination}
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether some forwarder waits until no other destination is isolated."""
+        return self._waiting > 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Note that a forwarder waits until no other destination is isolated."""
+        with self._lock:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
     def replace(self, entry: Entry) -> None:
         """Keep the entry with its new claim."""

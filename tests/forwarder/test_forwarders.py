@@ -168,3 +168,28 @@ def test_nothing_is_claimed_for_another_destination_while_one_is_isolated() -> N
     assert still is None
     assert afterwards is not None
     assert [each.id for each in in_hand.of("other")] == [4]
+
+
+def test_many_suspects_of_one_destination_let_the_others_forward(
+    tmp_path: Path, server: SegmentServer, other: SegmentServer
+) -> None:
+    path, count = tmp_path / "relay.db", 60
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.add([arrival("vero", "segment", n) for n in range(count)])
+    for _ in range(CRASHES_BEFORE_ISOLATION):
+        with closing(SqliteOutbox(path)) as outbox:
+            outbox.lock_role(Role.FORWARDER)
+            assert len(outbox.claim("segment", count, lease=LEASE)) == count
+    server.judge = lambda _batch: Answer(delay=0.2)
+    with closing(SqliteOutbox(path)) as outbox:
+        both = Forwarders(outbox, routes(server, other))
+        both.start()
+        begun = within(60, lambda: len(server.accepted) > 0)
+        outbox.add([arrival("other", "other", n) for n in range(3)])
+        delivered = within(60, lambda: len(other.accepted) == 3)
+        suspects_sent = len(server.accepted)
+        both.stop(10)
+
+    assert begun
+    assert delivered
+    assert suspects_sent < count / 2
