@@ -111,3 +111,17 @@ def test_an_old_entry_can_be_erased(released: str) -> None:
         assert outbox.entries.erase([dead.id], operation) == 1
         assert is_consistent(outbox)
         assert outbox.claim("vero", 9, lease=MINUTE) == []
+
+
+def test_a_replay_that_was_interrupted_is_continued_under_todays_words(released: str) -> None:
+    with psycopg.connect(released, autocommit=True) as session:
+        session.execute(
+            "INSERT INTO relay.operations (kind, what, started_at) VALUES"
+            " ('replay', 'state=delivered provider=vero message_id=provider=vero', 'epoch')"
+        )
+    with closing(PostgresOutbox(released)) as outbox:
+        operation = outbox.entries.begin(
+            "replay", "state=delivered source=vero message_id=provider=vero"
+        )
+
+    assert operation.started_at.timestamp() == 0

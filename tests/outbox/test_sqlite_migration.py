@@ -208,3 +208,17 @@ def test_a_view_of_the_old_columns_still_works(old: SqliteStore) -> None:
     migrated(old)
 
     assert old.run_sql("SELECT * FROM theirs") == before != []
+
+
+def test_a_replay_that_was_interrupted_is_continued_under_todays_words(old: SqliteStore) -> None:
+    with closing(apsw.Connection(str(old.path))) as connection:
+        connection.execute(
+            "INSERT INTO operations (kind, what, started_at) VALUES"
+            " ('replay', 'state=delivered provider=vero message_id=provider=vero', 1)"
+        )
+    with closing(SqliteOutbox(old.path)) as outbox:
+        operation = outbox.entries.begin(
+            "replay", "state=delivered source=vero message_id=provider=vero"
+        )
+
+    assert operation.started_at.timestamp() == 0.001

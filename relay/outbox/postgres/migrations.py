@@ -180,6 +180,10 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
     ALTER TABLE relay.entries RENAME COLUMN deaths TO crashes;
     ALTER TABLE relay.history RENAME COLUMN said TO detail;
 
+    -- A replay that was interrupted is continued by its text, which has today's word from now on.
+    UPDATE relay.operations SET what = substr(replace(' ' || what, ' provider=', ' source='), 2)
+    WHERE ' ' || what LIKE '% provider=%';
+
     -- A constant default is kept in the catalogue, and no row is written.
     ALTER TABLE relay.entries ADD COLUMN destination text NOT NULL DEFAULT 'segment';
     ALTER TABLE relay.entries ALTER COLUMN destination DROP DEFAULT;

@@ -166,6 +166,9 @@ _VERSION_2: Final = f"""
     ALTER TABLE entries ADD COLUMN destination TEXT NOT NULL DEFAULT 'segment';
     ALTER TABLE history RENAME said TO detail;
     ALTER TABLE status DROP COLUMN pace;
+    -- A replay that was interrupted is continued by its text, which has today's word from now on.
+    UPDATE operations SET what = substr(replace(' ' || what, ' provider=', ' source='), 2)
+    WHERE ' ' || what LIKE '% provider=%';
     CREATE INDEX entries_pending ON entries (destination, pending_since) WHERE state = 'pending';
     CREATE INDEX entries_suspect ON entries (destination, id)
         WHERE state = 'pending' AND crashes >= {CRASHES_BEFORE_ISOLATION};
