@@ -222,8 +222,7 @@ class Forwarder:
             return False
         # Not before the permit: while this destination gives none, the others must not wait.
         with self._in_hand.isolating(self._name) as isolated:
-            if isolated:
-                self._await_empty_hands()
+            if isolated and self._await_empty_hands():
                 claim = self._claims.take_suspect(permit)
             else:
                 self._permits.release(permit)
@@ -234,11 +233,15 @@ class Forwarder:
             self._forward(claim)
         return True
 
-    def _await_empty_hands(self) -> None:
-        """Return when the other forwarders of this process have settled what they had claimed."""
+    def _await_empty_hands(self) -> bool:
+        """Return True once the other forwarders of this process have settled what they claimed.
+
+        Return False if relay is stopping.
+        """
         while self._in_hand and not self._stopping.is_set():
             self._get_on()
             self._sleep(LOOK_SECONDS)
+        return not self._stopping.is_set()
 
     def _claim(self, take: Callable[[Permit], Claim | None]) -> Claim | None:
         """Return a claim with a permit to send it; None if there is nothing to send."""

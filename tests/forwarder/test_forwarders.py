@@ -193,3 +193,40 @@ def test_many_suspects_of_one_destination_let_the_others_forward(
     assert begun
     assert delivered
     assert suspects_sent < count / 2
+
+
+def test_no_suspect_is_sent_once_relay_stops(
+    tmp_path: Path, server: SegmentServer, other: SegmentServer
+) -> None:
+    """What the other forwarder still has in hand would be suspected, too, after a crash."""
+    path = tmp_path / "relay.db"
+    add_suspect(path)
+    answered = threading.Event()
+    under_way: list[str] = []
+
+    def judge_other(_batch: list[dict[str, Any]]) -> Answer:
+        under_way.append("other")
+        answered.wait(60)
+        return Answer()
+
+    other.judge = judge_other
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.add([arrival("other", "other", n) for n in range(3)])
+        in_hand, to_both = InHand(), routes(server, other)
+        second, first = (
+            Forwarder(outbox, destination, to_both, in_hand=in_hand)
+            for destination in to_both.destinations
+        )
+        first.start()
+        busy = within(60, lambda: bool(under_way))
+        second.start()
+        isolated = within(60, lambda: in_hand.is_isolated_from("other"))
+        for forwarder in (first, second):
+            forwarder.stop_soon()
+        second.stop(10)
+        answered.set()
+        first.stop(10)
+
+    assert busy
+    assert isolated
+    assert server.accepted == []
