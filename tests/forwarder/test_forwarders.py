@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from relay.destinations.segment import Segment, SegmentSettings
+from relay.forwarder import claims
 from relay.forwarder.forwarder import Forwarder
 from relay.forwarder.forwarders import Forwarders
 from relay.forwarder.in_hand import InHand
@@ -230,3 +231,26 @@ def test_no_suspect_is_sent_once_relay_stops(
     assert busy
     assert isolated
     assert server.accepted == []
+
+
+def test_a_claim_that_fails_leaves_nothing_in_hand(
+    tmp_path: Path, server: SegmentServer, other: SegmentServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a suspect of another destination would wait for it for ever."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    in_hand, to_both = InHand(), routes(server, other)
+    with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
+        outbox.add([arrival("vero", "segment", n) for n in range(3)])
+        forwarder = Forwarder(outbox, to_both.destinations[0], to_both, in_hand=in_hand)
+        with monkeypatch.context() as patched:
+            patched.setattr(claims, "batches", fail)
+            with pytest.raises(MemoryError):
+                forwarder.step()
+        left = len(in_hand)
+        forwarder.step()
+
+    assert left == 0
+    assert len(server.accepted) == 3
