@@ -25,7 +25,7 @@ demo: $(VENV)/run  ## the real relay between a stand-in for Vero and one for Seg
 	@exec $(BIN)/relay demo
 
 check: lint types imports  ## lint, types, imports and the quick tests, in about a minute
-	$(BIN)/python -m pytest --quiet --numprocesses 2 -m "not (browser or fault or postgres or slow)"
+	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal -m "not (browser or fault or postgres or slow)"
 
 test: $(VENV)/dev  ## the whole test suite, and how much of relay it runs
 	$(BIN)/coverage erase

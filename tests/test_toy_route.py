@@ -20,6 +20,8 @@ import pytest
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import PYTHON, ExecutedRelay, RelayProcess, Store, within
 
+pytestmark = pytest.mark.slow
+
 TOYS = str(Path(__file__).parent / "toys")
 SECRET = "the-secret-of-the-toy"
 OPENED = b'{"type":"opened","opened_at":1767225600,"message_id":"mail-%d","user":{"id":%d}}'

@@ -11,6 +11,8 @@ from tests.console.client import SIGN_IN, act, look
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import RelayProcess, SqliteStore
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "a-pässword-for-the-tests"
 CLOSED = [
     "/console",

@@ -14,6 +14,8 @@ from tests.console.client import at_work, cookie, live, look, shown
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import RelayProcess, SqliteStore, within
 
+pytestmark = pytest.mark.slow
+
 LIVE = "/console/live/overview"
 PATHS = ["/console/", "/console/events", "/console/dead", "/console/static/console.js"]
 

@@ -14,6 +14,8 @@ from tests.console.client import SIGN_IN, Page, act, cookie, live, look, shown, 
 from tests.harness.fakes import Clock, SegmentServer
 from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, within
 
+pytestmark = pytest.mark.slow
+
 NOBODY = "http://127.0.0.1:1"
 MANY = 12
 
@@ -197,7 +199,6 @@ def test_nothing_but_a_link_signs_in(relay: RelayProcess, body: bytes, status: i
     assert len(relay.links()) == 1
 
 
-@pytest.mark.slow
 def test_a_slow_sign_in_is_cut_off(relay: RelayProcess) -> None:
     head = f"POST {SIGN_IN} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nlink="
     with closing(relay.connect()) as gone:

@@ -396,6 +396,7 @@ class OutboxContract:
 
         assert sorted(held, key=int) == [str(number) for number in range(400)]
 
+    @pytest.mark.slow
     def test_no_sequence_of_calls_loses_or_doubles_an_entry(self, open_store: OpenStore) -> None:
         numbers = count()
         run_state_machine_as_test(

@@ -17,6 +17,8 @@ from tests.harness.certificates import certificate, speaking_tls
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import closed_port, within
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 1.0
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -170,7 +172,6 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> 
     )
 
 
-@pytest.mark.slow
 def test_no_address_that_is_silent_takes_the_time_of_the_next_one(
     server: SegmentServer, blackhole: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +194,6 @@ def test_silent_addresses_end_in_the_time_of_one(
     assert time.monotonic() - began_at < 25 * SECONDS
 
 
-@pytest.mark.slow
 def test_a_name_that_is_looked_up_for_ever_is_asked_for_once_and_not_awaited(
     server: SegmentServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

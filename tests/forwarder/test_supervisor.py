@@ -30,6 +30,8 @@ from tests.harness.processes import (
 )
 from tests.harness.webhooks import opened
 
+pytestmark = pytest.mark.slow
+
 
 def _runs(process: int) -> bool:
     try:
@@ -51,7 +53,6 @@ def codes_of_the_dead(relay: RelayProcess) -> list[int]:
     return [line["code"] for line in relay.log() if line["event"] == died]
 
 
-@pytest.mark.slow
 def test_a_forwarder_that_dies_is_started_again(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         first = relay.forwarder()
@@ -66,7 +67,6 @@ def test_a_forwarder_that_dies_is_started_again(tmp_path: Path) -> None:
         ] == [-9]
 
 
-@pytest.mark.slow
 def test_metrics_of_a_dead_forwarder_stay_until_the_next_one_reports(
     tmp_path: Path,
 ) -> None:
@@ -128,7 +128,6 @@ def test_nothing_is_left_after_an_orderly_end(tmp_path: Path, number: signal.Sig
         assert not _runs(forwarder)
 
 
-@pytest.mark.slow
 def test_further_signals_do_not_cut_the_shutdown_short(tmp_path: Path) -> None:
     asked = threading.Event()
 
@@ -150,7 +149,6 @@ def test_further_signals_do_not_cut_the_shutdown_short(tmp_path: Path) -> None:
         assert events.count("forward.sent") + events.count("forward.released") == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "role"),
     [(["serve", "--port", "0"], "receives into"), (["forward"], "forwards from")],
@@ -194,7 +192,6 @@ def test_a_file_takes_one_receiver_and_one_forwarder(
         assert within(20, lambda: len(server.accepted) == 1)
 
 
-@pytest.mark.slow
 def test_a_forwarder_that_hangs_makes_relay_unready_and_is_replaced(store: Store) -> None:
     with SegmentServer() as server, RelayProcess(store, server.url) as relay:
         relay.post(opened(1))
@@ -214,7 +211,6 @@ def test_a_forwarder_that_hangs_makes_relay_unready_and_is_replaced(store: Store
         ] == [-9]
 
 
-@pytest.mark.slow
 def test_relay_is_not_ready_while_its_forwarder_cannot_lock_the_file(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         os.kill(relay.forwarder(), signal.SIGKILL)
@@ -250,7 +246,6 @@ def test_relay_is_not_ready_while_the_throttle_is_locked_by_a_stranger(
         assert within(60, lambda: len(server.accepted) == 1)
 
 
-@pytest.mark.slow
 def test_a_forwarder_that_cannot_be_started_is_started_once_it_can(tmp_path: Path) -> None:
     with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
         before = resource.prlimit(relay.pid, resource.RLIMIT_NOFILE)
@@ -283,7 +278,6 @@ while True:
 """
 
 
-@pytest.mark.slow
 def test_a_silent_process_is_killed_and_the_next_knows_of_the_crash(
     tmp_path: Path,
 ) -> None:
@@ -300,7 +294,6 @@ def test_a_silent_process_is_killed_and_the_next_knows_of_the_crash(
         supervisor.stop(0)
 
 
-@pytest.mark.slow
 def test_a_process_that_closes_its_output_and_stays_is_killed(tmp_path: Path) -> None:
     script, starts = tmp_path / "script.py", tmp_path / "starts"
     script.write_text(
@@ -334,7 +327,6 @@ with open({!r}, "a") as output:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("python_path", ["", ":", ".", "{elsewhere}:"])
 def test_a_forwarder_is_this_very_relay_and_imports_nothing_from_the_working_directory(
     tmp_path: Path, python_path: str

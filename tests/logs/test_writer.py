@@ -18,6 +18,8 @@ from tests.harness.fakes import SegmentServer
 from tests.harness.processes import PATH, SECRET, WRITE_KEY, Reply, ask, closed_port, within
 from tests.harness.webhooks import opened
 
+pytestmark = pytest.mark.slow
+
 _LINES = 500
 _SMALLEST_PIPE = 4096
 

@@ -29,6 +29,8 @@ from tests.harness.processes import (
 from tests.harness.webhooks import opened
 from tests.metrics.page import Page, comes_true, fetch
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "a-token-for-the-tests"
 NOBODY = "http://127.0.0.1:1"
 

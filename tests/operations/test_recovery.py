@@ -16,6 +16,8 @@ from tests.contracts.outbox import FAULT, MINUTE, arrival, states
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, run, stored, within
 
+pytestmark = pytest.mark.slow
+
 PAGE = 4096
 HELD = Counter(pending=7, delivered=30, dead=3)
 

@@ -21,6 +21,8 @@ from tests.harness.postgres import PostgresServer, database_of, query
 from tests.harness.processes import within
 from tests.outbox.test_postgres import OPERATIONS, fails, fill_pool, works
 
+pytestmark = pytest.mark.slow
+
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid()"
 
 

@@ -21,6 +21,8 @@ from tests.contracts.outbox import FAULT, MINUTE, NOON, arrival
 from tests.harness.processes import SqliteStore
 from tests.outbox.released import load
 
+pytestmark = pytest.mark.slow
+
 PAGE = 4096
 FRAME = PAGE + 24
 SIZES = [0, 1, 700, 2_500, 2_500, 3_000, 3_900, 3_990, 4_100, 4_100, 9_000, 20_000]

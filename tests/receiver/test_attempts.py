@@ -14,6 +14,8 @@ from relay.receiver.attempts import HOLD_SECONDS, MAX_HELD, Attempts
 from tests.harness.fakes import Clock, SegmentServer
 from tests.harness.processes import RelayProcess
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "a-password-for-the-tests"
 FLOOD = MAX_HELD + 64
 

@@ -15,6 +15,8 @@ from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import RelayProcess, SqliteStore, Store, pending, run_sql, within
 from tests.harness.webhooks import opened
 
+pytestmark = pytest.mark.slow
+
 BACKLOG = 5
 MEBIBYTE = 2**20
 MARGIN = 512

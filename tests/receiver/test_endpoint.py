@@ -374,6 +374,7 @@ def test_a_body_too_large_is_refused_while_it_is_being_sent(
     assert not stored(emptied.outbox)
 
 
+@pytest.mark.slow
 def test_a_slow_body_is_refused(emptied: RelayProcess) -> None:
     with emptied.connect() as sender:
         begin(sender, "Content-Length: 100")
@@ -384,6 +385,7 @@ def test_a_slow_body_is_refused(emptied: RelayProcess) -> None:
     assert not stored(emptied.outbox)
 
 
+@pytest.mark.slow
 def test_a_slow_head_ends_the_connection(emptied: RelayProcess) -> None:
     with ExitStack() as connections:
         senders = []

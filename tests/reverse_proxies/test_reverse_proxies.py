@@ -29,6 +29,8 @@ from tests.harness.processes import (
 )
 from tests.reverse_proxies.servers import DEFAULTS, SUGGESTED, Proxy, before, program, running
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "a-password-for-the-tests"
 BASIC = {"Authorization": "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()}
 WRONG = {"Authorization": "Basic " + base64.b64encode(b"me:the-password-of-others").decode()}
@@ -292,7 +294,6 @@ SEEN: Mapping[str, set[tuple[str, object]]] = {"haproxy": set(), "caddy": {("POS
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["haproxy", "caddy"])
-@pytest.mark.slow
 def test_a_restart_is_not_seen_behind_a_suggested_proxy(
     name: str, tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
