@@ -27,7 +27,7 @@ demo: $(VENV)/run  ## the real relay between a stand-in for Vero and one for Seg
 check: lint types imports  ## lint, types, imports and the quick tests, in about a minute
 	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal -m "not (browser or fault or postgres or slow)"
 
-test: $(VENV)/dev  ## the whole test suite, and how much of relay it runs
+test: $(VENV)/dev  ## the whole test suite, and how much of relay it runs in its own processes
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal
 	$(BIN)/coverage combine --quiet

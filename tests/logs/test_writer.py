@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 _LINES = 500
 _SMALLEST_PIPE = 4096
+_FILLS_THE_PIPE = 8
 
 
 @pytest.fixture
@@ -59,6 +60,8 @@ def test_a_stalled_reader_blocks_no_writer_and_dropped_lines_are_counted_and_rep
     )
     for number in range(_LINES):
         writer.write(numbered(number))
+        if number == _FILLS_THE_PIPE:  # a thread that is woken late would take more lines
+            assert within(60, lambda: not select.select([], [writing], [], 0)[1])
     text = read_until(reading, lambda text: text.endswith(b"dropped\n"))
     *lines, report = text.decode().splitlines(keepends=True)
     writer.write("afterwards\n")

@@ -56,7 +56,7 @@ def bouncer(postgres: PostgresServer, tmp_path: Path) -> Iterator[int]:
             [PROGRAM, "/dev/stdin"], stdin=given, stderr=subprocess.DEVNULL, **owner()
         ) as process,
     ):
-        assert within(10, lambda: listens(port))
+        assert within(60, lambda: listens(port))
         yield port
         process.terminate()
 
