@@ -45,7 +45,8 @@ def listens(port: int) -> bool:
 def bouncer(postgres: PostgresServer, tmp_path: Path) -> Iterator[int]:
     """The port of a PgBouncer in front of the server."""
     assert PROGRAM
-    port = closed_port()
+    # Below those that the system gives to servers of other tests meanwhile.
+    port = 10_000 + closed_port() % 10_000
     config = CONFIG.format(server=postgres.port, user=USER, password=PASSWORD, port=port)
     file = tmp_path / "pgbouncer.ini"
     file.write_text("\n".join(line.strip() for line in config.splitlines()))
