@@ -46,7 +46,8 @@ class DeadReason(StrEnum):
 REMEDIES: Final[Mapping[DeadReason, str]] = {
     DeadReason.UNREADABLE: "Find out what sent it: the source, or someone who knows the secret.",
     DeadReason.UNKNOWN_TYPE: "Replay it with a version of relay that knows the type, or leave it.",
-    DeadReason.NO_RECIPIENT: "The event belongs to nobody: check how the email was sent.",
+    DeadReason.NO_RECIPIENT: "The event has no user id and no address: check how the email was"
+    " sent.",
     DeadReason.OVERSIZED: "The event is too large for the destination: shorten what the email puts"
     " into it. If the webhook itself is too large, turn off Body Content in Customer.io.",
     DeadReason.REJECTED: "Read the destination's answer, correct what it names, and replay it.",
