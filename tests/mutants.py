@@ -243,7 +243,7 @@ MUTANTS = [
         "sources/vero.py",
         "    return unread and _UNREAD + unread",
         "    return None",
-        "tests/sources/test_vero.py -k apart",
+        "tests/sources/test_vero.py -k different_unreadable",
     ),
     Mutant(
         "opens without a time are taken for copies",

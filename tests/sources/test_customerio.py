@@ -71,7 +71,7 @@ BARE: Mapping[str, Any] = {
 
 
 def changed(document: Mapping[str, Any], **data: object) -> dict[str, Any]:
-    """The document with other data."""
+    """Return the document with these values in its data."""
     return {**document, "data": {**document["data"], **data}}
 
 
@@ -84,13 +84,13 @@ def read(document: object, **settings: object) -> ParseResult:
 
 
 def event(document: object, **settings: object) -> EmailEvent:
-    reading = read(document, **settings)
-    assert isinstance(reading, EmailEvent)
-    return reading
+    result = read(document, **settings)
+    assert isinstance(result, EmailEvent)
+    return result
 
 
 def signature(key: str, body: bytes, sent_at: bytes = SENT_AT) -> bytes:
-    """As Customer.io makes it."""
+    """Return the signature that Customer.io sends for the body."""
     return hmac.new(key.encode(), b"v0:%b:%b" % (sent_at, body), "sha256").hexdigest().encode()
 
 
@@ -129,17 +129,17 @@ class TestCustomerio(SourceContract):
         return signed(secret)
 
 
-def test_what_was_signed_is_the_time_and_the_very_body() -> None:
+def test_the_signature_covers_the_timestamp_and_the_exact_body() -> None:
     body = json.dumps(CLICKED, ensure_ascii=False).encode()
     good = signed(KEY, body)
-    time, mark = good.headers
+    timestamp, mac = good.headers
     forged = [
         Webhook(None, good.headers, body + b" ", NOON),
-        Webhook(None, [(b"x-cio-timestamp", b"1772366401"), mark], body, NOON),
-        Webhook(None, [time], body, NOON),
-        Webhook(None, [mark], body, NOON),
-        Webhook(None, [time, (mark[0], mark[1].upper())], body, NOON),
-        Webhook(None, [time, (mark[0], hmac.digest(KEY.encode(), body, "sha256"))], body, NOON),
+        Webhook(None, [(b"x-cio-timestamp", b"1772366401"), mac], body, NOON),
+        Webhook(None, [timestamp], body, NOON),
+        Webhook(None, [mac], body, NOON),
+        Webhook(None, [timestamp, (mac[0], mac[1].upper())], body, NOON),
+        Webhook(None, [timestamp, (mac[0], hmac.digest(KEY.encode(), body, "sha256"))], body, NOON),
         Webhook(KEY, good.headers, body, NOON),
     ]
 
@@ -147,15 +147,15 @@ def test_what_was_signed_is_the_time_and_the_very_body() -> None:
     assert not any(customerio().authenticate(webhook) for webhook in forged)
 
 
-def test_one_signature_fits_one_split_into_time_and_body() -> None:
-    """What is signed holds more colons than the one between the two."""
+def test_a_signature_is_valid_for_one_split_into_timestamp_and_body() -> None:
+    """The signed text has more colons than the one between timestamp and body."""
     whole = SENT_AT + b":" + json.dumps(CLICKED).encode()
-    mark = signature(KEY, *reversed(whole.split(b":", 1)))
+    mac = signature(KEY, *reversed(whole.split(b":", 1)))
     parts = whole.split(b":")
     splits = [(b":".join(parts[:n]), b":".join(parts[n:])) for n in range(1, len(parts))]
     webhooks = [
-        Webhook(None, [(b"x-cio-timestamp", time), (b"x-cio-signature", mark)], body, NOON)
-        for time, body in splits
+        Webhook(None, [(b"x-cio-timestamp", timestamp), (b"x-cio-signature", mac)], body, NOON)
+        for timestamp, body in splits
     ]
 
     assert len(webhooks) > 9
@@ -165,23 +165,23 @@ def test_one_signature_fits_one_split_into_time_and_body() -> None:
     ]
 
 
-_NO_TIMES = [b"", b" ", b"soon", b" 1772366400", b"1772366400\n", b"+1772366400", b"1772366400.0"]
-_NO_TIMES += [b"1e9", b"1_000", "\u0661".encode(), b"\xb2", b"1:{", b"0" * 21]
+_NOT_DIGITS = [b"", b" ", b"soon", b" 1772366400", b"1772366400\n", b"+1772366400", b"1772366400.0"]
+_NOT_DIGITS += [b"1e9", b"1_000", "\u0661".encode(), b"\xb2", b"1:{", b"0" * 21]
 
 
 @pytest.mark.parametrize("tolerance", [0, 10**9])
-@pytest.mark.parametrize("sent_at", _NO_TIMES)
-def test_a_time_is_digits(sent_at: bytes, tolerance: int) -> None:
+@pytest.mark.parametrize("sent_at", _NOT_DIGITS)
+def test_a_timestamp_with_anything_but_digits_is_refused(sent_at: bytes, tolerance: int) -> None:
     assert not customerio(tolerance=tolerance).authenticate(signed(KEY, b"{}", sent_at))
 
 
 @pytest.mark.parametrize("sent_at", [SENT_AT, b"00" + SENT_AT, SENT_AT + b"000", b"0", b"9" * 20])
-def test_any_digits_are_a_time_while_its_age_is_of_no_interest(sent_at: bytes) -> None:
+def test_without_a_tolerance_any_digits_are_a_valid_timestamp(sent_at: bytes) -> None:
     assert customerio().authenticate(signed(KEY, b"{}", sent_at))
 
 
 @pytest.mark.parametrize(("tolerance", "accepted"), [(0, True), (299, False), (300, True)])
-def test_how_old_a_signature_may_be_is_a_setting(tolerance: int, accepted: bool) -> None:  # noqa: FBT001 (drawn)
+def test_the_tolerance_limits_the_age_of_a_signature(tolerance: int, accepted: bool) -> None:  # noqa: FBT001 (drawn)
     for seconds in (-300, 300):
         sent_at = str(int((NOON + timedelta(seconds=seconds)).timestamp())).encode()
 
@@ -190,19 +190,19 @@ def test_how_old_a_signature_may_be_is_a_setting(tolerance: int, accepted: bool)
 
 
 @pytest.mark.parametrize("metric", COLLECTIONS)
-def test_seven_metrics_of_an_email_are_the_seven_collections(metric: str) -> None:
+def test_each_of_the_seven_email_metrics_has_its_collection(metric: str) -> None:
     new = event({**CLICKED, "metric": metric})
     old = event({**LEGACY, "event_type": f"email_{metric}"})
 
     assert new.collection is old.collection is COLLECTIONS[metric]
 
 
-def test_an_event_of_today_and_of_the_older_format() -> None:
-    today, older = event(CLICKED), event(LEGACY)
+def test_the_current_and_the_legacy_format_become_events() -> None:
+    current, legacy = event(CLICKED), event(LEGACY)
 
-    assert today.occurred_at == datetime.fromtimestamp(EPOCH, UTC)
-    assert (today.user_id, today.email) == ("42", "ada@example.com")
-    assert today.properties == {
+    assert current.occurred_at == datetime.fromtimestamp(EPOCH, UTC)
+    assert (current.user_id, current.email) == ("42", "ada@example.com")
+    assert current.properties == {
         "email_id": "ZAIAAVTJVG0QcCok0ZKj6yiQ",
         "email_subject": "Basket reminder",
         "campaign_id": "7",
@@ -212,8 +212,8 @@ def test_an_event_of_today_and_of_the_older_format() -> None:
         "action_id": "96",
         "journey_id": "01KE2Y5Q8WJ4N6T7R9A3B5C7DA",
     }
-    assert (older.user_id, older.email) == ("568", "ada@example.com")
-    assert older.properties == {
+    assert (legacy.user_id, legacy.email) == ("568", "ada@example.com")
+    assert legacy.properties == {
         "email_id": "34",
         "email_subject": "Basket reminder",
         "campaign_id": "33",
@@ -238,18 +238,20 @@ def test_an_event_of_today_and_of_the_older_format() -> None:
         ({"identifiers": {}, "recipient": "#signups"}, "0200000001", None),
     ],
 )
-def test_who_it_is_about(data: dict[str, Any], user_id: str | None, email: str | None) -> None:
-    about = event(changed(CLICKED, **data))
+def test_user_id_and_address_come_from_the_first_usable_field(
+    data: dict[str, Any], user_id: str | None, email: str | None
+) -> None:
+    parsed = event(changed(CLICKED, **data))
 
-    assert (about.user_id, about.email) == (user_id, email)
+    assert (parsed.user_id, parsed.email) == (user_id, email)
 
 
-def test_without_anybody_it_is_a_dead_letter() -> None:
+def test_an_event_without_a_recipient_is_a_dead_letter() -> None:
     nobody = changed(CLICKED, identifiers={"id": None}, customer_id="", recipient="#signups")
-    reading = read(nobody)
+    result = read(nobody)
 
-    assert isinstance(reading, Unusable)
-    assert reading.reason is DeadReason.NO_RECIPIENT
+    assert isinstance(result, Unusable)
+    assert result.reason is DeadReason.NO_RECIPIENT
 
 
 @pytest.mark.parametrize(
@@ -261,13 +263,13 @@ def test_without_anybody_it_is_a_dead_letter() -> None:
         ("transactional_message_id", "transactional"),
     ],
 )
-def test_each_kind_of_campaign_is_told(field: str, kind: str) -> None:
+def test_the_campaign_type_follows_from_the_id_field(field: str, kind: str) -> None:
     properties = event(changed(CLICKED, **{"campaign_id": None, field: 12})).properties
 
     assert (properties["campaign_id"], properties["campaign_type"]) == ("12", kind)
 
 
-def test_a_bounce_says_why() -> None:
+def test_a_bounce_carries_its_failure_message() -> None:
     bounced = {**changed(CLICKED, failure_message="550 no such mailbox"), "metric": "bounced"}
 
     assert event(bounced).properties["bounce_message"] == "550 no such mailbox"
@@ -283,7 +285,7 @@ def test_a_bounce_says_why() -> None:
         ("opened", "machine", "machine_open"),
     ],
 )
-def test_what_a_machine_did_is_marked_or_dropped(metric: str, flag: str, name: str) -> None:
+def test_machine_opens_and_clicks_are_marked_or_ignored(metric: str, flag: str, name: str) -> None:
     by_machine = {**changed(CLICKED, **{flag: True}), "metric": metric}
     by_hand = {**changed(CLICKED, **{flag: False}), "metric": metric}
 
@@ -313,7 +315,9 @@ def test_what_a_machine_did_is_marked_or_dropped(metric: str, flag: str, name: s
         ({"metric": "unsubscribed", "data": {"customer_id": "42"}}, "of_a_person"),
     ],
 )
-def test_what_is_none_of_the_seven_is_ignored(kind: dict[str, Any], reason: str) -> None:
+def test_known_events_outside_the_seven_collections_are_ignored(
+    kind: dict[str, Any], reason: str
+) -> None:
     assert read({**CLICKED, **kind}) == Ignored(reason)
 
 
@@ -334,15 +338,15 @@ def test_what_is_none_of_the_seven_is_ignored(kind: dict[str, Any], reason: str)
         {"event_type": "opened"},
     ],
 )
-def test_what_nobody_knows_is_a_dead_letter(kind: dict[str, Any]) -> None:
-    reading = read({**CLICKED, **kind})
+def test_an_unknown_type_is_a_dead_letter(kind: dict[str, Any]) -> None:
+    result = read({**CLICKED, **kind})
 
-    assert isinstance(reading, Unusable)
-    assert reading.reason is DeadReason.UNKNOWN_TYPE
+    assert isinstance(result, Unusable)
+    assert result.reason is DeadReason.UNKNOWN_TYPE
 
 
 @pytest.mark.parametrize("kind", ["pigeon", "email_snoozed", "pigeon_opened"])
-def test_the_name_of_what_nobody_knows_is_told_alike_in_both_formats(kind: str) -> None:
+def test_an_unknown_type_gives_the_same_result_in_both_formats(kind: str) -> None:
     channel, _, metric = kind.partition("_")
     new, old = (
         read({**CLICKED, "object_type": channel, "metric": metric}),
@@ -353,46 +357,49 @@ def test_the_name_of_what_nobody_knows_is_told_alike_in_both_formats(kind: str) 
 
 
 @pytest.mark.parametrize("metric", COLLECTIONS)
-@pytest.mark.parametrize("nothing", [None, "", " "])
-def test_what_is_plainly_an_emails_needs_no_object_type(metric: str, nothing: object) -> None:
-    named, unnamed = ({**CLICKED, "metric": metric, "object_type": t} for t in ("email", nothing))
+@pytest.mark.parametrize("blank", [None, "", " "])
+def test_an_email_event_needs_no_object_type(metric: str, blank: object) -> None:
+    named, unnamed = ({**CLICKED, "metric": metric, "object_type": t} for t in ("email", blank))
 
     assert event(unnamed) == event(named)
 
 
-NAMELESS: Mapping[str, Any] = {name: CLICKED[name] for name in CLICKED if name != "event_id"}
+WITHOUT_ID: Mapping[str, Any] = {name: CLICKED[name] for name in CLICKED if name != "event_id"}
 
 
-def test_each_try_to_deliver_an_event_has_its_identity() -> None:
-    again = {**changed(CLICKED, subject="another"), "timestamp": EPOCH + 60}
+def test_retries_of_one_event_have_the_same_dedupe_key() -> None:
+    retry = {**changed(CLICKED, subject="another"), "timestamp": EPOCH + 60}
 
-    assert event(again).dedupe_key == event(CLICKED).dedupe_key
-    assert event(NAMELESS).dedupe_key == event(changed(NAMELESS, subject="another")).dedupe_key
-    assert event(changed(NAMELESS, delivery_id=None)).dedupe_key is None
+    assert event(retry).dedupe_key == event(CLICKED).dedupe_key
+    assert event(WITHOUT_ID).dedupe_key == event(changed(WITHOUT_ID, subject="another")).dedupe_key
+    assert event(changed(WITHOUT_ID, delivery_id=None)).dedupe_key is None
 
 
-def test_without_an_event_id_all_that_differs_tells_events_apart() -> None:
+def test_without_an_event_id_each_differing_field_gives_another_dedupe_key() -> None:
     documents = [
-        NAMELESS,
-        {**NAMELESS, "metric": "opened"},
-        changed(NAMELESS, link_id=4),
-        changed(NAMELESS, href="https://example.com/terrace"),
-        changed(NAMELESS, link_id=None, href=None),
-        changed(NAMELESS, delivery_id="another"),
-        changed(NAMELESS, identifiers={"id": "43"}),
-        *({**NAMELESS, "timestamp": said} for said in (EPOCH + 1, "soon", "sooner", [EPOCH], True)),
+        WITHOUT_ID,
+        {**WITHOUT_ID, "metric": "opened"},
+        changed(WITHOUT_ID, link_id=4),
+        changed(WITHOUT_ID, href="https://example.com/terrace"),
+        changed(WITHOUT_ID, link_id=None, href=None),
+        changed(WITHOUT_ID, delivery_id="another"),
+        changed(WITHOUT_ID, identifiers={"id": "43"}),
+        *(
+            {**WITHOUT_ID, "timestamp": time}
+            for time in (EPOCH + 1, "soon", "sooner", [EPOCH], True)
+        ),
     ]
-    identities = [event(document).dedupe_key for document in documents]
+    keys = [event(document).dedupe_key for document in documents]
 
-    assert None not in identities
-    assert len({*identities}) == len(documents)
+    assert None not in keys
+    assert len({*keys}) == len(documents)
 
 
 @pytest.mark.parametrize("metric", COLLECTIONS)
-def test_without_an_event_id_and_a_time_only_what_happens_once_to_an_email_has_an_identity(
+def test_without_event_id_and_time_opens_and_clicks_have_no_dedupe_key(
     metric: str,
 ) -> None:
-    timeless = event({**NAMELESS, "metric": metric, "timestamp": None})
+    timeless = event({**WITHOUT_ID, "metric": metric, "timestamp": None})
 
     assert (timeless.dedupe_key is None) is (metric in {"opened", "clicked"})
 
@@ -402,36 +409,36 @@ def test_without_an_event_id_and_a_time_only_what_happens_once_to_an_email_has_a
     [
         (CLICKED, "customerio-69a38180864d0b889b87e178e1550044"),
         (
-            {**changed(NAMELESS, link_id=None, href=None), "metric": "opened"},
+            {**changed(WITHOUT_ID, link_id=None, href=None), "metric": "opened"},
             "customerio-69a381804540f87cbc3be316d9536fec",
         ),
     ],
 )
-def test_message_ids_are_the_same_for_ever(document: object, message_id: str) -> None:
-    """What Segment has had under another id it would take for another event."""
+def test_message_ids_never_change(document: object, message_id: str) -> None:
+    """Segment counts an event twice if it comes again under another id."""
     segment = segment_at("https://example.com", "write-key")
-    reading = event(document)
+    result = event(document)
 
-    assert segment.message_id("customerio", reading.dedupe_key, reading.reported_at) == message_id
+    assert segment.message_id("customerio", result.dedupe_key, result.reported_at) == message_id
 
 
-def test_what_is_stored_is_answered_200_even_if_it_cannot_be_read(tmp_path: Path) -> None:
-    """Customer.io would send nothing else for an hour."""
+def test_an_unreadable_webhook_is_stored_and_answered_200(tmp_path: Path) -> None:
+    """After an error Customer.io sends nothing for an hour."""
     answers = {}
     with (
         SegmentServer() as segment,
         RelayProcess(tmp_path / "r.db", segment.url, RELAY_CUSTOMERIO_SIGNING_KEY=KEY) as relay,
     ):
         for body in (b"{", b"[]", b'{"object_type":"email","metric":"snoozed"}', b"{}"):
-            mark = signature(KEY, body).decode()
-            headers = {"X-CIO-Timestamp": SENT_AT.decode(), "X-CIO-Signature": mark}
+            mac = signature(KEY, body).decode()
+            headers = {"X-CIO-Timestamp": SENT_AT.decode(), "X-CIO-Signature": mac}
             reply = relay.ask("POST", "/webhooks/customerio", body, headers)
             answers[body] = reply.status, reply.content["status"]
 
     assert set(answers.values()) == {(200, "dead")}
 
 
-def test_a_wrong_signature_is_called_one(tmp_path: Path) -> None:
+def test_a_401_says_whether_signature_or_secret_is_wrong(tmp_path: Path) -> None:
     with (
         SegmentServer() as segment,
         RelayProcess(tmp_path / "r.db", segment.url, RELAY_CUSTOMERIO_SIGNING_KEY=KEY) as relay,
@@ -444,7 +451,7 @@ def test_a_wrong_signature_is_called_one(tmp_path: Path) -> None:
     assert without_secret.content["error"] == "wrong or missing secret"
 
 
-def test_both_sources_are_received_and_forwarded_by_one_relay(tmp_path: Path) -> None:
+def test_one_relay_receives_and_forwards_both_sources(tmp_path: Path) -> None:
     body = json.dumps(CLICKED).encode()
     headers = {
         "X-CIO-Timestamp": SENT_AT.decode(),

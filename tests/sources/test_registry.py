@@ -3,5 +3,5 @@ from relay.sources.customerio import Customerio
 from relay.sources.vero import Vero
 
 
-def test_only_the_modules_of_sources_are_sources() -> None:
+def test_the_registry_holds_every_source_and_nothing_else() -> None:
     assert source_classes() == {"customerio": Customerio, "vero": Vero}

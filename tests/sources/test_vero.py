@@ -17,7 +17,7 @@ from tests.harness.routes import segment_at
 
 DAY = timedelta(days=1)
 EPOCH = 1_772_323_200
-SAID = datetime(2026, 3, 1, tzinfo=UTC)
+REPORTED_AT = datetime(2026, 3, 1, tzinfo=UTC)
 
 COLLECTIONS = {
     "sent": Collection.SENT,
@@ -30,7 +30,7 @@ COLLECTIONS = {
 }
 OTHER_TYPES = ["converted", "failed", "resubscribed", "user_created", "user_updated"]
 
-# Each property, and the fields it comes from; where there are two, the first counts.
+# Each property and the fields that it comes from. The first field that is not blank counts.
 PROPERTIES = {
     "email_id": ["message_id", "campaign.message_id"],
     "email_subject": ["campaign.subject", "campaign.email_subject"],
@@ -79,7 +79,7 @@ VERO = Vero(VeroSettings.model_validate({"secret": SECRET}))
 
 
 def changed(document: Mapping[str, Any], place: str, value: object) -> dict[str, Any]:
-    """The document with another value in one place, `campaign.name` for example."""
+    """Return the document with the value in one place, for example `campaign.name`."""
     outer, _, inner = place.rpartition(".")
     if outer:
         return {**document, outer: {**document.get(outer, {}), inner: value}}
@@ -91,21 +91,21 @@ def read(document: object, received_at: datetime = NOON) -> ParseResult:
 
 
 def event(document: object, received_at: datetime = NOON) -> EmailEvent:
-    reading = read(document, received_at)
-    assert isinstance(reading, EmailEvent)
-    return reading
+    result = read(document, received_at)
+    assert isinstance(result, EmailEvent)
+    return result
 
 
-def reason(reading: ParseResult) -> DeadReason:
-    assert isinstance(reading, Unusable)
-    return reading.reason
+def reason(result: ParseResult) -> DeadReason:
+    assert isinstance(result, Unusable)
+    return result.reason
 
 
 _FIELD = VALUES | st.sampled_from([4711, EPOCH, f"{EPOCH}", "2026-03-01", "ada@example.com", " "])
 
 
 def _with_some(*fields: str, **known: object) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with what is known, and anything in some of the fields."""
+    """Generate objects with the known values, and anything in some of the fields."""
     always = {name: st.just(value) for name, value in known.items()}
     return st.fixed_dictionaries(always, optional=dict.fromkeys(fields, _FIELD))
 
@@ -145,16 +145,16 @@ class TestVero(SourceContract):
 def test_each_of_the_seven_types_has_its_collection_and_its_time(
     kind: str, collection: Collection
 ) -> None:
-    reading = event({"type": f" {kind}", f"{kind}_at": EPOCH, "user": {"id": 4711}})
+    result = event({"type": f" {kind}", f"{kind}_at": EPOCH, "user": {"id": 4711}})
 
-    assert (reading.collection, reading.occurred_at) == (collection, SAID)
+    assert (result.collection, result.occurred_at) == (collection, REPORTED_AT)
 
 
 def test_a_webhook_becomes_an_event() -> None:
     assert event(OPENED) == EmailEvent(
         collection=Collection.OPENED,
-        occurred_at=SAID,
-        reported_at=SAID,
+        occurred_at=REPORTED_AT,
+        reported_at=REPORTED_AT,
         dedupe_key=event(OPENED).dedupe_key,
         user_id="4711",
         email="Ada@example.com",
@@ -176,7 +176,7 @@ def test_a_field_becomes_its_property(place: str, name: str) -> None:
 
 @pytest.mark.parametrize(("place", "name"), FIELDS)
 @pytest.mark.parametrize("blank", ["", " \t\n", None, [], ["", None], {}, {"a": "b"}])
-def test_what_is_blank_is_no_property(place: str, name: str, blank: object) -> None:
+def test_a_blank_field_becomes_no_property(place: str, name: str, blank: object) -> None:
     assert name not in event(changed(BARE, place, blank)).properties
 
 
@@ -197,7 +197,9 @@ def test_every_property_is_a_string(value: object, expected: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "places"), PAIRS)
-def test_of_two_names_the_first_that_is_not_blank_counts(name: str, places: list[str]) -> None:
+def test_of_two_fields_for_a_property_the_first_non_blank_counts(
+    name: str, places: list[str]
+) -> None:
     both = changed(changed(BARE, places[0], "one"), places[1], "two")
 
     assert event(both).properties == {name: "one"}
@@ -206,7 +208,7 @@ def test_of_two_names_the_first_that_is_not_blank_counts(name: str, places: list
 
 @pytest.mark.parametrize("place", ["event", "permalink", "changes", "campaign.permalink", "ip"])
 @pytest.mark.parametrize("value", ["https://example.com/?t=1", {"data": {"reset_url": "?t=1"}}])
-def test_what_may_carry_secrets_goes_nowhere(place: str, value: object) -> None:
+def test_fields_that_may_carry_secrets_are_left_out(place: str, value: object) -> None:
     assert event(changed(OPENED, place, value)) == event(OPENED)
 
 
@@ -226,18 +228,18 @@ _RFC_2822 += [
 _RFC_2822 += ["Sun, 01 Mar 2026 00:00:00 -0000"]
 
 
-@pytest.mark.parametrize("said", [*_SECONDS, *_MILLISECONDS, *_ISO, *_NAMED, *_RFC_2822])
-def test_every_form_of_an_instant_is_the_same_instant_of_the_same_event(said: object) -> None:
-    reading = event(changed(OPENED, "opened_at", said))
+@pytest.mark.parametrize("value", [*_SECONDS, *_MILLISECONDS, *_ISO, *_NAMED, *_RFC_2822])
+def test_every_time_format_gives_the_same_time_and_dedupe_key(value: object) -> None:
+    result = event(changed(OPENED, "opened_at", value))
 
-    assert (reading.occurred_at, reading.dedupe_key) == (SAID, event(OPENED).dedupe_key)
+    assert (result.occurred_at, result.dedupe_key) == (REPORTED_AT, event(OPENED).dedupe_key)
 
 
-@pytest.mark.parametrize("said", [EPOCH + 0.25, f"{EPOCH}.25", EPOCH * 1000 + 250])
-def test_fractions_of_a_second_are_kept(said: object) -> None:
-    occurred_at = event(changed(OPENED, "opened_at", said)).occurred_at
+@pytest.mark.parametrize("value", [EPOCH + 0.25, f"{EPOCH}.25", EPOCH * 1000 + 250])
+def test_fractions_of_a_second_are_kept(value: object) -> None:
+    occurred_at = event(changed(OPENED, "opened_at", value)).occurred_at
 
-    assert occurred_at == SAID + timedelta(seconds=0.25)
+    assert occurred_at == REPORTED_AT + timedelta(seconds=0.25)
 
 
 _NO_TIMES = [None, "", "yesterday", "٣", True, [EPOCH], {"at": EPOCH}]
@@ -267,34 +269,35 @@ _TOO_LATE = [NOON.timestamp() + 86_401, "2026-03-02T12:00:00.001Z", "9999-12-31T
 _TOO_LARGE = [EPOCH * 10**6, 253_402_300_799, 2**80, 1e300, "9" * 400, "1e400", "inf", "nan"]
 
 
-@pytest.mark.parametrize("said", [*_NO_TIMES, *_TOO_EARLY, *_TOO_LATE, *_TOO_LARGE])
-def test_a_time_that_cannot_be_is_the_time_of_receipt(said: object) -> None:
-    assert event(changed(OPENED, "opened_at", said)).occurred_at == NOON
+@pytest.mark.parametrize("value", [*_NO_TIMES, *_TOO_EARLY, *_TOO_LATE, *_TOO_LARGE])
+def test_an_impossible_time_is_replaced_by_the_time_of_receipt(value: object) -> None:
+    assert event(changed(OPENED, "opened_at", value)).occurred_at == NOON
 
 
-@pytest.mark.parametrize("said", _NO_TIMES)
-def test_what_is_no_time_names_no_instant(said: object) -> None:
-    assert event(changed(OPENED, "opened_at", said)).reported_at is None
+@pytest.mark.parametrize("value", _NO_TIMES)
+def test_an_unreadable_time_gives_no_reported_time(value: object) -> None:
+    assert event(changed(OPENED, "opened_at", value)).reported_at is None
 
 
-def test_times_that_cannot_be_read_tell_events_apart_as_they_are_written() -> None:
+def test_different_unreadable_times_give_different_dedupe_keys() -> None:
     unread = ["yesterday", "Yesterday", True, [EPOCH], [EPOCH + 1], {"at": EPOCH}, EPOCH * 10**6]
     unread += ["11/28/2026 05:00", "11/28/2026 06:00", "253402300799000", "28 Nov 2026 05:00 CET"]
-    said = ["9999-12-31T23:59:59Z", EPOCH, None, *unread]  # the first one in ms, and a text above
-    identities = [
-        event(changed({**OPENED, "type": "bounced"}, "bounced_at", s)).dedupe_key for s in said
+    values = ["9999-12-31T23:59:59Z", EPOCH, None, *unread]  # 253402300799000 is the first in ms
+    keys = [
+        event(changed({**OPENED, "type": "bounced"}, "bounced_at", value)).dedupe_key
+        for value in values
     ]
 
-    assert len({*identities}) == len(said)
+    assert len({*keys}) == len(values)
 
 
 @pytest.mark.parametrize(
-    ("said", "padded"), [("soon", " soon\n"), ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
+    ("written", "copied"), [("soon", " soon\n"), ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
 )
-def test_a_copy_of_a_webhook_whose_time_cannot_be_read_has_its_identity(
-    said: object, padded: object
+def test_a_copy_with_an_unreadable_time_has_the_same_dedupe_key(
+    written: object, copied: object
 ) -> None:
-    first, copy = (event(changed(OPENED, "opened_at", value)) for value in (said, padded))
+    first, copy = (event(changed(OPENED, "opened_at", value)) for value in (written, copied))
 
     assert first.dedupe_key is not None
     assert first.dedupe_key == copy.dedupe_key
@@ -302,20 +305,18 @@ def test_a_copy_of_a_webhook_whose_time_cannot_be_read_has_its_identity(
 
 @pytest.mark.parametrize("blank", [None, "", " ", [], {}])
 @pytest.mark.parametrize("kind", COLLECTIONS)
-def test_without_a_time_only_what_happens_once_to_an_email_has_an_identity(
-    kind: str, blank: object
-) -> None:
+def test_without_a_time_opens_and_clicks_have_no_dedupe_key(kind: str, blank: object) -> None:
     timeless = event(changed({**OPENED, "type": kind}, f"{kind}_at", blank))
 
     assert (timeless.dedupe_key is None) is (kind in {"opened", "clicked"})
 
 
-def test_the_time_of_another_type_is_not_its_time() -> None:
+def test_the_time_field_of_another_type_is_not_read() -> None:
     assert event({**BARE, "sent_at": EPOCH}).occurred_at == NOON
 
 
 @pytest.mark.parametrize("edge", [datetime(2000, 1, 1, tzinfo=UTC), NOON + DAY])
-def test_the_first_and_the_last_time_that_can_be(edge: datetime) -> None:
+def test_the_earliest_and_the_latest_possible_time_are_accepted(edge: datetime) -> None:
     assert event(changed(OPENED, "opened_at", edge.timestamp())).occurred_at == edge
     assert event(changed(OPENED, "opened_at", edge.isoformat())).occurred_at == edge
 
@@ -346,7 +347,7 @@ def test_a_user_id_is_a_string_or_absent(user_id: object, expected: str | None) 
         (None, {"to": "eve@example.com"}, None),
     ],
 )
-def test_the_address_is_the_users_or_where_the_mail_was_sent(
+def test_the_address_is_the_users_or_else_the_campaigns_sent_to(
     email: object, sent_to: object, expected: str | None
 ) -> None:
     document = changed(changed(OPENED, "user.email", email), "campaign.sent_to", sent_to)
@@ -355,29 +356,29 @@ def test_the_address_is_the_users_or_where_the_mail_was_sent(
 
 
 @pytest.mark.parametrize("email", [True, False, ["ada@example.com"], {"to": "ada@example.com"}])
-def test_only_a_text_is_an_address(email: object) -> None:
+def test_an_address_that_is_not_a_string_is_skipped(email: object) -> None:
     assert event(changed(OPENED, "user.email", email)).email == OPENED["campaign"]["sent_to"]
 
 
-def test_an_instant_before_the_epoch_is_none() -> None:
+def test_a_time_before_the_epoch_gives_no_reported_time() -> None:
     assert event(changed(OPENED, "opened_at", "0001-01-01")).reported_at is None
 
 
 @pytest.mark.parametrize("user", [None, {}, {"id": " ", "email": ""}, {"id": True}, "ada", [4711]])
-def test_an_event_of_nobody_is_a_dead_letter(user: object) -> None:
-    reading = read({"type": "opened", "user": user, "campaign": {"sent_to": "+43 660 123"}})
+def test_an_event_without_a_recipient_is_a_dead_letter(user: object) -> None:
+    result = read({"type": "opened", "user": user, "campaign": {"sent_to": "+43 660 123"}})
 
-    assert reason(reading) is DeadReason.NO_RECIPIENT
+    assert reason(result) is DeadReason.NO_RECIPIENT
 
 
 @pytest.mark.parametrize("kind", OTHER_TYPES)
-def test_the_other_types_are_ignored(kind: str) -> None:
+def test_known_types_outside_the_seven_collections_are_ignored(kind: str) -> None:
     assert read({"type": kind, "user": SAMPLE_USER}) == Ignored(kind)
     assert read({"action": f" {kind}", "id": "4711", "changes": {"_tags": {}}}) == Ignored(kind)
 
 
 @pytest.mark.parametrize("channel", ["email", " Email", "EMAIL", "", None])
-def test_the_email_channel_need_not_be_named(channel: object) -> None:
+def test_an_event_without_a_channel_is_an_email_event(channel: object) -> None:
     assert event(changed(OPENED, "campaign.channel", channel)) == event(OPENED)
 
 
@@ -388,7 +389,7 @@ def test_other_channels_are_ignored(channel: str) -> None:
 
 @pytest.mark.parametrize("user_id", [123, "123", " 123 "])
 @pytest.mark.parametrize("kind", COLLECTIONS)
-def test_veros_own_sample_is_ignored_unless_tests_are_forwarded(kind: str, user_id: object) -> None:
+def test_veros_sample_is_ignored_unless_tests_are_forwarded(kind: str, user_id: object) -> None:
     sample = {"type": kind, "user": {"id": user_id, "email": " steve@getvero.com"}}
     forwarding = Vero(VeroSettings(tests="forward")).parse(json.dumps(sample).encode(), NOON)
 
@@ -397,30 +398,30 @@ def test_veros_own_sample_is_ignored_unless_tests_are_forwarded(kind: str, user_
 
 
 @pytest.mark.parametrize("almost", [{"id": 1234}, {"id": None}, {"email": "ada@example.com"}])
-def test_nobody_else_is_taken_for_the_sample(almost: dict[str, object]) -> None:
+def test_a_user_that_only_resembles_the_sample_is_forwarded(almost: dict[str, object]) -> None:
     assert event({"type": "opened", "user": SAMPLE_USER | almost})
 
 
 @pytest.mark.parametrize("kind", ["exploded", "sms_sent"])
-def test_the_name_of_an_unknown_type_is_told(kind: str) -> None:
-    reading = read({**OPENED, "type": kind})
+def test_a_dead_letter_names_the_unknown_type(kind: str) -> None:
+    result = read({**OPENED, "type": kind})
 
-    assert reason(reading) is DeadReason.UNKNOWN_TYPE
-    assert kind in repr(reading)
+    assert reason(result) is DeadReason.UNKNOWN_TYPE
+    assert kind in repr(result)
 
 
 @pytest.mark.parametrize("kind", ["ada@example.com", "x" * 41, "+43660123", 43660123, "a b"])
-def test_what_does_not_look_like_a_type_is_not_repeated(kind: object) -> None:
-    reading = read({**OPENED, "type": kind})
+def test_a_value_that_does_not_look_like_a_type_is_not_repeated(kind: object) -> None:
+    result = read({**OPENED, "type": kind})
 
-    assert reason(reading) is DeadReason.UNKNOWN_TYPE
-    assert str(kind) not in repr(reading)
+    assert reason(result) is DeadReason.UNKNOWN_TYPE
+    assert str(kind) not in repr(result)
 
 
 @pytest.mark.parametrize(
     "document", [{}, {"type": None}, {"type": " "}, {"type": {}}, {"user": {}}]
 )
-def test_a_webhook_without_a_type_is_of_an_unknown_one(document: object) -> None:
+def test_a_missing_type_is_an_unknown_type(document: object) -> None:
     assert reason(read(document)) is DeadReason.UNKNOWN_TYPE
 
 
@@ -443,7 +444,7 @@ _UNREADABLE = [
 
 
 @pytest.mark.parametrize("body", _UNREADABLE, ids=range(len(_UNREADABLE)))
-def test_what_is_no_usable_json_object_is_unreadable(body: bytes) -> None:
+def test_anything_but_a_valid_json_object_is_unreadable(body: bytes) -> None:
     assert reason(VERO.parse(body, NOON)) is DeadReason.UNREADABLE
 
 
@@ -462,11 +463,11 @@ def test_what_is_no_usable_json_object_is_unreadable(body: bytes) -> None:
         "half an emoji",
     ],
 )
-def test_what_is_odd_but_clear_is_read(body: bytes) -> None:
-    reading = VERO.parse(body, NOON)
+def test_unusual_but_valid_json_is_read(body: bytes) -> None:
+    result = VERO.parse(body, NOON)
 
-    assert isinstance(reading, EmailEvent)
-    assert (reading.collection, reading.user_id) == (Collection.OPENED, "1")
+    assert isinstance(result, EmailEvent)
+    assert (result.collection, result.user_id) == (Collection.OPENED, "1")
 
 
 @pytest.mark.parametrize(
@@ -486,10 +487,10 @@ def test_half_a_surrogate_pair_is_read_as_the_replacement_character(
     written: str, read_as: str
 ) -> None:
     body = json.dumps(changed(BARE, "campaign.subject", "@")).replace("@", written)
-    reading = VERO.parse(body.encode(), NOON)
+    result = VERO.parse(body.encode(), NOON)
 
-    assert isinstance(reading, EmailEvent)
-    assert reading.properties["email_subject"] == read_as
+    assert isinstance(result, EmailEvent)
+    assert result.properties["email_subject"] == read_as
 
 
 _WRONG_TOO = [b"NaN", b"1e400", b"9" * 5_000, b'"\xed\xa0\x80"', b'"\xff"', b'"\n"', rb'"\ud8"']
@@ -497,7 +498,7 @@ _WRONG_TOO += [rb'"\x"', b"'a'", b"1,", b"[" * 60 + b"]" * 60]
 
 
 @pytest.mark.parametrize("also", _WRONG_TOO, ids=range(len(_WRONG_TOO)))
-def test_what_else_is_wrong_beside_half_a_pair_makes_it_unreadable(also: bytes) -> None:
+def test_half_a_surrogate_pair_beside_another_fault_is_unreadable(also: bytes) -> None:
     body = rb'{"type":"opened","user":{"id":1},"a":"\ud83d","b":%b}' % also
 
     assert reason(VERO.parse(body, NOON)) is DeadReason.UNREADABLE
@@ -512,18 +513,18 @@ def test_what_else_is_wrong_beside_half_a_pair_makes_it_unreadable(also: bytes) 
         ("permalink", "https://example.com/"),
     ],
 )
-def test_what_tells_no_events_apart_is_not_in_the_identity(place: str, value: object) -> None:
+def test_fields_that_a_copy_may_change_are_not_in_the_dedupe_key(place: str, value: object) -> None:
     assert event(changed(OPENED, place, value)).dedupe_key == event(OPENED).dedupe_key
 
 
-@pytest.mark.parametrize("said", [None, EPOCH, 0, "2031-01-01"])
-def test_the_time_of_receipt_is_not_in_the_identity(said: object) -> None:
-    document = changed(OPENED, "opened_at", said)
+@pytest.mark.parametrize("value", [None, EPOCH, 0, "2031-01-01"])
+def test_the_time_of_receipt_is_not_in_the_dedupe_key(value: object) -> None:
+    document = changed(OPENED, "opened_at", value)
 
     assert event(document, NOON + DAY).dedupe_key == event(document).dedupe_key
 
 
-def test_what_carries_neither_a_time_nor_an_email_id_has_no_identity() -> None:
+def test_neither_time_nor_email_id_means_no_dedupe_key() -> None:
     assert event(changed(UNSUBSCRIBED, "unsubscribed_at", None)).dedupe_key is None
     assert event(changed(changed(OPENED, "opened_at", "?"), "message_id", " ")).dedupe_key is None
 
@@ -541,12 +542,12 @@ def test_what_carries_neither_a_time_nor_an_email_id_has_no_identity() -> None:
         ),
     ],
 )
-def test_message_ids_are_the_same_for_ever(document: object, message_id: str) -> None:
-    """What Segment has had under another id it would take for another event."""
+def test_message_ids_never_change(document: object, message_id: str) -> None:
+    """Segment counts an event twice if it comes again under another id."""
     segment = segment_at("https://example.com", "write-key")
-    reading = event(document)
+    result = event(document)
 
-    assert segment.message_id("vero", reading.dedupe_key, reading.reported_at) == message_id
+    assert segment.message_id("vero", result.dedupe_key, result.reported_at) == message_id
 
 
 def _authorized(authorization: str) -> Webhook:
@@ -566,23 +567,23 @@ _WRONG += [_RIGHT[0] + "!"]
 
 
 @pytest.mark.parametrize("authorization", _RIGHT)
-def test_the_secret_may_come_as_a_password_or_a_token(authorization: str) -> None:
+def test_the_secret_is_accepted_as_password_or_token(authorization: str) -> None:
     assert VERO.authenticate(_authorized(authorization))
 
 
 @pytest.mark.parametrize("authorization", _WRONG)
-def test_another_password_or_token_is_refused(authorization: str) -> None:
+def test_a_wrong_password_or_token_is_refused(authorization: str) -> None:
     assert not VERO.authenticate(_authorized(authorization))
 
 
-def test_a_wrong_secret_in_the_path_is_not_made_good_by_a_header() -> None:
+def test_a_right_header_does_not_excuse_a_wrong_secret_in_the_path() -> None:
     assert not VERO.authenticate(
         Webhook("", [(b"authorization", f"Bearer {SECRET}".encode())], b"", NOON)
     )
 
 
 @pytest.mark.parametrize(("loop", "integrations"), [("block", {"Vero": False}), ("allow", {})])
-def test_segments_own_vero_destination_is_kept_out_unless_allowed(
+def test_segments_own_vero_destination_is_switched_off_unless_allowed(
     loop: str, integrations: dict[str, bool]
 ) -> None:
     assert Vero(VeroSettings.model_validate({"loop": loop})).integrations == integrations
