@@ -59,9 +59,10 @@ class Disk:
         self._refuse_lost()
 
     def _refuse_lost(self) -> None:
-        if self.failure is None and self._files:
-            self.failure = self._files.fault()
-            self.lost = self.failure is not None
+        # Nothing is assigned if the files are there: another thread may have noted a failed sync
+        # while they were looked for.
+        if self.failure is None and self._files and (fault := self._files.fault()):
+            self.failure, self.lost = fault, True
         if self.failure:
             raise OutboxBrokenError(self.failure)
 
