@@ -10,7 +10,7 @@ from tests.harness.processes import PostgresStore, RelayProcess, SqliteStore, St
 
 
 @contextmanager
-def _at_work(store: Store) -> Iterator[Desk]:
+def _running_desk(store: Store) -> Iterator[Desk]:
     with SegmentServer() as segment, RelayProcess(store, segment.url) as relay:
         yield Desk(store, relay, segment)
         relay.end()
@@ -18,8 +18,8 @@ def _at_work(store: Store) -> Iterator[Desk]:
 
 @pytest.fixture(scope="session")
 def sqlite_desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """One relay on SQLite for all tests of the tools."""
-    with _at_work(SqliteStore(tmp_path_factory.mktemp("sqlite") / "relay.db")) as desk:
+    """Return one relay on SQLite for all tests of the commands."""
+    with _running_desk(SqliteStore(tmp_path_factory.mktemp("sqlite") / "relay.db")) as desk:
         yield desk
 
 
@@ -27,15 +27,15 @@ def sqlite_desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 def postgres_desk(
     postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Desk]:
-    """One relay on PostgreSQL for all tests of the tools."""
+    """Return one relay on PostgreSQL for all tests of the commands."""
     url = postgres.create_database()
-    with _at_work(PostgresStore(url, tmp_path_factory.mktemp("postgres"))) as desk:
+    with _running_desk(PostgresStore(url, tmp_path_factory.mktemp("postgres"))) as desk:
         yield desk
     postgres.drop_database(url)
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgres"])
 def desk(request: pytest.FixtureRequest) -> Desk:
-    """Each of them in turn. Nothing is pending when a test begins; its recipients are its own."""
+    """Return each desk in turn. Nothing is pending on it; each test has its own recipients."""
     desk: Desk = request.getfixturevalue(f"{request.param}_desk")
     return desk

@@ -1,4 +1,4 @@
-"""The operator's commands, tried on a running relay as an operator would."""
+"""A desk: a running relay on which tests run the operator's commands."""
 
 import json
 import os
@@ -20,21 +20,21 @@ from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, Store, pending, run, within
 
 CANARY = "canary"
-"""In the address of everybody here, and nowhere else."""
+"""A part of every address here, and of nothing else: no output may show it."""
 
 
 def address(name: str) -> str:
-    """Of the recipient of that name."""
+    """Return the address of the recipient."""
     return f"{CANARY}-{name}@example.com"
 
 
 def hashed(name: str) -> str:
-    """The SHA-256 of the recipient's address."""
+    """Return the SHA-256 of the recipient's address."""
     return sha256(address(name).encode()).hexdigest()
 
 
 def webhook(name: str, number: int = 0, *, kind: str = "opened", **fields: object) -> bytes:
-    """An email event of the recipient of that name; each number gives another one."""
+    """Return an email event of the recipient; each number gives another event."""
     document = {
         "type": kind,
         f"{kind}_at": 1_767_225_600 + number,
@@ -47,12 +47,12 @@ def webhook(name: str, number: int = 0, *, kind: str = "opened", **fields: objec
 
 @dataclass
 class Desk:
-    """An operator's.
+    """A running relay, its store and its Segment.
 
     Attributes:
-        store: of the relay's outbox.
-        refused: names of campaigns, the messages of which Segment refuses.
-        held: names of campaigns, the messages of which it does not answer yet.
+        store: where the relay keeps its outbox.
+        refused: names of campaigns whose messages Segment answers with 400.
+        held: names of campaigns whose messages Segment leaves without an answer.
     """
 
     store: Store
@@ -63,39 +63,39 @@ class Desk:
 
     def __post_init__(self) -> None:
         self.segment.judge = self._judge
-        self._holding = threading.Event()
-        self._free = threading.Event()
+        self._asked = threading.Event()
+        self._released = threading.Event()
 
     @contextmanager
     def posting(self, body: bytes, campaign: str) -> Iterator[str]:
-        """Meanwhile the webhook, which is of the campaign, is being posted; its `messageId`."""
+        """Keep the webhook of the campaign unanswered by Segment; yield its `messageId`."""
         self.held.add(campaign)
         (message_id,) = self.post(body)
-        assert self._holding.wait(20)
+        assert self._asked.wait(20)
         try:
             yield message_id
         finally:
             self.held.clear()
-            self._free.set()
+            self._released.set()
             self.settle()
-            self._free.clear()
-            self._holding.clear()
+            self._released.clear()
+            self._asked.clear()
 
     def _judge(self, batch: list[dict[str, Any]]) -> Answer:
         campaigns = {message["properties"].get("campaign_name") for message in batch}
         if campaigns & self.held:
-            self._holding.set()
-            self._free.wait(10)
+            self._asked.set()
+            self._released.wait(10)
         return Answer(400 if campaigns & self.refused else 200)
 
     def post(self, *bodies: bytes) -> list[str]:
-        """Have them received; their `messageId`s."""
+        """Post the webhooks; return their `messageId`s."""
         replies = [self.relay.post(body) for body in bodies]
         assert {reply.content["status"] for reply in replies} == {"accepted"}
         return [reply.content["message_id"] for reply in replies]
 
     def delivered(self, *bodies: bytes) -> list[str]:
-        """Have them received and forwarded; their `messageId`s."""
+        """Post the webhooks and wait until they are forwarded; return their `messageId`s."""
         ids = self.post(*bodies)
         self.settle()
         return ids
@@ -105,18 +105,18 @@ class Desk:
         assert within(20, lambda: pending(self.store) == 0)
 
     def arrivals(self, name: str) -> list[dict[str, Any]]:
-        """The messages about the recipient of that name that Segment has accepted."""
+        """Return the messages about the recipient that Segment has accepted."""
         return [m for m in self.segment.accepted if m["userId"] == f"user-{name}"]
 
     def states(self, name: str) -> list[tuple[str, str]]:
-        """The `messageId` and the state of each of their entries."""
-        of_them = (
+        """Return the `messageId` and the state of each of the recipient's entries."""
+        entries = (
             entry for entry in self.store.stored() if f'"user-{name}"'.encode() in entry.body
         )
-        return [(entry.message_id, entry.state) for entry in of_them]
+        return [(entry.message_id, entry.state) for entry in entries]
 
     def run(self, *arguments: str, code: int = 0, **environ: str) -> str:
-        """What a command prints, and fails with: no address, unless that is asked for."""
+        """Run a command and return its output. Assert that it holds no address without --reveal."""
         done = run(*arguments, **self.environ(**environ))
         output = done.stdout + done.stderr
         assert done.returncode == code, output
@@ -124,8 +124,8 @@ class Desk:
         assert "--reveal" in arguments or CANARY not in output
         return output
 
-    def told(self, *arguments: str, **environ: str) -> list[dict[str, Any]]:
-        """What a command prints as JSON."""
+    def run_json(self, *arguments: str, **environ: str) -> list[dict[str, Any]]:
+        """Run a command and return the JSON documents that it prints."""
         return [json.loads(line) for line in self.run(*arguments, code=0, **environ).splitlines()]
 
     def start(
@@ -135,7 +135,7 @@ class Desk:
         stdout: int | IO[bytes] = subprocess.PIPE,
         **environ: str,
     ) -> "subprocess.Popen[bytes]":
-        """A command under way, in a group of processes of its own."""
+        """Start a command in its own process group."""
         return subprocess.Popen(  # noqa: S603 (its own Python and its own arguments)
             [sys.executable, "-m", "relay", *arguments],
             env={"PATH": os.environ["PATH"], **self.environ(**environ)},
@@ -146,7 +146,7 @@ class Desk:
         )
 
     def environ(self, **changed: str) -> dict[str, str]:
-        """The environment that the relay has, changed so."""
+        """Return the relay's environment with these changes."""
         return {
             "SEGMENT_WRITE_KEY": WRITE_KEY,
             "SEGMENT_HOST": self.segment.url,
@@ -157,32 +157,32 @@ class Desk:
         }
 
     def file(self, lines: Iterable[bytes], *, suffix: str = ".jsonl") -> Path:
-        """A new file with the lines."""
+        """Write the lines to a new file; return its path."""
         path = self.store.logs / f"{time.monotonic_ns()}{suffix}"
         path.write_bytes(b"".join(line + b"\n" for line in lines))
         return path
 
     def outbox(self) -> Outbox:
-        """The relay's outbox, opened once more."""
+        """Open the relay's outbox a second time."""
         return open_outbox(self.store.url)
 
 
 def kill_once(process: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
-    """End it at once when the condition is true, long before it ends by itself.
+    """Kill the process as soon as the condition is true, before it ends by itself.
 
-    It runs for a moment at a time, and stands still while the condition is looked at.
+    The process runs for 4 ms at a time and is stopped while the condition is checked.
     """
     with process:
         try:
             deadline = time.monotonic() + 60
-            while _one_moment(process) and not condition():
+            while _runs_for_a_moment(process) and not condition():
                 assert time.monotonic() < deadline
             assert process.poll() is None
         finally:
-            process.kill()  # one that stands still would be awaited for ever
+            process.kill()  # a stopped process would be awaited for ever
 
 
-def _one_moment(process: "subprocess.Popen[bytes]") -> bool:
+def _runs_for_a_moment(process: "subprocess.Popen[bytes]") -> bool:
     process.send_signal(signal.SIGCONT)
     time.sleep(0.004)
     process.send_signal(signal.SIGSTOP)

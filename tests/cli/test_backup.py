@@ -16,8 +16,8 @@ HISTORY = """
 """
 
 
-def held(store: Store) -> tuple[object, object]:
-    """What a backup must hold of the outbox."""
+def contents(store: Store) -> tuple[object, object]:
+    """Return the entries and the history that a backup must hold."""
     entries = sorted((e.message_id, e.state, e.attempts, e.reason, e.body) for e in store.stored())
     order = "rowid" if isinstance(store, SqliteStore) else "id"
     return entries, [tuple(row) for row in store.run_sql(HISTORY.format(order))]
@@ -25,7 +25,7 @@ def held(store: Store) -> tuple[object, object]:
 
 @contextmanager
 def load(desk: Desk, name: str) -> Iterator[list[str]]:
-    """Webhooks that come in meanwhile; the `messageId`s of those accepted so far."""
+    """Post webhooks one after another; yield the growing list of accepted `messageId`s."""
     accepted: list[str] = []
     ended = threading.Event()
 
@@ -45,7 +45,7 @@ def load(desk: Desk, name: str) -> Iterator[list[str]]:
 
 @pytest.fixture
 def other_store(desk: Desk, postgres: PostgresServer, tmp_path: Path) -> Iterator[Store]:
-    """An empty one of the other kind."""
+    """Return an empty store of the other kind."""
     if isinstance(desk.store, PostgresStore):
         yield SqliteStore(tmp_path / "other.db")
     else:
@@ -54,19 +54,19 @@ def other_store(desk: Desk, postgres: PostgresServer, tmp_path: Path) -> Iterato
         postgres.drop_database(url)
 
 
-def test_a_backup_under_load_holds_all_that_was_accepted_before_it(
+def test_a_backup_under_load_holds_every_event_accepted_before_it(
     desk: Desk, tmp_path: Path
 ) -> None:
     file = tmp_path / "backup.db"
     with load(desk, "loaded") as accepted:
         assert within(20, lambda: len(accepted) > 20)
         before = [*accepted]
-        said = desk.run("backup", str(file))
+        output = desk.run("backup", str(file))
         assert within(20, lambda: len(accepted) > len(before))
     entries = SqliteStore(file).stored()
 
     assert {*before} <= {entry.message_id for entry in entries}
-    assert said == f"{len(entries):,} entries in {file}\n"
+    assert output == f"{len(entries):,} entries in {file}\n"
     assert [*tmp_path.iterdir()] == [file]
     assert file.stat().st_mode & 0o077 == 0
 
@@ -79,18 +79,18 @@ def test_a_backup_is_restored_into_either_store(
     desk.refused.clear()
     file = tmp_path / "backup.db"
     desk.run("backup", str(file))
-    said = desk.run("restore", str(file), RELAY_OUTBOX_URL=other_store.url)
-    again = desk.run("restore", str(file), RELAY_OUTBOX_URL=other_store.url)
-    back = desk.run("restore", str(file))
+    output = desk.run("restore", str(file), RELAY_OUTBOX_URL=other_store.url)
+    second_time = desk.run("restore", str(file), RELAY_OUTBOX_URL=other_store.url)
+    into_itself = desk.run("restore", str(file))
 
-    assert held(SqliteStore(file)) == held(desk.store)
-    assert held(other_store) == held(desk.store)
-    assert said == f"{len(desk.store.stored()):,} entries restored\n"
-    assert (again, back) == ("0 entries restored\n",) * 2
+    assert contents(SqliteStore(file)) == contents(desk.store)
+    assert contents(other_store) == contents(desk.store)
+    assert output == f"{len(desk.store.stored()):,} entries restored\n"
+    assert (second_time, into_itself) == ("0 entries restored\n",) * 2
 
 
 @pytest.mark.slow
-def test_relay_goes_on_with_a_backup_where_it_was_made(sqlite_desk: Desk, tmp_path: Path) -> None:
+def test_a_relay_on_a_backup_delivers_what_was_pending(sqlite_desk: Desk, tmp_path: Path) -> None:
     file = tmp_path / "backup.db"
     with sqlite_desk.posting(webhook("goes-on", campaign={"name": "on"}), "on") as message_id:
         sqlite_desk.run("backup", str(file))
@@ -103,17 +103,17 @@ def test_relay_goes_on_with_a_backup_where_it_was_made(sqlite_desk: Desk, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_backup_killed_in_the_middle_is_no_backup(sqlite_desk: Desk, tmp_path: Path) -> None:
+def test_a_killed_backup_leaves_no_file_under_its_name(sqlite_desk: Desk, tmp_path: Path) -> None:
     file = tmp_path / "backup.db"
     kill_once(sqlite_desk.start("backup", str(file)), lambda: any(tmp_path.iterdir()))
     made = file.exists()
     sqlite_desk.run("backup", str(file))
 
     assert not made
-    assert held(SqliteStore(file)) == held(sqlite_desk.store)
+    assert contents(SqliteStore(file)) == contents(sqlite_desk.store)
 
 
-def test_nothing_is_written_over_and_nothing_else_is_restored(
+def test_backup_overwrites_no_file_and_restore_takes_only_an_outbox(
     sqlite_desk: Desk, tmp_path: Path
 ) -> None:
     file = tmp_path / "notes.txt"

@@ -13,7 +13,7 @@ COMMANDS = ["serve", "demo", "check", "settings"]
 
 
 def environ(path: Path, **changed: str) -> dict[str, str]:
-    """What relay needs to run, changed by what the test is about."""
+    """Return the variables that relay needs, with these changes."""
     return {
         "SEGMENT_WRITE_KEY": WRITE_KEY,
         "SEGMENT_HOST": "http://127.0.0.1:1",
@@ -23,7 +23,7 @@ def environ(path: Path, **changed: str) -> dict[str, str]:
     }
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     done = run("--version")
 
     assert (done.returncode, done.stdout) == (0, f"relay, version {__version__}\n")
@@ -37,7 +37,7 @@ def test_help_names_every_command() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str) -> None:
+def test_every_command_has_help(command: str) -> None:
     done = run(command, "-h")
 
     assert done.returncode == 0
@@ -45,7 +45,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "check"])
-def test_every_fault_of_the_settings_is_told_at_once_and_no_secret(command: str) -> None:
+def test_all_faulty_settings_are_reported_at_once_without_secrets(command: str) -> None:
     done = run(
         command,
         SEGMENT_REGION="mars",
@@ -70,7 +70,7 @@ def test_every_fault_of_the_settings_is_told_at_once_and_no_secret(command: str)
         assert secret not in done.stderr
 
 
-def test_settings_prints_every_variable_without_any_being_set() -> None:
+def test_settings_prints_every_variable_although_none_is_set() -> None:
     done = run("settings")
     variables = [line.split("`")[1] for line in done.stdout.splitlines()[2:]]
 
@@ -79,24 +79,24 @@ def test_settings_prints_every_variable_without_any_being_set() -> None:
     assert {"RELAY_VERO_SECRET", "RELAY_VERO_TESTS", "RELAY_VERO_LOOP"} <= {*variables}
 
 
-def test_check_tells_that_all_is_well_and_the_url_to_paste(tmp_path: Path) -> None:
+def test_check_prints_success_and_the_webhook_url(tmp_path: Path) -> None:
     with SegmentServer() as server:
-        given = environ(tmp_path, SEGMENT_HOST=server.url)
-        run("migrate", **given)
-        done = run("check", **given)
-    told = {line.split()[0]: line for line in done.stdout.splitlines()}
+        variables = environ(tmp_path, SEGMENT_HOST=server.url)
+        run("migrate", **variables)
+        done = run("check", **variables)
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
 
     assert done.returncode == 0
-    assert told.keys() == {"settings", "outbox", "segment", "webhook"}
-    assert "0 pending, 0 delivered, 0 dead" in told["outbox"]
-    assert server.url in told["segment"]
-    assert "/webhooks/vero/<secret>" in told["webhook"]
+    assert lines.keys() == {"settings", "outbox", "segment", "webhook"}
+    assert "0 pending, 0 delivered, 0 dead" in lines["outbox"]
+    assert server.url in lines["segment"]
+    assert "/webhooks/vero/<secret>" in lines["webhook"]
     assert not server.received
     for secret in (SECRET, WRITE_KEY):
         assert secret not in done.stdout + done.stderr
 
 
-def test_check_makes_no_outbox_and_says_who_will(tmp_path: Path) -> None:
+def test_check_creates_no_outbox_and_names_the_command_that_does(tmp_path: Path) -> None:
     with SegmentServer() as server:
         done = run("check", **environ(tmp_path, SEGMENT_HOST=server.url))
 
@@ -105,13 +105,13 @@ def test_check_makes_no_outbox_and_says_who_will(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
-def test_check_tells_of_files_that_others_can_open(tmp_path: Path) -> None:
+def test_check_warns_of_files_that_other_users_can_read(tmp_path: Path) -> None:
     with SegmentServer() as server:
-        given = environ(tmp_path, SEGMENT_HOST=server.url)
-        run("migrate", **given)
+        variables = environ(tmp_path, SEGMENT_HOST=server.url)
+        run("migrate", **variables)
         (path,) = tmp_path.glob("*.db")
         path.chmod(0o644)
-        done = run("check", **given)
+        done = run("check", **variables)
 
     assert done.returncode == 0
     assert f"{path} has mode 0644" in done.stdout
@@ -119,7 +119,7 @@ def test_check_tells_of_files_that_others_can_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "error"),
     [
         ({"SEGMENT_HOST": "http://127.0.0.1:1"}, "segment: http://127.0.0.1:1: "),
         ({"RELAY_OUTBOX_URL": "sqlite:////nowhere/relay.db"}, "outbox: /nowhere/relay.db cannot"),
@@ -127,16 +127,18 @@ def test_check_tells_of_files_that_others_can_open(tmp_path: Path) -> None:
         ({"RELAY_VERO_SECRET": ""}, "no source has a secret"),
     ],
 )
-def test_check_tells_what_is_wrong(tmp_path: Path, changed: dict[str, str], told: str) -> None:
+def test_check_reports_a_problem_in_one_line(
+    tmp_path: Path, changed: dict[str, str], error: str
+) -> None:
     with SegmentServer() as server:
         done = run("check", **environ(tmp_path, **{"SEGMENT_HOST": server.url, **changed}))
 
     assert done.returncode == 1
-    assert done.stderr.startswith(f"Error: {told}")
+    assert done.stderr.startswith(f"Error: {error}")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_serve_does_not_start_without_its_outbox(tmp_path: Path) -> None:
+def test_serve_does_not_start_if_the_outbox_cannot_be_opened(tmp_path: Path) -> None:
     done = run("serve", **environ(tmp_path, RELAY_OUTBOX_URL="sqlite:////nowhere/relay.db"))
 
     assert done.returncode == 1
@@ -144,7 +146,7 @@ def test_serve_does_not_start_without_its_outbox(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by_variable", [True, False])
-def test_serve_tells_that_its_port_is_taken(tmp_path: Path, *, by_variable: bool) -> None:
+def test_serve_reports_a_port_that_is_taken(tmp_path: Path, *, by_variable: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         if by_variable:
@@ -163,7 +165,7 @@ def test_serve_tells_that_its_port_is_taken(tmp_path: Path, *, by_variable: bool
     ("command", "option"),
     [(["serve"], "--host"), (["forward", "--metrics-port", "9"], "--metrics-host")],
 )
-def test_a_host_that_is_no_address_of_this_machine_is_told(
+def test_a_host_that_is_not_this_machines_is_reported(
     tmp_path: Path, command: list[str], option: str, host: str
 ) -> None:
     run("migrate", **environ(tmp_path))
@@ -177,7 +179,7 @@ def test_a_host_that_is_no_address_of_this_machine_is_told(
     )
 
 
-def test_serve_forwards_what_comes_and_logs_nothing_private(tmp_path: Path) -> None:
+def test_serve_forwards_a_webhook_and_logs_no_private_data(tmp_path: Path) -> None:
     webhook = {
         "type": "opened",
         "message_id": "mail-1",
@@ -204,7 +206,7 @@ def test_serve_forwards_what_comes_and_logs_nothing_private(tmp_path: Path) -> N
         assert private not in text
 
 
-def test_what_an_earlier_run_left_is_forwarded_at_the_start(tmp_path: Path) -> None:
+def test_pending_entries_of_an_earlier_run_are_forwarded(tmp_path: Path) -> None:
     outbox = tmp_path / "relay.db"
     with RelayProcess(outbox, "http://127.0.0.1:1") as relay:
         relay.post(b'{"type": "opened", "message_id": "mail-1", "user": {"id": 42}}')
@@ -215,7 +217,7 @@ def test_what_an_earlier_run_left_is_forwarded_at_the_start(tmp_path: Path) -> N
         assert within(20, lambda: len(server.accepted) == 1)
 
 
-def test_ctrl_c_ends_serve_cleanly(tmp_path: Path) -> None:
+def test_ctrl_c_stops_serve_with_exit_code_0(tmp_path: Path) -> None:
     with RelayProcess(tmp_path / "relay.db", "http://127.0.0.1:1") as relay:
         relay.terminate(signal.SIGINT)
 

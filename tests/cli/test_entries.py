@@ -20,7 +20,7 @@ HOSTILE = "\x1b[31mred\x1b]0;owned\x07\r\n\u202e<b>" + "x" * 3_000
 
 
 def found(desk: Desk, criteria: Criteria) -> list[StoredEntry]:
-    """What is found in the outbox of a running relay, oldest first."""
+    """Search the outbox of the running relay; return the entries, oldest first."""
     sources = [Vero(VeroSettings())]
     with closing(desk.outbox()) as outbox:
         return [*Search(outbox.entries, sources).find(criteria, newest_first=False)]
@@ -48,9 +48,11 @@ def found(desk: Desk, criteria: Criteria) -> list[StoredEntry]:
         (Criteria(email_id="mail-finder-1", user_id="user-finder"), [1]),
         (Criteria(email_id="mail-finder-1", address=address("else")), []),
     ],
-    ids=itertools.count(),  # the times in them are others in each process
+    ids=itertools.count(),  # the times in the criteria differ from process to process
 )
-def test_entries_are_found_by(desk: Desk, criteria: Criteria, numbers: list[int]) -> None:
+def test_search_finds_the_entries_that_match_the_criteria(
+    desk: Desk, criteria: Criteria, numbers: list[int]
+) -> None:
     bodies = [webhook("finder"), webhook("finder", 1, kind="clicked")]
     for body in (*bodies, webhook("finder-2")):
         desk.relay.post(body)
@@ -59,7 +61,7 @@ def test_entries_are_found_by(desk: Desk, criteria: Criteria, numbers: list[int]
     assert [entry.body for entry in found(desk, criteria)] == [bodies[n] for n in numbers]
 
 
-def test_an_entry_is_found_by_its_message_id_and_its_own(desk: Desk) -> None:
+def test_search_finds_an_entry_by_message_id_and_by_entry_id(desk: Desk) -> None:
     (message_id,) = desk.delivered(webhook("by-id"))
     (entry,) = found(desk, Criteria(message_id=message_id))
 
@@ -83,12 +85,12 @@ _UNKNOWN = webhook("mentioned", kind="snoozed")
         (Criteria(user_id="mentioned"), False),
         (Criteria(email_id="mail-mentioned"), False),
         (Criteria(user_id="user-mentioned", email_id="another"), False),
-        # That of the campaign: a number stands in many fields, and tells of nobody.
+        # The campaign's id: a number stands in many fields, so it identifies nobody.
         (Criteria(user_id="7"), False),
     ],
     ids=repr,
 )
-def test_a_dead_letter_that_was_never_read_is_found_by_whom_it_mentions(
+def test_search_finds_an_unreadable_dead_letter_by_person_or_email(
     sqlite_desk: Desk, body: bytes, criteria: Criteria, *, is_found: bool
 ) -> None:
     body = body.replace(b'"type"', b'"campaign": {"id": 7}, "type"')
@@ -97,11 +99,11 @@ def test_a_dead_letter_that_was_never_read_is_found_by_whom_it_mentions(
     assert (body in [entry.body for entry in found(sqlite_desk, criteria)]) == is_found
 
 
-def test_an_address_is_found_however_a_dead_letter_holds_it(sqlite_desk: Desk) -> None:
+def test_search_finds_an_address_in_any_encoding_in_a_dead_letter(sqlite_desk: Desk) -> None:
     bodies = [
         b'{"type": "opened", "user": {"email": "' + form.encode()
         for form in (
-            f"said to <{address('forms')}>, in vain",
+            f"sent to <{address('forms')}>, in vain",
             address("forms").replace("@", "\\u0040"),
             "https://example.com/?e=" + address("forms").replace("@", "%40"),
         )
@@ -117,11 +119,11 @@ def test_an_address_is_found_however_a_dead_letter_holds_it(sqlite_desk: Desk) -
 
 class _Failing(Vero):
     def parse(self, body: bytes, received_at: datetime) -> ParseResult:
-        """Fail at everything."""
+        """Raise for every body."""
         raise KeyError(body, received_at)
 
 
-def test_what_makes_the_mapping_fail_is_found_all_the_same(sqlite_desk: Desk) -> None:
+def test_search_finds_an_entry_whose_parsing_raises(sqlite_desk: Desk) -> None:
     fault = Unusable(DeadReason.POISON, "the mapping failed: KeyError")
     with closing(sqlite_desk.outbox()) as outbox:
         outbox.add([Arrival("vero", "segment", "vero-poison", NOW, webhook("poison"), fault)])
@@ -131,49 +133,49 @@ def test_what_makes_the_mapping_fail_is_found_all_the_same(sqlite_desk: Desk) ->
     assert [entry.message_id for entry in entries] == ["vero-poison"]
 
 
-def test_events_lists_the_newest_masked_unless_they_are_to_be_revealed(desk: Desk) -> None:
+def test_events_lists_the_newest_and_masks_addresses_without_reveal(desk: Desk) -> None:
     desk.delivered(*(webhook("listed", number) for number in range(3)))
     table = desk.run("events", "--address", address("listed").upper(), "--limit", "2")
-    (told,) = desk.told("events", "--email-id", "mail-listed-1", "--json", "--reveal")
+    (revealed,) = desk.run_json("events", "--email-id", "mail-listed-1", "--json", "--reveal")
 
     assert [line.split()[-1] for line in table.splitlines()] == [
         "id",
         "mail-listed-2",
         "mail-listed-1",
     ]
-    assert (told["address"], told["user_id"]) == (address("listed"), "user-listed")
+    assert (revealed["address"], revealed["user_id"]) == (address("listed"), "user-listed")
 
 
-def test_a_value_can_neither_command_the_terminal_nor_spread_over_it(sqlite_desk: Desk) -> None:
+def test_hostile_values_are_printed_short_and_without_control_characters(sqlite_desk: Desk) -> None:
     user = {"id": HOSTILE, "email": address("hostile")}
     (message_id,) = sqlite_desk.delivered(webhook("hostile", user=user, message_id=HOSTILE))
     table = sqlite_desk.run("events", "--message-id", message_id)
-    story = sqlite_desk.run("show", message_id)
+    shown = sqlite_desk.run("show", message_id)
 
     assert len(table.splitlines()) == 2
     assert max(map(len, table.splitlines())) < 250
-    assert all(character.isprintable() for character in (table + story).replace("\n", ""))
+    assert all(character.isprintable() for character in (table + shown).replace("\n", ""))
 
 
 @pytest.mark.slow
-def test_follow_goes_on_with_what_comes_in_until_it_is_interrupted(desk: Desk) -> None:
+def test_follow_prints_new_entries_until_it_is_interrupted(desk: Desk) -> None:
     desk.delivered(webhook("before-follow"))
     with desk.start("events", "--follow", "--json", "--limit", "1") as following:
         assert following.stdout is not None
-        lines = [following.stdout.readline()]  # it has begun
+        lines = [following.stdout.readline()]  # --follow has started
         desk.post(webhook("follow"), webhook("follow", 1))
         lines += [following.stdout.readline() for _ in range(2)]
         os.killpg(following.pid, signal.SIGINT)
         rest, errors = following.communicate(timeout=20)
-    told = [json.loads(line)["email_id"] for line in lines]
+    email_ids = [json.loads(line)["email_id"] for line in lines]
     desk.settle()
 
-    assert told == ["mail-before-follow-0", "mail-follow-0", "mail-follow-1"]
+    assert email_ids == ["mail-before-follow-0", "mail-follow-0", "mail-follow-1"]
     assert CANARY.encode() not in b"".join(lines)
     assert (following.returncode, rest, errors) == (0, b"", b"")
 
 
-def test_show_tells_the_whole_story(desk: Desk) -> None:
+def test_show_prints_the_whole_history_in_order(desk: Desk) -> None:
     desk.segment.answers.append(Answer(503))
     desk.refused.add("refused at first")
     campaign = {"name": "refused at first"}
@@ -181,23 +183,23 @@ def test_show_tells_the_whole_story(desk: Desk) -> None:
     desk.refused.clear()
     desk.run("replay", "--message-id", message_id)
     desk.settle()
-    (told,) = desk.told("show", message_id, "--json")
-    shown = desk.run("show", str(told["id"]))
+    (entry,) = desk.run_json("show", message_id, "--json")
+    shown = desk.run("show", str(entry["id"]))
 
-    assert [(step["what"], step["detail"]) for step in told["history"]] == [
+    assert [(step["what"], step["detail"]) for step in entry["history"]] == [
         ("posted", "503 Service Unavailable"),
         ("dead", "rejected"),
         ("replayed", ""),
     ]
-    assert told["state"] == "delivered"
-    assert told["track"]["messageId"] == message_id
-    assert json.loads(told["body"])["message_id"] == "mail-story-0"
-    story = ["received, and on", "503 Service Un", "dead letter: rej", "replayed", "answered 2xx"]
-    assert all(step in shown for step in story)
-    assert sorted(story, key=shown.index) == story
+    assert entry["state"] == "delivered"
+    assert entry["track"]["messageId"] == message_id
+    assert json.loads(entry["body"])["message_id"] == "mail-story-0"
+    steps = ["received, and on", "503 Service Un", "dead letter: rej", "replayed", "answered 2xx"]
+    assert all(step in shown for step in steps)
+    assert sorted(steps, key=shown.index) == steps
 
 
-def test_show_tells_a_dead_letter_that_no_json_parser_would_take(sqlite_desk: Desk) -> None:
+def test_show_prints_a_dead_letter_that_is_nested_too_deep(sqlite_desk: Desk) -> None:
     body = b'{"user": "' + address("deep").encode() + b'", "x": ' + b"[" * 100_000
     sqlite_desk.relay.post(body)
     (entry,) = found(sqlite_desk, Criteria(address=address("deep")))
@@ -208,14 +210,14 @@ def test_show_tells_a_dead_letter_that_no_json_parser_would_take(sqlite_desk: De
 
 
 @pytest.mark.parametrize("entry", ["vero-nobody", "9" * 18, "9" * 30])
-def test_show_tells_that_there_is_no_such_entry(sqlite_desk: Desk, entry: str) -> None:
+def test_show_reports_an_id_that_no_entry_has(sqlite_desk: Desk, entry: str) -> None:
     assert sqlite_desk.run("show", entry, code=1) == f"Error: no entry has the id {entry}\n"
 
 
-def test_dead_groups_by_reason_and_says_what_to_do(desk: Desk) -> None:
+def test_dead_groups_dead_letters_by_reason_with_a_remedy(desk: Desk) -> None:
     desk.relay.post(webhook("grouped", kind="snoozed"))
     desk.relay.post(webhook("grouped", user={}))
-    groups = {group["reason"]: group for group in desk.told("dead", "--json")}
+    groups = {group["reason"]: group for group in desk.run_json("dead", "--json")}
     table = desk.run("dead")
 
     for reason, detail in (("unknown_type", "know: snoozed"), ("no_recipient", "neither a user")):
@@ -224,11 +226,11 @@ def test_dead_groups_by_reason_and_says_what_to_do(desk: Desk) -> None:
         assert f"\n{reason}: " in table
 
 
-def test_a_file_that_does_not_exist_is_told_and_not_made(sqlite_desk: Desk) -> None:
+def test_a_missing_outbox_is_reported_and_not_created(sqlite_desk: Desk) -> None:
     missing = sqlite_desk.store.logs / "missing.db"
-    told = sqlite_desk.run("events", code=1, RELAY_OUTBOX_URL=f"sqlite:///{missing}")
+    output = sqlite_desk.run("events", code=1, RELAY_OUTBOX_URL=f"sqlite:///{missing}")
 
-    assert told.startswith(f"Error: outbox: {missing} does not exist")
+    assert output.startswith(f"Error: outbox: {missing} does not exist")
     assert not missing.exists()
 
 
@@ -244,12 +246,14 @@ def test_a_file_that_does_not_exist_is_told_and_not_made(sqlite_desk: Desk) -> N
         ("events", "--since", "999999w"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(sqlite_desk: Desk, arguments: tuple[str, ...]) -> None:
-    """A variable of the shell that is not set, above all: it must not mean everybody."""
+def test_empty_or_impossible_arguments_are_refused(
+    sqlite_desk: Desk, arguments: tuple[str, ...]
+) -> None:
+    """An unset shell variable gives an empty argument: it must not mean everybody."""
     assert "Usage: relay" in sqlite_desk.run(*arguments, code=2)
 
 
-def test_nobody_who_reads_on_is_no_fault(sqlite_desk: Desk) -> None:
+def test_a_closed_pipe_ends_export_without_an_error(sqlite_desk: Desk) -> None:
     sqlite_desk.delivered(*(webhook("pipe", number, x="x" * 9_000) for number in range(20)))
     with sqlite_desk.start("export", "--user-id", "user-pipe") as exporting:
         assert exporting.stdout is not None
@@ -260,7 +264,7 @@ def test_nobody_who_reads_on_is_no_fault(sqlite_desk: Desk) -> None:
         assert exporting.stderr.read() == b""
 
 
-def test_a_full_disk_under_the_output_is_told(sqlite_desk: Desk) -> None:
+def test_output_on_a_full_disk_is_reported(sqlite_desk: Desk) -> None:
     with Path("/dev/full").open("wb") as full:
         _, errors = sqlite_desk.start("events", stdout=full).communicate(timeout=20)
 

@@ -13,7 +13,7 @@ MANY = 4_000
 
 
 def dead_letter(name: str, number: int = 0, reason: DeadReason = DeadReason.UNREADABLE) -> Arrival:
-    """A webhook that could not be read when it came, and can be today."""
+    """Return a dead letter that could not be read on arrival and can be now."""
     return Arrival(
         "vero",
         "segment",
@@ -25,12 +25,12 @@ def dead_letter(name: str, number: int = 0, reason: DeadReason = DeadReason.UNRE
 
 
 def everything(desk: Desk) -> list[object]:
-    """All that the outbox holds."""
+    """Return all rows of the outbox."""
     tables = ("history", "operations")
     return [*desk.store.stored(), *(desk.store.run_sql(f"SELECT * FROM {t}") for t in tables)]  # noqa: S608 (their names)
 
 
-def test_what_a_corrected_mapping_can_read_arrives_under_the_message_id_it_had(desk: Desk) -> None:
+def test_replayed_dead_letters_are_delivered_under_their_message_id(desk: Desk) -> None:
     still_bad = Arrival(
         *(
             "vero",
@@ -44,30 +44,30 @@ def test_what_a_corrected_mapping_can_read_arrives_under_the_message_id_it_had(d
     with closing(desk.outbox()) as outbox:
         outbox.add([dead_letter("mended", number) for number in range(3)] + [still_bad])
     before = everything(desk)
-    (plan,) = desk.told("replay", "--user-id", "user-mended", "--dry-run", "--json")
+    (plan,) = desk.run_json("replay", "--user-id", "user-mended", "--dry-run", "--json")
     unchanged = everything(desk) == before
-    said = desk.run("replay", "--user-id", "user-mended")
+    output = desk.run("replay", "--user-id", "user-mended")
     desk.settle()
     ids = [f"vero-mended-{number}" for number in range(3)]
 
     assert unchanged
     assert (plan["to_send"], plan["again"], plan["unusable"]) == (3, 0, {"unknown_type": 1})
     assert [example["track"]["messageId"] for example in plan["examples"]] == ids
-    assert said.startswith("3 entries to send\n1 entry left alone: still unknown_type\n3 entries")
+    assert output.startswith("3 entries to send\n1 entry left alone: still unknown_type\n3 entries")
     assert sorted(message["messageId"] for message in desk.arrivals("mended")) == ids
     assert Counter(state for _, state in desk.states("mended")) == {"delivered": 3, "dead": 1}
 
 
-def test_a_setting_that_changes_the_mapping_is_heeded(sqlite_desk: Desk) -> None:
+def test_replay_uses_the_current_settings(sqlite_desk: Desk) -> None:
     sample = b'{"type":"sent","sent_at":1435016238,"user":{"id":123,"email":"steve@getvero.com"}}'
     fault = Unusable(DeadReason.IGNORED, "test_sample: set by RELAY_VERO_TESTS")
     with closing(sqlite_desk.outbox()) as outbox:
         outbox.add([Arrival("vero", "segment", "vero-sample", datetime.now(UTC), sample, fault)])
     command = ("replay", "--message-id", "vero-sample", "--dry-run", "--json")
-    (as_it_is,) = sqlite_desk.told(*command)
-    (forwarded,) = sqlite_desk.told(*command, RELAY_VERO_TESTS="forward")
+    (ignored,) = sqlite_desk.run_json(*command)
+    (forwarded,) = sqlite_desk.run_json(*command, RELAY_VERO_TESTS="forward")
 
-    assert (as_it_is["to_send"], as_it_is["unusable"]) == (0, {"ignored": 1})
+    assert (ignored["to_send"], ignored["unusable"]) == (0, {"ignored": 1})
     assert forwarded["to_send"] == 1
 
 
@@ -80,7 +80,7 @@ def test_a_setting_that_changes_the_mapping_is_heeded(sqlite_desk: Desk) -> None
         (["--message-id", "vero-chosen-1"], [1]),
     ],
 )
-def test_only_what_is_named_is_replayed(
+def test_replay_sends_only_the_entries_that_match_the_filters(
     sqlite_desk: Desk, filters: list[str], chosen: list[int]
 ) -> None:
     old = datetime(2026, 1, 1, tzinfo=UTC)
@@ -88,19 +88,19 @@ def test_only_what_is_named_is_replayed(
     with closing(sqlite_desk.outbox()) as outbox:
         outbox.add([structs.replace(letters[0], received_at=old), letters[1]])
     command = ("replay", "--user-id", "user-chosen", *filters, "--dry-run", "--json")
-    (plan,) = sqlite_desk.told(*command)
+    (plan,) = sqlite_desk.run_json(*command)
     ids = [example["track"]["messageId"] for example in plan["examples"]]
 
     assert ids == [f"vero-chosen-{number}" for number in chosen]
 
 
-def test_delivered_ones_are_sent_again_only_after_a_yes(desk: Desk) -> None:
+def test_delivered_entries_are_replayed_only_after_confirmation(desk: Desk) -> None:
     recent, old = desk.delivered(webhook("again"), webhook("again", 1))
     desk.store.run_sql(_AGE[desk.store.url[:6]].format(old))
     command = ("replay", "--user-id", "user-again", "--state", "delivered")
-    asked = desk.run(*command, code=1)  # there is nobody to answer
-    arrived_by_then = len(desk.arrivals("again"))
-    said = desk.run(*command, "--yes")
+    asked = desk.run(*command, code=1)  # no answer on standard input
+    arrived_before = len(desk.arrivals("again"))
+    output = desk.run(*command, "--yes")
     desk.settle()
 
     assert asked.startswith(
@@ -108,8 +108,8 @@ def test_delivered_ones_are_sent_again_only_after_a_yes(desk: Desk) -> None:
     )
     assert "so long ago that the destination no longer recognises their messageId" in asked
     assert "Send 2 delivered entries again? [y/N]" in asked
-    assert arrived_by_then == 2
-    assert "2 entries replayed" in said
+    assert arrived_before == 2
+    assert "2 entries replayed" in output
     assert Counter(m["messageId"] for m in desk.arrivals("again")) == {recent: 2, old: 2}
 
 
@@ -121,29 +121,29 @@ _AGE = {
 
 
 def replayed(desk: Desk) -> int:
-    """How many entries the replay below has made pending so far."""
+    """Return how many entries the replay below has made pending so far."""
     operations = desk.store.run_sql("SELECT entries FROM operations WHERE what LIKE '% since=1h %'")
     return operations[0][0] if operations else 0
 
 
 @pytest.mark.slow
-def test_a_replay_killed_in_the_middle_and_begun_again_sends_nothing_twice(desk: Desk) -> None:
+def test_a_killed_replay_continues_and_sends_no_entry_twice(desk: Desk) -> None:
     file = desk.file(webhook("killed", number) for number in range(MANY))
     desk.run("import", str(file))
     desk.settle()
-    whose, since = ("--user-id", "user-killed"), ("--state", "delivered", "--since", "1h")
-    kill_once(desk.start("replay", *whose, *since, "--yes"), lambda: replayed(desk) > 0)
+    user, filters = ("--user-id", "user-killed"), ("--state", "delivered", "--since", "1h")
+    kill_once(desk.start("replay", *user, *filters, "--yes"), lambda: replayed(desk) > 0)
     desk.settle()
     done = replayed(desk)
-    # An hour ago is another moment by now; it is the same replay all the same.
-    said = desk.run("replay", "--yes", *since, *whose)
+    # `1h` now means another time; the replay is still recognised as the same.
+    output = desk.run("replay", "--yes", *filters, *user)
     desk.settle()
     arrived = Counter(message["messageId"] for message in desk.arrivals("killed"))
-    operation = desk.told("operations", "--json", "--limit", "1")[0]
+    operation = desk.run_json("operations", "--json", "--limit", "1")[0]
 
     assert 0 < done < MANY
-    assert said.startswith("continuing the same replay, begun at ")
-    assert f"{MANY - done:,} entries replayed" in said
+    assert output.startswith("continuing the same replay, begun at ")
+    assert f"{MANY - done:,} entries replayed" in output
     assert set(arrived.values()) == {2}
     assert len(arrived) == MANY
     assert operation["entries"] == MANY

@@ -1,4 +1,4 @@
-"""`relay restore` from files that are not as relay writes them."""
+"""`relay restore` from files that relay did not write, or not in this form."""
 
 import os
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import arrival, states
 from tests.harness.processes import WRITE_KEY, run, run_sql
 
-Sabotage = Callable[[Path], object]
+Change = Callable[[Path], object]
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A backup of 1,200 entries."""
+    """Return the path of a backup of 1,200 entries."""
     path = tmp_path / "backup.db"
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival(f"event-{number}") for number in range(1_200)])
@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def restore(file: Path, outbox: Path) -> tuple[int, str]:
-    """The exit code, and what is told."""
+    """Run `relay restore`; return the exit code and the output."""
     done = run(
         *("restore", str(file)),
         SEGMENT_WRITE_KEY=WRITE_KEY,
@@ -36,8 +36,8 @@ def restore(file: Path, outbox: Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def setting(column: str, value: str) -> Sabotage:
-    """Row 900 has the value, whatever the table allows."""
+def setting(column: str, value: str) -> Change:
+    """Set a column of row 900 to the value, even if the table forbids it."""
 
     def set_value(path: Path) -> None:
         with closing(apsw.Connection(str(path))) as connection:
@@ -72,7 +72,7 @@ def endless_view(path: Path) -> None:
     )
 
 
-def becoming(make: Sabotage) -> Sabotage:
+def becoming(make: Change) -> Change:
     def replace(path: Path) -> None:
         path.unlink()
         make(path)
@@ -80,7 +80,7 @@ def becoming(make: Sabotage) -> Sabotage:
     return replace
 
 
-SABOTAGES: dict[str, tuple[Sabotage, str]] = {
+IMPOSSIBLE_TIMES: dict[str, tuple[Change, str]] = {
     "a time beyond the year 9999": (
         setting("received_at", str(10**17)),
         "entry 900 has an impossible time",
@@ -95,7 +95,7 @@ SABOTAGES: dict[str, tuple[Sabotage, str]] = {
         "entry 900 has an impossible time",
     ),
 }
-REFUSALS: dict[str, tuple[Sabotage, str]] = {
+REFUSALS: dict[str, tuple[Change, str]] = {
     "a text for a body": (setting("body", "'text'"), "is damaged"),
     "no body": (setting("body", "NULL"), "is damaged"),
     "no message id": (setting("message_id", "NULL"), "is damaged"),
@@ -112,40 +112,40 @@ REFUSALS: dict[str, tuple[Sabotage, str]] = {
 }
 
 
-@pytest.mark.parametrize(("sabotage", "told"), SABOTAGES.values(), ids=SABOTAGES)
-def test_an_entry_that_cannot_be_read_stops_it_and_a_second_run_finishes(
-    file: Path, tmp_path: Path, sabotage: Sabotage, told: str
+@pytest.mark.parametrize(("change", "message"), IMPOSSIBLE_TIMES.values(), ids=IMPOSSIBLE_TIMES)
+def test_restore_stops_at_an_unreadable_entry_and_a_second_run_finishes(
+    file: Path, tmp_path: Path, change: Change, message: str
 ) -> None:
-    sabotage(file)
+    change(file)
     outbox = tmp_path / "relay.db"
-    code, said = restore(file, outbox)
+    code, output = restore(file, outbox)
     with closing(SqliteOutbox(outbox, create=False)) as restored:
         before = states(restored)["pending"]
     run_sql(file, "DELETE FROM entries WHERE id = 900")
-    again = restore(file, outbox)
+    second_run = restore(file, outbox)
 
     assert code == 1
-    assert told in said
-    assert f"`relay salvage {file} NEW`" in said
+    assert message in output
+    assert f"`relay salvage {file} NEW`" in output
     assert 0 < before < 900
-    assert again == (0, f"{1_199 - before:,} entries restored\n")
+    assert second_run == (0, f"{1_199 - before:,} entries restored\n")
 
 
-@pytest.mark.parametrize(("sabotage", "told"), REFUSALS.values(), ids=REFUSALS)
-def test_what_is_no_outbox_is_refused_and_no_outbox_is_made_for_it(
-    file: Path, tmp_path: Path, sabotage: Sabotage, told: str
+@pytest.mark.parametrize(("change", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_restore_refuses_a_file_that_is_no_outbox_and_creates_none(
+    file: Path, tmp_path: Path, change: Change, message: str
 ) -> None:
-    sabotage(file)
+    change(file)
     outbox = tmp_path / "relay.db"
-    code, said = restore(file, outbox)
+    code, output = restore(file, outbox)
 
     assert code in {1, 2}
-    assert told in said
+    assert message in output
     assert not outbox.exists()
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
-def test_nothing_is_salvaged_from_what_is_no_file(tmp_path: Path, make: Sabotage) -> None:
+def test_salvage_refuses_a_pipe_and_a_device(tmp_path: Path, make: Change) -> None:
     path = tmp_path / "damaged.db"
     make(path)
     done = run("salvage", str(path), str(tmp_path / "new.db"))

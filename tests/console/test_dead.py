@@ -16,7 +16,7 @@ def test_the_export_equals_that_of_the_command(desk: Desk, reveal: bool) -> None
     for reason in ("rejected", "unreadable", ""):
         page = look(desk.relay, f"/console/dead/export?reason={reason}&reveal={int(reveal)}")
         of_reason = ["--reason", reason] if reason else ["--state", "dead"]
-        exported = desk.told("export", *of_reason, *(["--reveal"] if reveal else []))
+        exported = desk.run_json("export", *of_reason, *(["--reveal"] if reveal else []))
 
         assert [json.loads(line) for line in page.text.split("\n")[:-1]] == exported
         assert (CANARY in page.text) == reveal
