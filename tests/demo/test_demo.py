@@ -32,9 +32,9 @@ SEVEN = {"sent", "delivered", "opened", "clicked", "unsubscribed", "bounced", "c
 
 
 def _webhooks(seed: int = 1) -> list[Webhook]:
-    """Enough of them for every journey to have come."""
-    made_up = journeys(Random(seed), clock=NOW.timestamp)  # noqa: S311 (no secret hangs on it)
-    return list(islice(made_up, 200))
+    """Return 200 webhooks: enough to hold every journey."""
+    webhooks = journeys(Random(seed), clock=NOW.timestamp)  # noqa: S311 (not for secrets)
+    return list(islice(webhooks, 200))
 
 
 def _documents() -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def _message(body: bytes, message_id: str = "vero-1") -> dict[str, Any]:
     return track_call(event, segment_at(), message_id=message_id)
 
 
-def test_the_same_seed_makes_up_the_same_webhooks() -> None:
+def test_the_same_seed_gives_the_same_webhooks() -> None:
     assert _webhooks(seed=7) == _webhooks(seed=7)
     assert _webhooks(seed=7) != _webhooks(seed=8)
 
@@ -89,46 +89,46 @@ QUIRKS: dict[str, Callable[[dict[str, Any]], bool]] = {
 
 
 @pytest.mark.parametrize("quirk", QUIRKS)
-def test_every_quirk_turns_up(quirk: str) -> None:
+def test_the_traffic_has_every_quirk_of_vero(quirk: str) -> None:
     assert any(map(QUIRKS[quirk], _documents()))
 
 
-def test_every_kind_of_answer_is_given() -> None:
-    readings = [_read(webhook.body) for webhook in _webhooks()]
-    events = [reading for reading in readings if isinstance(reading, EmailEvent)]
-    identities = Counter(event.dedupe_key for event in events)
+def test_the_traffic_has_every_kind_of_result() -> None:
+    results = [_read(webhook.body) for webhook in _webhooks()]
+    events = [result for result in results if isinstance(result, EmailEvent)]
+    keys = Counter(event.dedupe_key for event in events)
 
     assert {event.collection for event in events} == set(Collection)
-    assert identities.pop(None)
-    assert max(identities.values()) > 1
-    assert {reading.reason for reading in readings if isinstance(reading, Ignored)} == {
+    assert keys.pop(None)
+    assert max(keys.values()) > 1
+    assert {result.reason for result in results if isinstance(result, Ignored)} == {
         *("converted", "failed", "resubscribed", "user_created", "user_updated"),
         *("other_channel", "test_sample"),
     }
-    assert {reading.reason for reading in readings if isinstance(reading, Unusable)} == {
+    assert {result.reason for result in results if isinstance(result, Unusable)} == {
         *(DeadReason.UNREADABLE, DeadReason.UNKNOWN_TYPE, DeadReason.NO_RECIPIENT),
     }
 
 
-def test_what_should_become_an_event_does() -> None:
-    """Told from what the webhook holds, not from what made it."""
+def test_each_webhook_becomes_an_event_exactly_if_it_should() -> None:
+    """The expected result is worked out from the webhook alone, not from the generator."""
     for document in _documents():
         user, campaign = document["user"], document.get("campaign", {})
         user_id = str(user.get("id") or "").strip()
         email = (user["email"] or campaign.get("sent_to") or "").strip()
-        should = (
+        expected = (
             document.get("type") in SEVEN
             and campaign.get("channel") != "push"
             and email != "steve@getvero.com"
             and bool(user_id or email)
         )
 
-        reading = _read(json.dumps(document).encode())
+        result = _read(json.dumps(document).encode())
 
-        assert isinstance(reading, EmailEvent) == should
-        if isinstance(reading, EmailEvent):
-            assert (reading.user_id or "", reading.email or "") == (user_id, email)
-            assert reading.occurred_at == NOW
+        assert isinstance(result, EmailEvent) == expected
+        if isinstance(result, EmailEvent):
+            assert (result.user_id or "", result.email or "") == (user_id, email)
+            assert result.occurred_at == NOW
 
 
 SENT = Webhook(
@@ -143,7 +143,7 @@ def _answering(**answer: str) -> Callable[[bytes], dict[str, str]]:
 
 
 class Screen:
-    """What a ledger has shown, without colours, and the time it believes it is."""
+    """The lines that a ledger has written, without colours, and its clock."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -154,15 +154,15 @@ class Screen:
         self.lines.append(click.unstyle(line))
 
 
-def test_an_accepted_webhook_is_shown_when_segment_has_it() -> None:
+def test_an_accepted_webhook_is_shown_when_it_arrives_at_segment() -> None:
     screen = Screen()
 
     screen.ledger.send(SENT, _answering(status="accepted", message_id="vero-1"))
-    at_once = list(screen.lines)
+    before = list(screen.lines)
     screen.clock.sleep(0.25)
     screen.ledger.arrived([_message(SENT.body)], after_outage=False)
 
-    assert at_once == []
+    assert before == []
     assert [" ".join(line.split()[1:]) for line in screen.lines] == [
         "sent ida@example.com accepted Email Sent userId 7 a1 0.25 s"
     ]
@@ -177,7 +177,9 @@ def test_an_accepted_webhook_is_shown_when_segment_has_it() -> None:
         ({"status": "unavailable", "error": "not stored"}, "unavailable (not stored)"),
     ],
 )
-def test_what_is_not_accepted_is_shown_at_once(answer: dict[str, str], shown: str) -> None:
+def test_a_webhook_that_is_not_accepted_is_shown_at_once(
+    answer: dict[str, str], shown: str
+) -> None:
     screen = Screen()
 
     screen.ledger.send(SENT, _answering(**answer))
@@ -185,7 +187,7 @@ def test_what_is_not_accepted_is_shown_at_once(answer: dict[str, str], shown: st
     assert re.split(r" {2,}", screen.lines[0])[-1].endswith(shown)
 
 
-def test_a_webhook_that_somebody_else_has_posted_is_shown() -> None:
+def test_a_webhook_posted_by_the_user_is_shown_as_yours() -> None:
     screen = Screen()
     body = b'{"type": "complained", "user": {"email": "me@example.com"}}'
 
@@ -201,21 +203,21 @@ def test_no_line_is_wider_than_110_columns() -> None:
     webhooks = [*_webhooks(), Webhook("sent", "x" * 200, SENT.body.replace(b"ida", b"i" * 200))]
 
     for number, webhook in enumerate(webhooks):
-        reading, message_id = _read(webhook.body), f"vero-{number}"
-        if isinstance(reading, EmailEvent):
+        result, message_id = _read(webhook.body), f"vero-{number}"
+        if isinstance(result, EmailEvent):
             screen.ledger.send(webhook, _answering(status="accepted", message_id=message_id))
             screen.clock.sleep(999)
             screen.ledger.arrived([_message(webhook.body, message_id)], after_outage=False)
         else:
-            error = reading.detail if isinstance(reading, Unusable) else "e" * 200
-            answer = _answering(status="dead", reason=reading.reason, error=error)
+            error = result.detail if isinstance(result, Unusable) else "e" * 200
+            answer = _answering(status="dead", reason=result.reason, error=error)
             screen.ledger.send(webhook, answer)
 
     assert len(screen.lines) == len(webhooks)
     assert max(map(len, screen.lines)) <= 110
 
 
-def test_what_would_move_the_cursor_is_not_written() -> None:
+def test_control_characters_are_not_printed() -> None:
     screen = Screen()
     body = json.dumps({"type": "sent", "user": {"id": "7\r\x078"}}).encode()
 
@@ -224,7 +226,7 @@ def test_what_would_move_the_cursor_is_not_written() -> None:
     assert screen.lines[0].isprintable()
 
 
-def test_the_summary_counts_what_came_in_and_what_became_of_it() -> None:
+def test_the_summary_counts_webhooks_by_result_and_deliveries() -> None:
     screen = Screen()
     for status in ("accepted", "accepted", "duplicate", "ignored", "ignored", "ignored", "dead"):
         screen.ledger.send(SENT, _answering(status=status, message_id="vero-1"))
@@ -245,16 +247,16 @@ def _post(stand_in: SegmentStandIn, body: bytes) -> int:
         return connection.getresponse().status
 
 
-def test_what_the_stand_in_refuses_while_down_arrives_afterwards() -> None:
+def test_an_event_refused_while_the_stand_in_is_down_arrives_afterwards() -> None:
     screen = Screen()
 
     with SegmentStandIn(screen.ledger).running() as stand_in:
         stand_in.down = True
         refused = _post(stand_in, SENT.body)
         stand_in.down = False
-        taken = [_post(stand_in, SENT.body), _post(stand_in, SENT.body)]
+        accepted = [_post(stand_in, SENT.body), _post(stand_in, SENT.body)]
 
-    assert (refused, taken) == (503, [200, 200])
+    assert (refused, accepted) == (503, [200, 200])
     assert "Segment is back: 1 waiting events arrived" in screen.lines[0]
     assert [("Email Sent" in line) for line in screen.lines] == [False, True, True]
 
@@ -262,7 +264,7 @@ def test_what_the_stand_in_refuses_while_down_arrives_afterwards() -> None:
 @contextmanager
 def _demo(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "relay", "demo", *arguments]
-    # With a proxy in the environment, as in many an office, and nobody behind it.
+    # The environment names a proxy that does not answer: the demo must not use it.
     environ = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), "HTTP_PROXY": "http://[::1]:9"}
     with subprocess.Popen(  # noqa: S603 (relay itself)
         command,
@@ -279,7 +281,7 @@ def _demo(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-def test_the_demo_shows_events_at_segment_and_ends_cleanly(tmp_path: Path) -> None:
+def test_the_demo_shows_delivered_events_and_ends_cleanly(tmp_path: Path) -> None:
     with _demo(tmp_path, "--port", "0") as process:
         assert process.stdout
         shown = next((line for line in process.stdout if " accepted Email " in line), "")
@@ -292,7 +294,7 @@ def test_the_demo_shows_events_at_segment_and_ends_cleanly(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_link_of_the_demo_opens_the_console_and_the_next_one_follows(tmp_path: Path) -> None:
+def test_each_link_of_the_demo_signs_in_once_and_a_new_one_follows(tmp_path: Path) -> None:
     link = re.compile(r"(http://127\.0\.0\.1:\d+)(/console/sign-in)#([\w-]{43})$")
     with _demo(tmp_path, "--port", "0") as process:
         assert process.stdout
@@ -309,7 +311,7 @@ def test_a_link_of_the_demo_opens_the_console_and_the_next_one_follows(tmp_path:
     assert second[3] != first[3]
 
 
-def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_reported_in_one_line(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         _demo(tmp_path, "--port", str(taken.getsockname()[1])) as process,

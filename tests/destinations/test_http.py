@@ -37,8 +37,8 @@ def in_environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None
     return monkeypatch.setenv
 
 
-def post(transport: HttpClient, host: str, body: bytes = b'{"batch":[]}') -> bytes:
-    return transport.request("POST", f"{host}/v1/batch", body=body).body
+def post(client: HttpClient, host: str, body: bytes = b'{"batch":[]}') -> bytes:
+    return client.request("POST", f"{host}/v1/batch", body=body).body
 
 
 def open_files() -> int:
@@ -67,33 +67,33 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("fault", ENDLESS.values(), ids=ENDLESS)
-def test_a_request_ends_in_its_time_whatever_the_peer_does(
+def test_a_request_ends_within_its_time_limit_whatever_the_peer_does(
     server: SegmentServer, road: Road, fault: Fault
 ) -> None:
     road.fault = fault
-    transport, files = HttpClient(road.host(), SECONDS), open_files()
+    client, files = HttpClient(road.host(), SECONDS), open_files()
     began_at = time.monotonic()
     with pytest.raises(HttpError, match=r"^TimeoutError$"):
-        post(transport, road.host(), os.urandom(30_000_000) if fault is takes_nothing else b"{}")
-    awaited = time.monotonic() - began_at
+        post(client, road.host(), os.urandom(30_000_000) if fault is takes_nothing else b"{}")
+    elapsed = time.monotonic() - began_at
     road.fault = None
-    said = post(transport, road.host())
+    answer = post(client, road.host())
     road.close()
 
-    assert SECONDS <= awaited < 25 * SECONDS
-    assert said == b'{"success":true}'
+    assert SECONDS <= elapsed < 25 * SECONDS
+    assert answer == b'{"success":true}'
     assert len(server.received) == 1
     assert within(
         20, lambda: open_files() <= files + 4
-    )  # of the connection that is kept, by way of the road
+    )  # both ends of the kept connection, on both sides of the road
 
 
 HELLO = b"\x16\x03\x03\x40\x00\x02"
-"""The beginning of what a server says in a TLS handshake."""
+"""The beginning of a server's TLS handshake."""
 
 
 @pytest.mark.parametrize("fault", [takes_nothing, for_ever(HELLO, b"\0", reads=False)])
-def test_a_tls_handshake_ends_in_its_time(road: Road, fault: Fault) -> None:
+def test_a_tls_handshake_ends_within_its_time_limit(road: Road, fault: Fault) -> None:
     road.fault = fault
     host = road.host("https")
 
@@ -102,7 +102,7 @@ def test_a_tls_handshake_ends_in_its_time(road: Road, fault: Fault) -> None:
 
 
 def tunnel_to_nowhere(connection: socket.socket) -> None:
-    """A proxy's, behind which somebody begins to speak TLS and never ends."""
+    """Answer CONNECT as a proxy does, then begin a TLS handshake that never ends."""
     connection.recv(2**16)
     connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
     connection.recv(1)
@@ -118,7 +118,7 @@ def tunnel_to_nowhere(connection: socket.socket) -> None:
         tunnel_to_nowhere,
     ],
 )
-def test_a_proxys_tunnel_ends_in_its_time(
+def test_opening_a_proxys_tunnel_ends_within_its_time_limit(
     road: Road, fault: Fault, in_environment: Callable[[str, str], None]
 ) -> None:
     in_environment("https_proxy", road.host())
@@ -130,7 +130,7 @@ def test_a_proxys_tunnel_ends_in_its_time(
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_connection_that_was_kept_is_watched_as_a_new_one(
+def test_the_time_limit_holds_on_a_reused_connection_too(
     server: SegmentServer,
     road: Road,
     tmp_path: Path,
@@ -144,16 +144,16 @@ def test_a_connection_that_was_kept_is_watched_as_a_new_one(
         road.tls = speaking_tls(trusted)
     host = road.host("https" if tls else "http")
     server.answers.extend([Answer(), Answer(delay=30)])
-    transport = HttpClient(host, SECONDS)
-    post(transport, host)
+    client = HttpClient(host, SECONDS)
+    post(client, host)
 
     with pytest.raises(HttpError, match=r"^TimeoutError$"):
-        post(transport, host)
+        post(client, host)
 
 
 @pytest.fixture
 def blackhole() -> Iterator[socket.socket]:
-    """A port at which nobody is let in, and nobody is sent away."""
+    """Return a listener with a full backlog: a connection to it is neither made nor refused."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         waiting = [socket.socket() for _ in range(4)]
         for connection in waiting:
@@ -172,7 +172,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> 
     )
 
 
-def test_no_address_that_is_silent_takes_the_time_of_the_next_one(
+def test_a_silent_address_leaves_time_for_the_next_address(
     server: SegmentServer, blackhole: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent_at, port = blackhole.getsockname(), int(server.url.rpartition(":")[2])
@@ -182,7 +182,7 @@ def test_no_address_that_is_silent_takes_the_time_of_the_next_one(
     assert post(HttpClient(host, 10), host) == b'{"success":true}'
 
 
-def test_silent_addresses_end_in_the_time_of_one(
+def test_many_silent_addresses_take_no_longer_than_one(
     blackhole: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve_to(monkeypatch, *[blackhole.getsockname()] * 60)
@@ -194,7 +194,7 @@ def test_silent_addresses_end_in_the_time_of_one(
     assert time.monotonic() - began_at < 25 * SECONDS
 
 
-def test_a_name_that_is_looked_up_for_ever_is_asked_for_once_and_not_awaited(
+def test_a_hanging_name_lookup_is_started_once_and_times_out(
     server: SegmentServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system's resolver takes half a minute and more where no name server answers."""
@@ -206,18 +206,18 @@ def test_a_name_that_is_looked_up_for_ever_is_asked_for_once_and_not_awaited(
         return real(*args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    transport = HttpClient(server.url, SECONDS)
+    client = HttpClient(server.url, SECONDS)
     for _ in range(3):
         with pytest.raises(HttpError, match=r"^NameResolutionError \(no answer in time\)$"):
-            post(transport, server.url)
-    meanwhile = len(asked)
+            post(client, server.url)
+    lookups = len(asked)
     answer.set()
 
-    assert within(20, lambda: _answers(transport, server.url))
-    assert meanwhile == 1
+    assert within(20, lambda: _answers(client, server.url))
+    assert lookups == 1
 
 
-def test_a_name_is_asked_for_again_where_the_first_question_is_never_answered(
+def test_a_lookup_that_never_ends_is_replaced_by_a_second_one(
     server: SegmentServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended, asked, real = threading.Event(), [], socket.getaddrinfo
@@ -230,34 +230,34 @@ def test_a_name_is_asked_for_again_where_the_first_question_is_never_answered(
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr("relay.destinations.http.hosts._LOOK_UP_SECONDS", 2 * SECONDS)
-    transport = HttpClient(server.url, SECONDS)
+    client = HttpClient(server.url, SECONDS)
     try:
-        assert within(60, lambda: _answers(transport, server.url))
+        assert within(60, lambda: _answers(client, server.url))
     finally:
         ended.set()
-    assert within(20, lambda: _answers(transport, server.url))
+    assert within(20, lambda: _answers(client, server.url))
 
 
-def _answers(transport: HttpClient, host: str) -> bool:
+def _answers(client: HttpClient, host: str) -> bool:
     with suppress(HttpError):
-        return post(transport, host) == b'{"success":true}'
+        return post(client, host) == b'{"success":true}'
     return False
 
 
-def test_one_thread_watches_all_requests_and_ends_with_the_transport(server: SegmentServer) -> None:
+def test_one_thread_watches_all_requests_and_ends_with_the_client(server: SegmentServer) -> None:
     def watchdogs() -> set[threading.Thread]:
         return {thread for thread in threading.enumerate() if thread.name == "watchdog"}
 
-    others = watchdogs()  # of transports that other tests have left behind
-    transport = HttpClient(server.url, 30)
+    others = watchdogs()  # of clients that other tests have left behind
+    client = HttpClient(server.url, 30)
     server.judge = lambda _batch: Answer(delay=0.2)
-    posts = [threading.Thread(target=post, args=(transport, server.url)) for _ in range(8)]
+    posts = [threading.Thread(target=post, args=(client, server.url)) for _ in range(8)]
     for thread in posts:
         thread.start()
     for thread in posts:
         thread.join()
     watching = watchdogs() - others
-    del transport, posts, thread
+    del client, posts, thread
     gc.collect()
 
     assert len(server.received) == 8
@@ -266,44 +266,44 @@ def test_one_thread_watches_all_requests_and_ends_with_the_transport(server: Seg
 
 
 @pytest.mark.parametrize(
-    ("host", "told"),
+    ("host", "error"),
     [
         ("http://127.0.0.1:{closed}", "NewConnectionError (Connection refused)"),
         ("http://does-not-exist.invalid", "NameResolutionError ("),
         ("https://127.0.0.1:{server}", "SSLError ("),
     ],
 )
-def test_an_error_tells_what_the_system_says(server: SegmentServer, host: str, told: str) -> None:
+def test_an_error_carries_the_systems_message(server: SegmentServer, host: str, error: str) -> None:
     at = host.format(closed=closed_port(), server=server.url.rpartition(":")[2])
     with pytest.raises(HttpError) as caught:
         post(HttpClient(at, 30), at)
 
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(error)
 
 
-def test_a_name_that_cannot_be_one_is_told_apart() -> None:
+def test_an_impossible_host_name_raises_an_error_of_its_own() -> None:
     host = f"http://{'x' * 64}.example.com"
 
     with pytest.raises(UnusableUrlError):
         post(HttpClient(host, SECONDS), host)
 
 
-def test_a_proxy_needs_no_scheme(
+def test_a_proxy_url_needs_no_scheme(
     server: SegmentServer, in_environment: Callable[[str, str], None]
 ) -> None:
     in_environment("http_proxy", server.url.removeprefix("http://"))
     host = "http://segment.example.com"
-    said = post(HttpClient(host, 30), host)
+    answer = post(HttpClient(host, 30), host)
     (request,) = server.received
 
-    assert said == b'{"success":true}'
+    assert answer == b'{"success":true}'
     assert request.path == f"{host}/v1/batch"
 
 
 @pytest.mark.parametrize(
     "proxy", ["socks5://ann:secret@127.0.0.1:1080", "http://", "http://ann:secret@proxy:port"]
 )
-def test_a_proxy_that_cannot_be_used_is_a_fault_of_the_settings(
+def test_an_unusable_proxy_url_is_a_settings_error(
     in_environment: Callable[[str, str], None], proxy: str
 ) -> None:
     in_environment("https_proxy", proxy)

@@ -133,7 +133,7 @@ def test_a_track_call_equals_what_the_sdk_builds(event: EmailEvent) -> None:
         (ANONYMOUS, True, None, hashlib.sha256(b"ann@example.com").hexdigest()),
     ],
 )
-def test_a_recipient_without_a_user_id_is_anonymous(
+def test_a_recipient_without_a_user_id_gets_an_anonymous_id(
     event: EmailEvent, *, hashed: bool, user_id: str | None, anonymous_id: str | None
 ) -> None:
     message = call_for(event, hash_anonymous_id=hashed)
@@ -144,7 +144,7 @@ def test_a_recipient_without_a_user_id_is_anonymous(
 
 
 @pytest.mark.parametrize("spelling", ["ann@example.com", "Ann@Example.com", "ANN@EXAMPLE.COM"])
-def test_a_spelling_of_an_address_is_an_id_of_its_own_unless_it_is_hashed(spelling: str) -> None:
+def test_each_spelling_of_an_address_is_another_id_unless_hashed(spelling: str) -> None:
     anonymous = replace(ANONYMOUS, email=spelling)
 
     assert call_for(anonymous)["anonymousId"] == spelling
@@ -164,18 +164,18 @@ _IN_PROPERTIES = {
 
 
 @pytest.mark.parametrize("user_id", [None, "42", "Ann+a@Example.com", "ann.l@example.com"])
-def test_an_address_that_is_omitted_is_nowhere_in_the_message(user_id: str | None) -> None:
+def test_an_omitted_address_is_nowhere_in_the_message(user_id: str | None) -> None:
     event = replace(OPENED, user_id=user_id, email="Ann+a@example.com", properties=_IN_PROPERTIES)
     omitting = segment_at(
         "http://unused", WRITE_KEY, RELAY_ANONYMOUS_ID="sha256", RELAY_TRAITS_EMAIL="omit"
     )
     message = track_call(event, omitting, integrations=BLOCKED)
-    said = unquote(unquote(json.dumps(message).encode().decode())).lower()
+    text = unquote(unquote(json.dumps(message).encode().decode())).lower()
     hashed = hashlib.sha256(b"ann+a@example.com").hexdigest()
     another = hashlib.sha256(b"ann.l@example.com").hexdigest()
     other = another if user_id == "ann.l@example.com" else "***"
 
-    assert "ann" not in said
+    assert "ann" not in text
     assert "traits" not in message["context"]
     assert message["anonymousId"] == (None if user_id else hashed)
     assert message["userId"] == {None: None, "42": "42", "ann.l@example.com": another}.get(
@@ -193,7 +193,7 @@ def test_an_address_that_is_omitted_is_nowhere_in_the_message(user_id: str | Non
 @pytest.mark.parametrize(
     "email", ["Ann <ann@example.com>", "mailto:ann@example.com", "ann@example.com\u200b"]
 )
-def test_an_address_is_omitted_whatever_stands_around_it(email: str) -> None:
+def test_an_address_is_omitted_with_any_text_around_it(email: str) -> None:
     properties = {"link_url": "https://example.com/?e=ann%40example.com", "email_subject": email}
     event = replace(OPENED, user_id="42", email=email, properties=properties)
     omitting = segment_at(
@@ -204,8 +204,8 @@ def test_an_address_is_omitted_whatever_stands_around_it(email: str) -> None:
     assert "ann@" not in unquote(json.dumps(message).encode().decode())
 
 
-def test_an_address_of_any_length_is_omitted_without_delay() -> None:
-    """It would take hours if the time grew with the square of its length."""
+def test_omitting_a_very_long_address_is_fast() -> None:
+    """Quadratic time would take hours."""
     email = "@" + 500_000 * "a"
     event = replace(OPENED, user_id="42", email=email, properties={"email_subject": email})
     omitting = segment_at(
@@ -216,7 +216,7 @@ def test_an_address_of_any_length_is_omitted_without_delay() -> None:
     assert message["properties"] == {"email_subject": hashlib.sha256(email.encode()).hexdigest()}
 
 
-def test_an_address_that_is_omitted_changes_nothing_else() -> None:
+def test_omitting_the_address_changes_nothing_else() -> None:
     event = replace(OPENED, properties={"email_id": "20260301.7@mail.example.com", "tags": "40 @"})
     omitting = segment_at(
         "http://unused", WRITE_KEY, RELAY_ANONYMOUS_ID="sha256", RELAY_TRAITS_EMAIL="omit"
@@ -227,8 +227,8 @@ def test_an_address_that_is_omitted_changes_nothing_else() -> None:
     assert message == usual
 
 
-def test_a_message_id_stays_the_same_for_ever() -> None:
-    """The value is pinned: another one would make Segment count every resent event twice."""
+def test_a_message_id_never_changes() -> None:
+    """Segment counts an event twice if it comes again under another id."""
     segment = segment_at("http://unused", WRITE_KEY)
     message_id = segment.message_id("vero", ("opened", "mail-1", None), NOW)
 
@@ -236,7 +236,7 @@ def test_a_message_id_stays_the_same_for_ever() -> None:
 
 
 @given(st.lists(st.none() | texts, max_size=6), st.none() | st.datetimes(timezones=st.just(UTC)))
-def test_a_message_id_is_short_and_depends_on_nothing_but_its_identity(
+def test_a_message_id_is_short_and_depends_on_the_dedupe_key_only(
     dedupe_key: list[str | None], reported_at: datetime | None
 ) -> None:
     one, same = (segment_at(host, WRITE_KEY) for host in ("http://one", "http://other"))
@@ -273,7 +273,7 @@ def test_a_request_equals_what_the_sdk_posts(
 
 
 def test_sent_at_is_the_time_of_each_post(segment: Segment, server: SegmentServer) -> None:
-    """Segment corrects every timestamp by it: an old one would move the events."""
+    """Segment corrects every timestamp by `sentAt`: an old value would shift the events."""
     before = datetime.now(UTC)
     segment.send([MESSAGE])
     between = datetime.now(UTC)
@@ -283,7 +283,7 @@ def test_sent_at_is_the_time_of_each_post(segment: Segment, server: SegmentServe
     assert before <= first <= between <= second
 
 
-def test_posts_share_a_connection_whatever_is_answered(
+def test_requests_share_a_connection_whatever_the_answer(
     segment: Segment, server: SegmentServer
 ) -> None:
     """A TLS handshake for each batch would cost more than the batch."""
@@ -329,7 +329,7 @@ def test_any_2xx_is_acceptance(segment: Segment, server: SegmentServer, status: 
         ("text/plain", b"\xff\xfe\0"),
     ],
 )
-def test_any_2xx_that_does_not_deny_it_is_acceptance(
+def test_any_2xx_that_reports_no_failure_is_acceptance(
     segment: Segment, server: SegmentServer, kind: str, body: bytes
 ) -> None:
     server.answers.append(Answer(headers={"Content-Type": kind}, body=body))
@@ -372,7 +372,7 @@ def test_any_2xx_that_does_not_deny_it_is_acceptance(
         b'{"errors":["' + b"x" * 100_000,
     ],
 )
-def test_a_2xx_that_tells_of_a_failure_is_none(
+def test_a_2xx_that_reports_a_failure_is_a_refusal(
     segment: Segment, server: SegmentServer, body: bytes
 ) -> None:
     server.answers.append(Answer(body=body))
@@ -382,7 +382,7 @@ def test_a_2xx_that_tells_of_a_failure_is_none(
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("answer", "repeated"),
     [
         ('{"success":false,"error":"Invalid key."}', '{"success":false,"error":"Invalid ***"}'),
         ('{"error":\r\n"no  source"}', '{"error": "no source"}'),
@@ -393,17 +393,17 @@ def test_a_2xx_that_tells_of_a_failure_is_none(
         ('{"error":"' + "wrong " * 1_000, '{"error":"' + "wrong " * 48 + "wr"),
     ],
 )
-def test_of_a_failure_only_plain_words_are_told_that_were_not_sent(
-    segment: Segment, server: SegmentServer, said: str, told: str
+def test_an_error_repeats_only_plain_words_that_were_not_sent(
+    segment: Segment, server: SegmentServer, answer: str, repeated: str
 ) -> None:
-    """What is told stands in the log and at `/readyz`."""
-    server.answers.append(Answer(body=said.encode()))
+    """The message of the error stands in the log and at `/readyz`."""
+    server.answers.append(Answer(body=answer.encode()))
     message = json.dumps(call_for(replace(OPENED, email="ann@example.com"))).encode()
 
     with pytest.raises(RefusedError) as caught:
         segment.send([message])
 
-    assert str(caught.value) == f"200 OK, but it says {told}"
+    assert str(caught.value) == f"200 OK, but it says {repeated}"
 
 
 @pytest.mark.parametrize(
@@ -416,10 +416,10 @@ def test_of_a_failure_only_plain_words_are_told_that_were_not_sent(
         ({"Content-Encoding": "gzip"}, gzip.compress(b"<html>Log in", mtime=0)),
     ],
 )
-def test_a_page_of_html_is_not_segments_answer(
+def test_a_page_of_html_is_a_refusal(
     segment: Segment, server: SegmentServer, headers: dict[str, str], body: bytes
 ) -> None:
-    """A captive portal answers whatever is asked of anyone with its own page, and with 200."""
+    """A captive portal answers any request with 200 and its own page."""
     server.answers.append(Answer(headers=headers, body=body))
 
     with pytest.raises(RefusedError, match=r"^200 OK with a page of HTML"):
@@ -427,39 +427,39 @@ def test_a_page_of_html_is_not_segments_answer(
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "repeated"),
     [
         (b'{"message": "no such thing"}', '{"message": "no such thing"}'),
         (b"<html>" + b"x" * 10_000, "<html>" + "x" * 294),
     ],
 )
-def test_a_rejection_repeats_what_segment_said_and_keeps_it_short(
-    segment: Segment, server: SegmentServer, body: bytes, said: str
+def test_a_rejection_repeats_the_beginning_of_segments_answer(
+    segment: Segment, server: SegmentServer, body: bytes, repeated: str
 ) -> None:
     server.answers.append(Answer(400, body=body))
 
     with pytest.raises(RejectedError) as caught:
         segment.send([MESSAGE])
 
-    assert caught.value.text == said
+    assert caught.value.text == repeated
 
 
-@pytest.mark.parametrize("said", [f"no such key: {WRITE_KEY}", f"{'x' * 295}{WRITE_KEY}"])
+@pytest.mark.parametrize("answer", [f"no such key: {WRITE_KEY}", f"{'x' * 295}{WRITE_KEY}"])
 def test_a_rejection_does_not_repeat_the_write_key(
-    segment: Segment, server: SegmentServer, said: str
+    segment: Segment, server: SegmentServer, answer: str
 ) -> None:
     login = b64encode(f"{WRITE_KEY}:".encode()).decode()
-    server.answers += [Answer(400, body=each.encode()) for each in (said, f"Basic {login}")]
-    for begun in (said.partition(WRITE_KEY)[0], "Basic "):
+    server.answers += [Answer(400, body=each.encode()) for each in (answer, f"Basic {login}")]
+    for beginning in (answer.partition(WRITE_KEY)[0], "Basic "):
         with pytest.raises(RejectedError) as caught:
             segment.send([MESSAGE])
 
-        assert caught.value.text == f"{begun}***"
+        assert caught.value.text == f"{beginning}***"
 
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[str]:
-    """A host that answers one request with these bytes, and closes."""
+    """Yield the URL of a host that answers one request with these bytes, then closes."""
 
     def serve() -> None:
         connection, _ = listener.accept()
@@ -485,14 +485,14 @@ def answering(answer: bytes) -> Iterator[str]:
         (RefusedError, b"HTTP/1.1 302 There\r\nLocation: http://[\xff\r\n\r\n"),
     ],
 )
-def test_a_broken_answer_means_what_its_status_says(
+def test_the_status_of_a_broken_answer_counts(
     meaning: type[DestinationError], answer: bytes
 ) -> None:
     with answering(answer) as host, pytest.raises(meaning):
         segment_at(host, WRITE_KEY).send([MESSAGE])
 
 
-def test_a_2xx_is_acceptance_however_its_body_ends() -> None:
+def test_a_2xx_with_a_truncated_body_is_acceptance() -> None:
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{") as host:
         segment_at(host, WRITE_KEY).send([MESSAGE])
 
@@ -519,7 +519,7 @@ def test_a_2xx_is_acceptance_however_its_body_ends() -> None:
         ("Sun, 01 Mar 20026 12:00:00 GMT", None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date_and_an_hour_at_most(
+def test_retry_after_is_seconds_or_a_date_up_to_an_hour(
     header: str | None, wait: timedelta | None
 ) -> None:
     assert retry_after(header, now=NOW) == wait
@@ -529,17 +529,17 @@ def test_retry_after_is_seconds_or_a_date_and_an_hour_at_most(
     st.integers(0, 500),
     st.lists(st.integers(1, MAX_MESSAGE_BYTES), min_size=1, max_size=10),
 )
-def test_batches_hold_every_message_once_in_order_and_are_as_full_as_they_may_be(
+def test_batches_hold_every_message_once_in_order_and_are_full(
     count: int, sizes: list[int]
 ) -> None:
     messages = [(n, bytes(size)) for n, size in enumerate(islice(cycle(sizes), count))]
     cut = list(batches(messages, LIMITS))
-    taken = [len(b",".join(message for _, message in batch)) for batch in cut]
+    bytes_of = [len(b",".join(message for _, message in batch)) for batch in cut]
 
     assert [message for batch in cut for message in batch] == messages
     assert all(0 < len(batch) <= LIMITS.batch_messages for batch in cut)
-    assert all(size <= LIMITS.batch_bytes for size in taken)
+    assert all(size <= LIMITS.batch_bytes for size in bytes_of)
     assert all(
         len(batch) == LIMITS.batch_messages or size + len(b"," + after[0][1]) > LIMITS.batch_bytes
-        for (batch, after), size in zip(pairwise(cut), taken, strict=False)
+        for (batch, after), size in zip(pairwise(cut), bytes_of, strict=False)
     )

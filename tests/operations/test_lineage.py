@@ -66,18 +66,18 @@ PROPERTIES = {
 }
 
 
-def map_body(body: bytes) -> Any:  # noqa: ANN401 (as Route's)
+def render(body: bytes) -> Any:  # noqa: ANN401 (as Route's)
     return ROUTE.render(Arrival("vero", "segment", "vero-1", AT, body))
 
 
-def of(document: dict[str, Any], **options: Any) -> list[FieldLink]:  # noqa: ANN401 (passed on)
-    mapped = map_body(json.dumps(document).encode())
-    assert isinstance(mapped, Rendered)
-    return links(document, mapped, map_body, **options)
+def links_of(document: dict[str, Any], **options: Any) -> list[FieldLink]:  # noqa: ANN401 (passed on)
+    rendered = render(json.dumps(document).encode())
+    assert isinstance(rendered, Rendered)
+    return links(document, rendered, render, **options)
 
 
 def targets(document: dict[str, Any], source: str) -> set[str]:
-    return {link.target for link in of(document) if link.source == source}
+    return {link.target for link in links_of(document) if link.source == source}
 
 
 @pytest.mark.parametrize(("source", "name"), PROPERTIES.items())
@@ -94,27 +94,27 @@ def test_a_field_is_linked_to_the_property_that_it_becomes(source: str, name: st
         ("user.id", "userId"),
     ],
 )
-def test_a_field_is_linked_to_whatever_else_it_becomes(source: str, target: str) -> None:
+def test_a_field_is_linked_to_its_place_outside_the_properties(source: str, target: str) -> None:
     assert targets(WEBHOOK, source) - {"messageId"} == {target}
 
 
-def test_what_tells_the_event_from_others_is_linked_to_its_message_id() -> None:
-    dedupe_key = {link.source for link in of(WEBHOOK) if link.target == "messageId"}
+def test_fields_of_the_dedupe_key_are_linked_to_the_message_id() -> None:
+    dedupe_key = {link.source for link in links_of(WEBHOOK) if link.target == "messageId"}
 
     assert dedupe_key == {"bounced_at", "message_id", "user_agent", "user.id"}
 
 
-def test_all_that_the_track_call_says_of_the_webhook_comes_from_somewhere() -> None:
-    mapped = map_body(json.dumps(WEBHOOK).encode())
-    paths = {path_text(path) for path, _ in leaves(mapped.document)}
+def test_every_field_of_the_track_call_has_a_source_field() -> None:
+    rendered = render(json.dumps(WEBHOOK).encode())
+    paths = {path_text(path) for path, _ in leaves(rendered.document)}
     fixed = {name for name in paths if name.startswith(("context.integration", "context.library"))}
     fixed |= {name for name in paths if name.startswith("integrations")}
     fixed |= {"type", "anonymousId"}  # the last is null where there is a user id
 
-    assert {link.target for link in of(WEBHOOK)} == paths - fixed
+    assert {link.target for link in links_of(WEBHOOK)} == paths - fixed
 
 
-def test_what_goes_nowhere_is_linked_to_nothing() -> None:
+def test_fields_that_are_not_forwarded_have_no_link() -> None:
     campaign = {"sent_to": "other@example.com", "name": "n", "campaign_title": "second to name"}
     user = {"id": 1, "email": "reader@example.com", "roles": ["a", {}], "is": None}
     blanks: dict[str, Any] = {
@@ -125,7 +125,7 @@ def test_what_goes_nowhere_is_linked_to_nothing() -> None:
     }
     document = {"type": "opened", "sent_at": 1, "user": user, "campaign": campaign, **blanks}
 
-    assert {link.source for link in of(document)} == {
+    assert {link.source for link in links_of(document)} == {
         "type",
         "user.id",
         "user.email",
@@ -133,34 +133,34 @@ def test_what_goes_nowhere_is_linked_to_nothing() -> None:
     }
 
 
-def test_what_stands_in_for_another_field_is_linked() -> None:
+def test_a_fallback_field_is_linked_when_it_is_used() -> None:
     document = {"type": "opened", "campaign": {"sent_to": "reader@example.com"}}
 
     assert targets(document, "campaign.sent_to") >= {"context.traits.email"}
 
 
-def test_what_decides_whether_it_is_anything_is_linked_to_the_event() -> None:
-    """With this channel's name changed it is no email."""
+def test_a_field_that_decides_about_the_event_is_linked_to_it() -> None:
+    """With another channel the event is no email event."""
     document = {**WEBHOOK, "campaign": {"channel": "email"}}
 
     assert targets(document, "campaign.channel") == {"event"}
 
 
-def test_names_are_told_as_they_are_asked_for() -> None:
+def test_links_use_the_given_form_of_a_path() -> None:
     def slashed(path: Path) -> str:
         return "/".join(map(str, path))
 
-    assert FieldLink("campaign/tags/0", "properties/tags") in of(WEBHOOK, name=slashed)
+    assert FieldLink("campaign/tags/0", "properties/tags") in links_of(WEBHOOK, name=slashed)
 
 
-def test_nothing_is_changed_by_it() -> None:
+def test_finding_links_does_not_change_the_document() -> None:
     document = json.loads(json.dumps(WEBHOOK))
-    of(document)
+    links_of(document)
 
     assert document == WEBHOOK
 
 
-def test_the_larger_a_webhook_the_fewer_fields_are_traced() -> None:
+def test_the_larger_a_webhook_the_fewer_fields_are_followed() -> None:
     small = {f"f{number}": 1 for number in range(MAX_FIELDS + 9)}
     large = {"type": "opened", "x": "x" * (MAX_BYTES // 4), "y": 1, "z": 1, "a": 1}
 
@@ -197,14 +197,14 @@ _JSON = st.recursive(
     ),
     st.fixed_dictionaries({"id": st.just(1)}, optional={"email": _SCALARS}),
 )
-def test_it_makes_something_of_any_webhook_that_is_mapped(
+def test_any_webhook_that_becomes_an_event_can_be_linked_and_shown(
     other: dict[str, Any], known: dict[str, Any], user: dict[str, Any]
 ) -> None:
     document = {**other, **known, "user": user}
-    mapped = map_body(json.dumps(document).encode())
-    if not isinstance(mapped, Rendered):
+    rendered = render(json.dumps(document).encode())
+    if not isinstance(rendered, Rendered):
         return
     names = {path_text(path) for path, _ in leaves(document)}
 
-    assert {link.source for link in links(document, mapped, map_body)} <= names
+    assert {link.source for link in links(document, rendered, render)} <= names
     assert lines(document)[-1].value in {"}", "{}"}

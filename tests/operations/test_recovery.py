@@ -19,7 +19,7 @@ from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, run, stored
 pytestmark = pytest.mark.slow
 
 PAGE = 4096
-HELD = Counter(pending=7, delivered=30, dead=3)
+STATES = Counter(pending=7, delivered=30, dead=3)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ Damage = Callable[[Path], object]
         pytest.param(lambda path: os.truncate(path, 20 * PAGE), id="cut off"),
     ],
 )
-def test_a_damaged_file_is_refused_with_what_to_do(path: Path, damage: Damage) -> None:
+def test_a_damaged_file_is_refused_with_a_remedy(path: Path, damage: Damage) -> None:
     damage(path)
     refusal = _refusal(path)
 
@@ -102,21 +102,21 @@ def test_a_log_that_sqlite_would_drop_is_refused(logged: Path, damage: Damage) -
     assert "run `relay salvage" in _refusal(logged)
 
 
-def test_an_unfinished_commit_is_no_damage(logged: Path) -> None:
-    """A power cut leaves one."""
+def test_an_unfinished_commit_is_not_damage(logged: Path) -> None:
+    """A power cut leaves an unfinished commit."""
     os.truncate(_log(logged), _log(logged).stat().st_size - 1_000)
     with closing(SqliteOutbox(logged)) as outbox:
-        assert states(outbox) < HELD
+        assert states(outbox) < STATES
 
 
-def test_damage_found_later_raises_with_what_to_do(path: Path) -> None:
+def test_damage_found_later_is_reported_with_a_remedy(path: Path) -> None:
     with closing(SqliteOutbox(path)) as outbox:
         _write(path, PAGE, bytes(PAGE))
         with pytest.raises(OutboxError, match=r"is damaged .* `relay salvage DAMAGED NEW`"):
             outbox.entries.find(Query(), 1)
 
 
-def test_a_large_file_is_checked_for_a_limited_time(path: Path) -> None:
+def test_the_check_for_damage_ends_after_its_time_limit(path: Path) -> None:
     _write(path, 20 * PAGE, bytes(PAGE))
     with closing(connect(path)) as connection:
         refuse_damage(connection, path, seconds=-1)
@@ -130,7 +130,7 @@ def new(tmp_path: Path) -> Path:
     return tmp_path / "new.db"
 
 
-def test_salvage_puts_what_can_be_read_into_a_new_outbox(path: Path, new: Path) -> None:
+def test_salvage_copies_every_readable_entry_to_a_new_outbox(path: Path, new: Path) -> None:
     part_of_a_body = path.read_bytes().index(b"3" * (PAGE - 4)) - 4
     _write(path, part_of_a_body, bytes(PAGE))
     _write(path, 0, b"another file " * 500)
@@ -142,16 +142,18 @@ def test_salvage_puts_what_can_be_read_into_a_new_outbox(path: Path, new: Path) 
     assert missing.startswith("missing    1 that")
     assert str(new) in following
     with closing(SqliteOutbox(new)) as outbox:
-        assert states(outbox) == HELD - Counter(pending=1)
+        assert states(outbox) == STATES - Counter(pending=1)
 
 
 @pytest.mark.parametrize("command", ["salvage", "recover"])
-def test_it_reads_a_log_alone_under_either_name(logged: Path, new: Path, command: str) -> None:
+def test_salvage_and_its_alias_recover_read_a_log_without_its_file(
+    logged: Path, new: Path, command: str
+) -> None:
     logged.unlink()
 
     assert run(command, str(logged), str(new)).returncode == 0
     with closing(SqliteOutbox(new)) as outbox:
-        assert states(outbox) == HELD
+        assert states(outbox) == STATES
 
 
 def _refused(damaged: Path, new: Path) -> str:
@@ -164,14 +166,14 @@ def _refused(damaged: Path, new: Path) -> str:
     return done.stderr
 
 
-def test_salvage_makes_no_file_of_nothing(path: Path, new: Path) -> None:
+def test_salvage_creates_no_file_if_nothing_can_be_read(path: Path, new: Path) -> None:
     path.write_bytes(b"another file" * 9_000)
 
     assert "nothing can be read" in _refused(path, new)
     assert "does not exist" in _refused(path.with_name("missing.db"), new)
 
 
-def test_salvage_leaves_what_is_there_alone(path: Path, new: Path) -> None:
+def test_salvage_overwrites_no_file(path: Path, new: Path) -> None:
     SqliteOutbox(new).close()
 
     assert f"{new} exists" in _refused(path, new)
@@ -195,7 +197,7 @@ def _webhooks(count: int) -> Iterator[bytes]:
 def test_pending_entries_of_a_damaged_outbox_are_forwarded_from_the_new_one(
     tmp_path: Path, new: Path, *, killed: bool
 ) -> None:
-    """They are in the log if relay was killed, otherwise in the file."""
+    """The entries are in the log if relay was killed, otherwise in the file."""
     path = tmp_path / "relay.db"
     with RelayProcess(path, "http://127.0.0.1:1") as relay:
         ids = {relay.post(body).content["message_id"] for body in _webhooks(30)}
@@ -209,10 +211,10 @@ def test_pending_entries_of_a_damaged_outbox_are_forwarded_from_the_new_one(
     with SegmentServer() as server, RelayProcess(new, server.url) as relay:
         assert within(20, lambda: len(server.accepted) == len(ids))
         assert {message["messageId"] for message in server.accepted} == ids
-        again = [relay.post(body).content["status"] for body in _webhooks(30)]
+        resent = [relay.post(body).content["status"] for body in _webhooks(30)]
 
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"Error: outbox: {path} is damaged (")
     assert salvaged.returncode == 0
-    assert again == ["duplicate"] * 30
+    assert resent == ["duplicate"] * 30
     assert len(stored(new)) == 30
