@@ -88,11 +88,16 @@ class UnavailableError(DestinationError):
 
     Attributes:
         retry_after: how long the destination asked relay to wait; None if it did not.
+        affects_all: whether nothing else would be accepted either; if not, it may be this batch
+            that the destination fails at.
     """
 
-    def __init__(self, answer: str, *, retry_after: timedelta | None = None) -> None:
+    def __init__(
+        self, answer: str, *, retry_after: timedelta | None = None, affects_all: bool = True
+    ) -> None:
         super().__init__(answer)
         self.retry_after = retry_after
+        self.affects_all = affects_all
 
 
 class RefusedError(DestinationError):
@@ -105,8 +110,11 @@ class RejectedError(DestinationError):
     Attributes:
         text: the destination's own words, which may repeat parts of the batch: for the dead
             letter, not for a log.
+        done_if_repeated: whether the destination answers like this if an earlier request, whose
+            answer never came, has done the same already.
     """
 
-    def __init__(self, answer: str, *, text: str = "") -> None:
+    def __init__(self, answer: str, *, text: str = "", done_if_repeated: bool = False) -> None:
         super().__init__(answer)
         self.text = text
+        self.done_if_repeated = done_if_repeated

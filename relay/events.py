@@ -1,9 +1,9 @@
-"""The results of parsing a webhook's body: an email event, ignored, or unusable for a reason."""
+"""The results of parsing a body: an email event, a call, ignored, or unusable for a reason."""
 
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -85,9 +85,74 @@ class EmailEvent(Struct, frozen=True):
     user_agent: str | None
     properties: Mapping[str, str]
 
+    @property
+    def email_id(self) -> str | None:
+        """The source's id of the email."""
+        return self.properties.get("email_id")
+
+
+class CallType(StrEnum):
+    """The types of Segment's calls, and `delete`, which Segment sends when it deletes a person."""
+
+    IDENTIFY = "identify"
+    TRACK = "track"
+    GROUP = "group"
+    ALIAS = "alias"
+    PAGE = "page"
+    SCREEN = "screen"
+    DELETE = "delete"
+
+
+class Call(Struct, frozen=True):
+    """One Segment call: what somebody's program says about a person, or what the person did.
+
+    Attributes:
+        type: what kind of call it is.
+        occurred_at: when it happened, aware UTC; the time of receipt if the call names no time or
+            an impossible one.
+        reported_at: when it happened by the call, possible or not, aware UTC.
+        dedupe_key: identifies the call among all calls; None if it has no `messageId`, and then it
+            never counts as a duplicate.
+        user_id: the customer's id for the person.
+        anonymous_id: the client's id for a visitor.
+        previous_id: the id that an alias replaces.
+        email: the person's address, trimmed: among the traits, or else among those in the context.
+        group_id: the group that the person belongs to.
+        event: the name of what the person did.
+        traits: facts about the person, or about the group, with their values as sent.
+        properties: facts about what the person did, with their values as sent.
+        context: facts about the client.
+        integrations: destinations by name, and whether, or with which options, they get the call.
+    """
+
+    type: CallType
+    occurred_at: datetime
+    reported_at: datetime | None
+    dedupe_key: tuple[str | None, ...] | None
+    user_id: str | None = None
+    anonymous_id: str | None = None
+    previous_id: str | None = None
+    email: str | None = None
+    group_id: str | None = None
+    event: str | None = None
+    traits: Mapping[str, Any] = {}
+    properties: Mapping[str, Any] = {}
+    context: Mapping[str, Any] = {}
+    integrations: Mapping[str, Any] = {}
+
+    @property
+    def collection(self) -> CallType:
+        """What it is counted and found by, as the collection of an email event."""
+        return self.type
+
+    @property
+    def email_id(self) -> None:
+        """No call is about an email of a source."""
+        return None
+
 
 class Ignored(Struct, frozen=True):
-    """A webhook that relay understands and that belongs to no collection.
+    """A webhook or call that relay understands and that is not for the destination.
 
     Attributes:
         reason: a short code, one of a fixed few for each source, so that it can be a metric's
@@ -111,5 +176,8 @@ class Unusable(Struct, frozen=True):
     detail: str
 
 
-ParseResult = EmailEvent | Ignored | Unusable
+Event = EmailEvent | Call
+"""What goes to a destination."""
+
+ParseResult = Event | Ignored | Unusable
 """The result of parsing a body."""

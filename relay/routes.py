@@ -3,7 +3,7 @@
 A route accepts a webhook's body when it comes in, and renders the stored body when it goes out.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, Protocol
@@ -12,9 +12,9 @@ import structlog
 from msgspec import Struct
 
 from relay import truncation
-from relay.destinations import Destination
-from relay.events import DeadReason, EmailEvent, Ignored, ParseResult, Unusable
-from relay.outbox.entries import Arrival, keys_of
+from relay.destinations import Destination, Message, Rendering
+from relay.events import DeadReason, Event, Ignored, ParseResult, Unusable
+from relay.outbox.entries import Arrival, keys_of, lane
 from relay.sources import Source
 
 _log = structlog.get_logger()
@@ -50,11 +50,23 @@ class Stored(Protocol):
 
 
 class Rendered(Struct, frozen=True):
-    """A stored body as an event, as the destination's document, and as the bytes to send."""
+    """A stored body as an event, and as the messages to the destination.
 
-    event: EmailEvent
-    document: Mapping[str, Any]
-    encoded: bytes
+    Attributes:
+        messages: sent one after the other.
+        lanes: the lanes that they are sent in.
+        fault: why a part of the event cannot be sent; see `relay.destinations.Rendering`.
+    """
+
+    event: Event
+    messages: tuple[Message, ...]
+    lanes: tuple[int, ...] = ()
+    fault: Unusable | None = None
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The first message, for people to read: the only one, for most events."""
+        return self.messages[0].document
 
 
 class Route:
@@ -64,6 +76,10 @@ class Route:
         self.source = source
         self.destination = destination
 
+    def split(self, body: bytes) -> Sequence[bytes]:
+        """Return the bodies to store for the body of a request; see `Source.split`."""
+        return self.source.split(body)
+
     def accept(
         self,
         body: bytes,
@@ -71,10 +87,10 @@ class Route:
         *,
         fallback_key: Callable[[], Iterable[str]] | None = None,
     ) -> Arrival | Ignored:
-        """Return what to store for a webhook's body, if it is to be stored at all.
+        """Return what to store for a body, if it is to be stored at all.
 
         Args:
-            body: the body, as received.
+            body: one of those that `split` returns.
             received_at: when it was received.
             fallback_key: returns the dedupe key of a body that has none; by default such a body is
                 never a duplicate.
@@ -85,15 +101,27 @@ class Route:
         if isinstance(parsed, Unusable):
             return self._dead_letter(body, sha256(body).hexdigest(), received_at, parsed)
         dedupe_key = parsed.dedupe_key or (fallback_key() if fallback_key else None)
+        message_id = self.destination.message_id(self.source.name, dedupe_key, parsed.reported_at)
+        fault: Unusable | None = None
+        lanes: tuple[int, ...] = ()
+        if self.destination.ordered:
+            rendered = self._rendered(parsed, message_id)
+            if isinstance(rendered, Ignored):
+                return rendered
+            if isinstance(rendered, Unusable):
+                fault = rendered
+            else:
+                lanes = rendered.lanes
         return Arrival(
             self.source.name,
             self.destination.name,
-            self.destination.message_id(self.source.name, dedupe_key, parsed.reported_at),
+            message_id,
             received_at,
             body,
-            None,
+            fault,
             parsed.collection,
             keys_of(parsed),
+            lanes,
         )
 
     def accept_truncated(
@@ -116,23 +144,31 @@ class Route:
             if fault := truncation.fault_of(stored.body):
                 return fault
             event = self.source.parse(stored.body, stored.received_at)
-            if isinstance(event, Unusable):
-                return event
-            if isinstance(event, Ignored):
-                # Accepted once, so it is not dropped: the mapping or a setting has changed since.
-                cause = f"set by {event.setting}" if event.setting else "none of the seven"
-                return Unusable(DeadReason.IGNORED, f"{event.reason}: {cause}")
-            message = self.destination.render(
+        except Exception as error:  # noqa: BLE001 (one webhook must not stop the others)
+            return _failed(error)
+        if isinstance(event, Unusable):
+            return event
+        rendered = event if isinstance(event, Ignored) else self._rendered(event, stored.message_id)
+        if isinstance(rendered, Ignored):
+            # Accepted once, so it is not dropped: the mapping or a setting has changed since.
+            cause = f"set by {rendered.setting}" if rendered.setting else "by today's mapping"
+            return Unusable(DeadReason.IGNORED, f"{rendered.reason}: {cause}")
+        return rendered
+
+    def _rendered(self, event: Event, message_id: str) -> Rendered | Ignored | Unusable:
+        try:
+            rendering = self.destination.render(
                 event,
                 source=self.source.name,
-                message_id=stored.message_id,
+                message_id=message_id,
                 integrations=self.source.integrations,
             )
+            if not isinstance(rendering, Rendering):
+                return rendering
+            lanes = tuple({lane(name) for name in self.destination.lanes(event)})
         except Exception as error:  # noqa: BLE001 (one webhook must not stop the others)
-            return Unusable(DeadReason.POISON, f"the mapping failed: {type(error).__name__}")
-        if isinstance(message, Unusable):
-            return message
-        return Rendered(event, message.document, message.encoded)
+            return _failed(error)
+        return Rendered(event, rendering.messages, lanes, rendering.fault)
 
     def _parse(self, body: bytes, received_at: datetime) -> ParseResult:
         try:
@@ -140,7 +176,7 @@ class Route:
         except Exception as error:  # noqa: BLE001 (whatever a mapping does, the body is kept)
             kind = type(error).__name__
             _log.error("webhook.mapping_failed", source=self.source.name, error=kind)
-            return Unusable(DeadReason.POISON, f"the mapping failed: {kind}")
+            return _failed(error)
 
     def _dead_letter(
         self, body: bytes, digest: str, received_at: datetime, fault: Unusable | None
@@ -149,6 +185,10 @@ class Route:
         message_id = self.destination.message_id(self.source.name, ("body", digest))
         name = self.source.name
         return Arrival(name, self.destination.name, message_id, received_at, body, fault)
+
+
+def _failed(error: Exception) -> Unusable:
+    return Unusable(DeadReason.POISON, f"the mapping failed: {type(error).__name__}")
 
 
 class Routes:
@@ -185,8 +225,9 @@ class Routes:
 
     @property
     def destinations(self) -> list[Destination]:
-        """The destinations that routes lead to."""
-        return [*{route.destination.name: route.destination for route in self}.values()]
+        """The destinations that are configured and that routes lead to."""
+        destinations = {route.destination.name: route.destination for route in self}
+        return [each for each in destinations.values() if each.configured]
 
     def render(self, stored: Stored) -> Rendered | Unusable:
         """Render a stored body by the route it came on; see `Route.render`."""

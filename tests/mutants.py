@@ -162,8 +162,8 @@ MUTANTS = [
     Mutant(
         "a file that is deleted is written to",
         "outbox/sqlite/disk.py",
-        "            self.failure = self._files.fault()\n",
-        "",
+        "            self.failure, self.lost = fault, True\n",
+        "            pass\n",
         "tests/outbox/test_sqlite_files.py",
     ),
     Mutant(

@@ -42,10 +42,19 @@ def settings_models() -> tuple[Models, Models]:
     )
 
 
+def credentials() -> dict[str, str]:
+    """Return the variable without which a source's events cannot be sent, by the source's name."""
+    destinations = destination_classes()
+    return {
+        name: destinations[source.destination].credential
+        for name, source in source_classes().items()
+    }
+
+
 def load_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, Routes]:
     """Return the settings and every route; if settings are wrong, print why and exit with 2."""
     try:
-        settings = Settings.from_env(environ, *settings_models())
+        settings = Settings.from_env(environ, *settings_models(), credentials())
         sources = [cls(settings.source(name)) for name, cls in source_classes().items()]
         destinations = [
             cls(settings.destination(name)) for name, cls in destination_classes().items()

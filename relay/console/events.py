@@ -89,7 +89,7 @@ class EventList:
         if not isinstance(rendered, Rendered):
             return Row(entry, None, None)
         event = rendered.event
-        return Row(entry, event.user_id or event.email, event.properties.get("email_id"))
+        return Row(entry, event.user_id or event.email, event.email_id)
 
 
 def _criteria(query: Mapping[str, str]) -> Criteria:

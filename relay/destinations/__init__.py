@@ -7,9 +7,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from relay.destinations.batches import batches
-from relay.destinations.protocol import Destination, Limits, Message
+from relay.destinations.protocol import Destination, Limits, Message, Rendering
 
-__all__ = ["Destination", "Limits", "Message", "batches", "destination_classes"]
+__all__ = ["Destination", "Limits", "Message", "Rendering", "batches", "destination_classes"]
 
 
 def destination_classes() -> dict[str, type[Destination]]:

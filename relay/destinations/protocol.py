@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 from msgspec import Struct
 from pydantic import BaseModel
 
-from relay.events import EmailEvent, Unusable
+from relay.events import Ignored, Unusable
 
 
 class Limits(Struct, frozen=True):
@@ -31,10 +31,28 @@ class Limits(Struct, frozen=True):
 
 
 class Message(Struct, frozen=True):
-    """The message that a destination gets for one event: a document, and the bytes of its JSON."""
+    """A message to a destination.
+
+    Attributes:
+        document: the message for people to read; it holds no secret.
+        encoded: what `Destination.send` takes.
+    """
 
     document: Mapping[str, Any]
     encoded: bytes
+
+
+class Rendering(Struct, frozen=True):
+    """What a destination is sent for one event.
+
+    Attributes:
+        messages: sent one after the other, each once the destination has the one before.
+        fault: why a part of the event cannot be sent; None if all of it can. Once the messages are
+            sent, the event becomes a dead letter with it.
+    """
+
+    messages: tuple[Message, ...]
+    fault: Unusable | None = None
 
 
 class Destination(Protocol):
@@ -49,12 +67,24 @@ class Destination(Protocol):
     """Its name on pages, like `Segment`."""
     settings_model: ClassVar[type[BaseModel]]
     """Its settings; a field without an alias is read from `RELAY_<NAME>_<FIELD>`."""
-    limits: ClassVar[Limits]
-    """The limits that relay keeps to when it sends."""
+    credential: ClassVar[str]
+    """The variable without which nothing can be sent."""
+    ordered: ClassVar[bool]
+    """Whether it must get the events of one person in the order in which they came in."""
     curl: ClassVar[str]
     """A shell command that sends `$body`, one message; its credentials are relay's variables."""
 
     def __init__(self, settings: Any) -> None: ...  # noqa: ANN401 (an instance of settings_model)
+
+    @property
+    def configured(self) -> bool:
+        """Whether it has its credential; without one nothing is sent to it."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that relay keeps to when it sends."""
+        ...
 
     @property
     def url(self) -> str:
@@ -79,10 +109,23 @@ class Destination(Protocol):
         """
         ...
 
+    def lanes(self, event: Any) -> tuple[str, ...]:  # noqa: ANN401 (as `render`)
+        """Return the names of the lanes that an event is sent in; none if there is no order.
+
+        Events that share a lane reach the destination one after the other, in the order in which
+        they came in.
+        """
+        ...
+
     def render(
-        self, event: EmailEvent, *, source: str, message_id: str, integrations: Mapping[str, bool]
-    ) -> Message | Unusable:
-        """Return the message for an event, or why the destination would drop it.
+        self,
+        event: Any,  # noqa: ANN401 (of the type that its sources report)
+        *,
+        source: str,
+        message_id: str,
+        integrations: Mapping[str, bool],
+    ) -> Rendering | Ignored | Unusable:
+        """Return the messages for an event, or why the destination gets none.
 
         The same arguments always give the same result.
 

@@ -33,7 +33,7 @@ from pydantic import (
 from relay import __version__
 from relay.addresses import digest
 from relay.destinations.http import HttpClient, Response, is_loopback
-from relay.destinations.protocol import Limits, Message
+from relay.destinations.protocol import Limits, Message, Rendering
 from relay.destinations.redaction import without_address
 from relay.destinations.responses import (
     MAX_QUOTED,
@@ -80,9 +80,11 @@ class SegmentSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    write_key: SecretStr = Field(
+    write_key: SecretStr | None = Field(
+        default=None,
         alias="SEGMENT_WRITE_KEY",
-        description="Write key of the Segment source that relay sends events to.",
+        description="Write key of the Segment source that relay sends email events to. Required to"
+        " receive any.",
     )
     region: Annotated[Literal["us", "eu"], _LowerCase] = Field(
         default="us",
@@ -146,6 +148,8 @@ class Segment:
     name: ClassVar[str] = "segment"
     title: ClassVar[str] = "Segment"
     settings_model: ClassVar[type[BaseModel]] = SegmentSettings
+    credential: ClassVar[str] = "SEGMENT_WRITE_KEY"
+    ordered: ClassVar[bool] = False
     limits: ClassVar[Limits] = Limits(
         requests_per_second=50,  # for partners' streams (segment-docs, partners/streams.md)
         in_flight=4,
@@ -162,7 +166,8 @@ class Segment:
     def __init__(
         self, settings: SegmentSettings, *, timeout_seconds: float = limits.timeout_seconds
     ) -> None:
-        self._write_key = settings.write_key.get_secret_value()
+        self.configured = settings.write_key is not None
+        self._write_key = settings.write_key.get_secret_value() if settings.write_key else ""
         self._host = settings.host or _HOSTS[settings.region]
         self._url = f"{self._host}/v1/batch"
         self._http = HttpClient(self._host, timeout_seconds)
@@ -210,16 +215,20 @@ class Segment:
         hashed = sha256(self._fingerprint + _encode([*dedupe_key])).hexdigest()
         return f"{source}-{seconds:08x}{hashed[:24]}"
 
+    def lanes(self, event: EmailEvent) -> tuple[str, ...]:  # noqa: ARG002 (as every destination)
+        """See `Destination.lanes`."""
+        return ()
+
     def render(
         self, event: EmailEvent, *, source: str, message_id: str, integrations: Mapping[str, bool]
-    ) -> Message | Unusable:
+    ) -> Rendering | Unusable:
         """See `Destination.render`. The message equals what the SDK's `Client.track` builds."""
         document = self._track_call(event, source, message_id, integrations)
         encoded = _encode(document)
         if len(encoded) > MAX_MESSAGE_BYTES:
             detail = f"{len(encoded)} bytes; Segment takes {MAX_MESSAGE_BYTES}"
             return Unusable(DeadReason.OVERSIZED, detail)
-        return Message(document, encoded)
+        return Rendering((Message(document, encoded),))
 
     def _track_call(
         self, event: EmailEvent, source: str, message_id: str, integrations: Mapping[str, bool]

@@ -161,4 +161,4 @@ class Claims:
             if isinstance(rendered, Unusable):
                 self.dead_letter(entry, rendered)
             else:
-                yield entry, rendered.encoded
+                yield entry, rendered.messages[0].encoded

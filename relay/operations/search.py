@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct, structs
 
 from relay.addresses import names
-from relay.events import EmailEvent, ParseResult
+from relay.events import Call, EmailEvent, Event, ParseResult
 from relay.operations.mentions import mentions
 from relay.outbox.counters import population
 from relay.outbox.entries import Query, State, StoredEntry, digest
@@ -165,7 +165,7 @@ class Search:
         if _key(criteria) is None:
             return True
         parsed = self._parse(entry)
-        if isinstance(parsed, EmailEvent):
+        if isinstance(parsed, EmailEvent | Call):
             return _is_about(parsed, criteria)
         return mentions(
             entry.body,
@@ -204,9 +204,9 @@ def _key(criteria: Criteria) -> tuple[Literal["user", "address", "email"], int] 
     return None
 
 
-def _is_about(event: EmailEvent, criteria: Criteria) -> bool:
+def _is_about(event: Event, criteria: Criteria) -> bool:
     if criteria.user_id and event.user_id != criteria.user_id:
         return False
-    if criteria.email_id and event.properties.get("email_id") != criteria.email_id:
+    if criteria.email_id and event.email_id != criteria.email_id:
         return False
     return not criteria.address or names(criteria.address, event.email or "")

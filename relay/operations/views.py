@@ -25,7 +25,7 @@ def summary(entry: StoredEntry, rendered: Rendered | Unusable) -> dict[str, Any]
         "attempts": entry.attempts,
         "user_id": event.user_id if event else None,
         "address": event.email if event else None,
-        "email_id": event.properties.get("email_id") if event else None,
+        "email_id": event.email_id if event else None,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from relay.events import EmailEvent, Unusable
+from relay.events import Event, Unusable
 
 Clock = Callable[[], datetime]
 
@@ -48,9 +48,9 @@ class Keys(Struct, frozen=True):
 NO_KEYS: Final = Keys()
 
 
-def keys_of(event: EmailEvent) -> Keys:
+def keys_of(event: Event) -> Keys:
     """Return the keys that find the event's entry."""
-    user, address, email = event.user_id, event.email, event.properties.get("email_id")
+    user, address, email = event.user_id, event.email, event.email_id
     return Keys(
         digest(user) if user else None,
         digest(address.lower()) if address else None,
@@ -63,6 +63,14 @@ def digest(text: str) -> int:
     return int.from_bytes(sha256(text.encode()).digest()[:4], "big")
 
 
+def lane(name: str) -> int:
+    """Return the name of a lane as a number: the first 63 bits of its SHA-256.
+
+    If two lanes had the same number, their entries would only wait for one another.
+    """
+    return int.from_bytes(sha256(name.encode(errors="surrogatepass")).digest()[:8], "big") >> 1
+
+
 class Arrival(Struct, frozen=True):
     """An event to be stored.
 
@@ -71,8 +79,9 @@ class Arrival(Struct, frozen=True):
         destination: name of the destination it goes to.
         message_id: makes it unique; the destination deduplicates by it.
         fault: why it is a dead letter from the start; None if it is to be forwarded.
-        collection: the collection it belongs to; None if it has a fault.
+        collection: the collection it belongs to, or the type of call it is; None if unknown.
         keys: what it can be found by.
+        lanes: the lanes it is sent in; see `lane`.
     """
 
     source: str
@@ -83,6 +92,7 @@ class Arrival(Struct, frozen=True):
     fault: Unusable | None = None
     collection: str | None = None
     keys: Keys = NO_KEYS
+    lanes: tuple[int, ...] = ()
 
 
 class Entry(Struct, frozen=True):

@@ -67,6 +67,29 @@ def read_models(models: Models, given: Mapping[str, str]) -> tuple[dict[str, Bas
     return settings, faults
 
 
+def missing_credentials(
+    given: Mapping[str, str], sources: Models, credentials: Mapping[str, str]
+) -> list[str]:
+    """Return a fault for each credential that is needed and not given.
+
+    One is needed for each source that has a secret. Without any credential nothing can be sent.
+
+    Args:
+        given: the variables.
+        sources: settings models of the sources.
+        credentials: the credential that each source needs, by its name.
+    """
+    needed = {
+        credentials[source]
+        for source, model in sources.items()
+        for name, _, field in fields_of(model, prefix_of(source))
+        if name in given and _holds_secret(field)
+    }
+    if not needed and not given.keys() & {*credentials.values()}:
+        needed = {" or ".join(sorted({*credentials.values()}))}
+    return [f"{name}: required, and not set" for name in sorted(needed - given.keys())]
+
+
 def unknown_variables(
     given: Mapping[str, str], known: Sequence[str], prefixes: tuple[str, ...]
 ) -> list[str]:
@@ -85,11 +108,14 @@ def unknown_variables(
 
 def _slip(field: FieldInfo, value: str) -> str | None:
     """Return what went wrong when the value was pasted, even if the field accepts it."""
-    if get_origin(field.annotation) is tuple:
-        return secret_slip(map(str.strip, value.split(",")))
-    if SecretStr in {field.annotation, *get_args(field.annotation)}:
-        return secret_slip([value])
+    if _holds_secret(field):
+        is_list = get_origin(field.annotation) is tuple
+        return secret_slip(map(str.strip, value.split(",")) if is_list else [value])
     return url_slip(value) if field.json_schema_extra == URL else quoted(value)
+
+
+def _holds_secret(field: FieldInfo) -> bool:
+    return SecretStr in {field.annotation, *get_args(field.annotation)}
 
 
 def _sentence(kind: str, message: str) -> str:

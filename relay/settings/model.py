@@ -22,6 +22,7 @@ from relay.settings.environment import (
     URL,
     Models,
     fields_of,
+    missing_credentials,
     prefix_of,
     read_model,
     read_models,
@@ -134,12 +135,22 @@ class Settings(BaseModel):
 
     @classmethod
     def from_env(
-        cls, environ: Mapping[str, str], sources: Models, destinations: Models
+        cls,
+        environ: Mapping[str, str],
+        sources: Models,
+        destinations: Models,
+        credentials: Mapping[str, str],
     ) -> "Settings":
         """Return the settings in the environment, with those of sources and destinations.
 
         A blank variable counts as unset. A variable with a prefix of relay's that sets nothing is a
         fault, because it is probably mistyped. Other variables are left alone.
+
+        Args:
+            environ: the environment.
+            sources: settings models of the sources.
+            destinations: settings models of the destinations.
+            credentials: the variable that must be set once a source has a secret, by its name.
 
         Raises:
             SettingsError: at least one fault; it names all of them.
@@ -150,6 +161,7 @@ class Settings(BaseModel):
         destination_settings, faults = read_models(destinations, given)
         settings, core_faults = read_model(cls, PREFIX, given)
         source_settings, source_faults = read_models(sources, given)
+        faults = missing_credentials(given, sources, credentials) + faults
         faults += core_faults + source_faults
         known = [
             name

@@ -184,6 +184,10 @@ class Customerio:
         time = parse_time(sent_at.decode())
         return time is not None and abs(received_at - time) <= self._tolerance
 
+    def split(self, body: bytes) -> tuple[bytes, ...]:
+        """See `Source.split`."""
+        return (body,)
+
     def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """See `Source.parse`."""
         try:

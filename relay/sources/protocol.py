@@ -100,6 +100,14 @@ class Source(Protocol):
         """
         ...
 
+    def split(self, body: bytes) -> Sequence[bytes]:
+        """Return the bodies to store for the body of a request: one for each event in it.
+
+        Raises:
+            UnreadableError: it cannot be told what events are in it.
+        """
+        ...
+
     def parse(self, body: bytes, received_at: datetime) -> ParseResult:
-        """Return the event in the body. The same arguments always give the same result."""
+        """Return the event in a stored body. The same arguments always give the same result."""
         ...

@@ -144,6 +144,10 @@ class Vero:
         """See `Source.verifier`."""
         return Verified() if self.authenticate(webhook) else None
 
+    def split(self, body: bytes) -> tuple[bytes, ...]:
+        """See `Source.split`."""
+        return (body,)
+
     def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """See `Source.parse`."""
         try:

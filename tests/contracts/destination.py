@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from relay.destinations import Destination, Message, destination_classes
+from relay.destinations import Destination, Message, Rendering, destination_classes
 from relay.errors import DestinationError, RefusedError, RejectedError, UnavailableError
-from relay.events import Collection, DeadReason, EmailEvent, Unusable
+from relay.events import Collection, DeadReason, EmailEvent, Ignored, Unusable
 from tests.harness.fakes import Answer
 from tests.harness.processes import closed_port
 
@@ -176,11 +176,14 @@ class DestinationContract:
 
     def message(self, event: EmailEvent, *, message_id: str = "vero-1") -> Message:
         """Return the message for an event that can be sent."""
-        message = self.rendered(event, message_id=message_id)
-        assert isinstance(message, Message)
+        rendering = self.rendered(event, message_id=message_id)
+        assert isinstance(rendering, Rendering)
+        (message,) = rendering.messages
         return message
 
-    def rendered(self, event: EmailEvent, *, message_id: str = "vero-1") -> Message | Unusable:
+    def rendered(
+        self, event: EmailEvent, *, message_id: str = "vero-1"
+    ) -> Rendering | Ignored | Unusable:
         """Return what an event of Vero's is rendered as."""
         destination = self.destination("http://unused.invalid")
         return destination.render(event, source="vero", message_id=message_id, integrations={})
@@ -200,7 +203,7 @@ class DestinationContract:
         assert self.destination_class.title
 
     def test_its_limits_are_sane(self) -> None:
-        limits = self.destination_class.limits
+        limits = self.destination("http://unused.invalid").limits
 
         assert 1 <= limits.requests_per_second <= 1_000
         assert 1 <= limits.in_flight <= 100
@@ -254,7 +257,7 @@ class DestinationContract:
         assert all(len(each) <= 100 for each in ids)
 
     def test_any_event_gives_the_same_message_each_time(self) -> None:
-        limits = self.destination_class.limits
+        limits = self.destination("http://unused.invalid").limits
 
         @_law
         @given(email_events())
@@ -269,7 +272,7 @@ class DestinationContract:
 
     @pytest.mark.parametrize("field", ["user_id", "user_agent", "email", "properties"])
     def test_an_event_that_is_too_large_is_a_dead_letter(self, field: str) -> None:
-        text = "private " * self.destination_class.limits.batch_bytes
+        text = "private " * self.destination("http://unused.invalid").limits.batch_bytes
         value: Any = {"email_subject": text} if field == "properties" else text
         unusable = self.rendered(replace(EVENT, **{field: value}))
 

@@ -22,7 +22,7 @@ import pytest
 from relay.demo.display import Ledger
 from relay.demo.standins import SegmentStandIn
 from relay.demo.traffic import Webhook, journeys
-from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
+from relay.events import Call, Collection, DeadReason, EmailEvent, Ignored, ParseResult, Unusable
 from relay.sources.vero import Vero, VeroSettings
 from tests.harness.fakes import Clock
 from tests.harness.routes import segment_at, track_call
@@ -208,7 +208,7 @@ def test_no_line_is_wider_than_110_columns() -> None:
             screen.ledger.send(webhook, _answering(status="accepted", message_id=message_id))
             screen.clock.sleep(999)
             screen.ledger.arrived([_message(webhook.body, message_id)], after_outage=False)
-        else:
+        elif not isinstance(result, Call):
             error = result.detail if isinstance(result, Unusable) else "e" * 200
             answer = _answering(status="dead", reason=result.reason, error=error)
             screen.ledger.send(webhook, answer)

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from relay import sources
-from relay.destinations import segment
+from relay.destinations import Rendering, segment
 from relay.events import Collection, DeadReason, EmailEvent, Ignored, Unusable
 from relay.sources import vero
 from tests.harness.oracle import make_webhook
@@ -82,7 +82,8 @@ def check(body: bytes) -> None:
     if isinstance(rendered, Unusable):
         assert rendered.reason is DeadReason.OVERSIZED
         return
-    message = json.loads(rendered.encoded, parse_constant=_not_finite)
+    assert isinstance(rendered, Rendering)
+    message = json.loads(rendered.messages[0].encoded, parse_constant=_not_finite)
 
     assert result.dedupe_key is None or _message_id(again) == message_id
     assert message["messageId"] == message_id

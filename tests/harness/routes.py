@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from relay.destinations import Message, destination_classes
+from relay.destinations import Rendering, destination_classes
 from relay.destinations.segment import Segment, SegmentSettings
 from relay.events import EmailEvent
 from relay.routes import Route, Routes
@@ -56,9 +56,10 @@ def track_call(
     integrations: Mapping[str, bool] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the track call that the destination is sent for an event of Vero's."""
-    message = destination.render(
+    rendering = destination.render(
         event, source="vero", message_id=message_id, integrations=integrations
     )
-    assert isinstance(message, Message)
+    assert isinstance(rendering, Rendering)
+    (message,) = rendering.messages
     assert json.loads(message.encoded) == message.document
     return dict(message.document)

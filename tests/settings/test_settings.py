@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from relay.cli import main
+from relay.cli.app import credentials
 from relay.destinations.segment import Segment, SegmentSettings
 from relay.errors import SettingsError
 from relay.settings import Settings, variables
@@ -24,7 +25,7 @@ SECRET = "first-secret-0123456789"
 
 def read(**environ: str) -> Settings:
     """Return the settings from these variables and a write key."""
-    return Settings.from_env(KEY | environ, *MODELS)
+    return Settings.from_env(KEY | environ, *MODELS, credentials())
 
 
 def faults(**environ: str) -> tuple[str, ...]:
@@ -46,6 +47,12 @@ def segment(settings: Settings) -> SegmentSettings:
     return model
 
 
+def write_key(settings: Settings) -> str:
+    key = segment(settings).write_key
+    assert key
+    return key.get_secret_value()
+
+
 def segment_url(settings: Settings) -> str:
     return Segment(segment(settings)).url
 
@@ -53,7 +60,7 @@ def segment_url(settings: Settings) -> str:
 def test_only_the_write_key_is_required() -> None:
     read_settings = read()
 
-    assert segment(read_settings).write_key.get_secret_value() == "a-write-key"
+    assert write_key(read_settings) == "a-write-key"
     assert segment_url(read_settings) == "https://api.segment.io"
     assert read_settings.outbox == "sqlite:///relay.db"
     assert (read_settings.port, segment(read_settings).anonymous_id) == (8000, "email")
@@ -206,7 +213,7 @@ def test_the_variables_of_a_new_destination_are_relays_own() -> None:
     sources, destinations = MODELS
     models = sources, destinations | {"toy": Model}
     with pytest.raises(SettingsError) as error:
-        Settings.from_env(KEY | {"TOY_KYE": "1", "RELAY_TOY_COLOR": "red"}, *models)
+        Settings.from_env(KEY | {"TOY_KYE": "1", "RELAY_TOY_COLOR": "red"}, *models, credentials())
 
     assert error.value.faults == (
         "RELAY_TOY_COLOR: no such setting; RELAY_TOY_COLOUR?",
@@ -405,7 +412,7 @@ def test_a_url_with_a_placeholder_is_refused(name: str, value: str, fault: str) 
     ],
 )
 def test_a_secret_that_only_resembles_a_slip_is_accepted(secret: str) -> None:
-    assert segment(read(SEGMENT_WRITE_KEY=secret)).write_key.get_secret_value() == secret
+    assert write_key(read(SEGMENT_WRITE_KEY=secret)) == secret
 
 
 def test_a_file_may_have_any_name_without_quotes_around_it() -> None:

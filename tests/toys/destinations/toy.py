@@ -7,7 +7,7 @@ from typing import ClassVar
 from msgspec import json
 from pydantic import BaseModel
 
-from relay.destinations import Limits, Message
+from relay.destinations import Limits, Message, Rendering
 from relay.destinations.http import HttpClient
 from relay.errors import HttpError, RefusedError, UnavailableError
 from relay.events import EmailEvent, Unusable
@@ -25,6 +25,9 @@ class ToyDestination:
     name: ClassVar[str] = "toy"
     title: ClassVar[str] = "The toy"
     settings_model: ClassVar[type[BaseModel]] = ToyDestinationSettings
+    credential: ClassVar[str] = "RELAY_TOY_URL"
+    ordered: ClassVar[bool] = False
+    configured: ClassVar[bool] = True
     limits: ClassVar[Limits] = Limits(
         requests_per_second=20,
         in_flight=2,
@@ -52,6 +55,10 @@ class ToyDestination:
         """See `Destination.message_id`."""
         return "-".join([source, *(part or "" for part in dedupe_key or ("random",))])
 
+    def lanes(self, event: EmailEvent) -> tuple[str, ...]:  # noqa: ARG002 (as every destination)
+        """See `Destination.lanes`."""
+        return ()
+
     def render(
         self,
         event: EmailEvent,
@@ -59,10 +66,11 @@ class ToyDestination:
         source: str,
         message_id: str,
         integrations: Mapping[str, bool],  # noqa: ARG002 (as every destination)
-    ) -> Message | Unusable:
+    ) -> Rendering | Unusable:
         """See `Destination.render`."""
         document = {"id": message_id, "event": event.collection, "person": event.user_id}
-        return Message({"from": source, **document}, json.encode([*document.values()]))
+        encoded = json.encode([*document.values()])
+        return Rendering((Message({"from": source, **document}, encoded),))
 
     def send(self, batch: Sequence[bytes], *, attempt: int) -> None:  # noqa: ARG002 (as every one)
         """See `Destination.send`."""
