@@ -41,8 +41,8 @@ MUTANTS = [
     ),
     Mutant(
         "a forwarder that gets nowhere is left alone",
-        "forwarder/process.py",
-        "if forwarders.look() >= STUCK_SECONDS:",
+        "forwarder/runner.py",
+        "if forwarders.check_heartbeats() >= STUCK_SECONDS:",
         "if False:",
         "tests/faults/test_hanging.py -k nowhere",
     ),

@@ -21,8 +21,8 @@ from relay.cli.app import configure_logs, load_settings, log_warnings, main
 from relay.cli.listening import host_option, listen_or_exit, port_option
 from relay.cli.outbox import open_outbox_or_exit, outbox_errors
 from relay.errors import CrashError, OutboxBrokenError, OutboxError
-from relay.forwarder.process import ForwarderProcess
 from relay.forwarder.report import reporting
+from relay.forwarder.runner import ForwarderRunner
 from relay.metrics.definitions import (
     FORWARDER_LOG_LINES_DROPPED,
     FORWARDING,
@@ -108,14 +108,14 @@ def forward(
     raise_file_limit()
     settings, routes = load_settings()
     configure_logs(settings, dropped=FORWARDER_LOG_LINES_DROPPED.inc)
-    process = ForwarderProcess(
+    runner = ForwarderRunner(
         routes,
         retention=timedelta(days=settings.retention_days),
         stop_seconds=DRAIN_SECONDS,
         lineage=lineage,
         cut_short=end_at_once,
     )
-    end_with_any_thread(process.crash)
+    end_with_any_thread(runner.crash)
     with ExitStack() as stack:
         if metrics_port is not None:
             listener = listen_or_exit(metrics_host, metrics_port, "--metrics-port")
@@ -123,7 +123,7 @@ def forward(
             stack.enter_context(serving_aside(page, listener))
         _leave_with_a_signal()
         if until_stdin_closes:
-            stack.enter_context(_supervised(process))
+            stack.enter_context(_supervised(runner))
         outbox = stack.enter_context(open_outbox_or_exit(settings, patient=True))
         stack.enter_context(outbox_errors())
         # The forwarder of a relay that was killed ends only when its requests are answered.
@@ -133,8 +133,8 @@ def forward(
             outbox.count_crash(lineage)
         spare_the_collector()
         by_itself = partial(_log_start, settings, routes, outbox)
-        process.run(outbox, (lambda: None) if until_stdin_closes else by_itself)
-    sys.exit(os.EX_IOERR if process.broken else os.EX_SOFTWARE)
+        runner.run(outbox, (lambda: None) if until_stdin_closes else by_itself)
+    sys.exit(os.EX_IOERR if runner.broken else os.EX_SOFTWARE)
 
 
 @main.command()
@@ -154,12 +154,12 @@ def _log_start(settings: Settings, routes: Routes, outbox: Outbox) -> None:
 
 
 @contextmanager
-def _supervised(process: ForwarderProcess) -> Iterator[None]:
+def _supervised(runner: ForwarderRunner) -> Iterator[None]:
     """Report to the relay that has started this process, and end with it."""
     threading.Thread(target=_leave_with_stdin, daemon=True).start()
     counted = partial(generate_latest, FORWARDING)
     try:
-        with reporting(counted, sys.stdout.fileno(), problem=process.problem):
+        with reporting(counted, sys.stdout.fileno(), problem=runner.problem):
             yield
     except click.ClickException as error:
         # Nobody reads a sentence on a terminal here.

@@ -34,7 +34,7 @@ class Forwarders:
         """Why the latest attempt of a worker failed; see `Forwarder.problem`."""
         return next((each.problem for each in self._forwarders if each.problem), None)
 
-    def look(self) -> int:
+    def check_heartbeats(self) -> int:
         """Return how many calls in a row have found some worker silent; call once a second."""
         return max(forwarder.heartbeats.check() for forwarder in self._forwarders)
 

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-import relay.forwarder.process
+import relay.forwarder.runner
 import relay.receiver.committer
 from relay.cli import main
 from relay.outbox.sqlite.store import SqliteOutbox
@@ -56,6 +56,6 @@ FAULTS: dict[str, tuple[type, str, Any]] = {
 if __name__ == "__main__":
     place, name, fault = FAULTS[sys.argv[1]]
     setattr(place, name, fault)
-    for module in (relay.forwarder.process, relay.receiver.committer):
+    for module in (relay.forwarder.runner, relay.receiver.committer):
         module.__dict__["STUCK_SECONDS"] = SECONDS
     main(sys.argv[2:])

@@ -17,13 +17,13 @@ from relay.outbox.protocol import Outbox
 from relay.process import systemd
 from relay.routes import Routes
 
-_LOOK_SECONDS: Final = 1
+_CHECK_SECONDS: Final = 1
 
 _log = structlog.get_logger()
 
 
-class ForwarderProcess:
-    """The forwarding of one process.
+class ForwarderRunner:
+    """The part of a process that forwards: its forwarders and retention.
 
     Args:
         routes: every route.
@@ -85,8 +85,8 @@ class ForwarderProcess:
             retention.stop()
 
     def _watch(self, forwarders: Forwarders) -> None:
-        while not (self._crashed.wait(_LOOK_SECONDS) or forwarders.broken):
-            if forwarders.look() >= STUCK_SECONDS:
+        while not (self._crashed.wait(_CHECK_SECONDS) or forwarders.broken):
+            if forwarders.check_heartbeats() >= STUCK_SECONDS:
                 _log.critical("forward.stuck", seconds=STUCK_SECONDS)
                 self._cut_short()
             systemd.notify(systemd.ALIVE)
