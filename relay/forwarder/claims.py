@@ -11,8 +11,8 @@ from msgspec import Struct, field
 from relay.destinations import Destination, batches
 from relay.errors import OutboxError
 from relay.events import DeadReason, Unusable
-from relay.forwarder.in_hand import InHand
 from relay.forwarder.permits import Permits
+from relay.forwarder.unsettled import UnsettledEntries
 from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Entry
 from relay.outbox.protocol import Outbox
 from relay.routes import Routes
@@ -57,7 +57,7 @@ class Claims:
         outbox: where entries come from.
         destination: where they go.
         routes: render them.
-        in_hand: the entries that this process has claimed.
+        unsettled: the entries that this process has claimed.
         permits: the destination's permits; those not used are released.
         clock: seconds, monotonic.
         lineage: see `Outbox.begin_post`.
@@ -72,7 +72,7 @@ class Claims:
         destination: Destination,
         routes: Routes,
         *,
-        in_hand: InHand,
+        unsettled: UnsettledEntries,
         permits: Permits,
         clock: Callable[[], float],
         lineage: int,
@@ -81,7 +81,7 @@ class Claims:
         self._name = destination.name
         self._limits = destination.limits
         self._routes = routes
-        self._in_hand = in_hand
+        self._unsettled = unsettled
         self._permits = permits
         self._clock = clock
         self._lineage = lineage
@@ -104,7 +104,7 @@ class Claims:
         except OutboxError:
             self.end(claim)
             raise
-        self._in_hand.replace(suspect)
+        self._unsettled.replace(suspect)
         claim.entries = [suspect]
         claim.batches.append([(suspect, encoded)])
         return claim
@@ -114,15 +114,15 @@ class Claims:
         if claim.permit:
             self._permits.release(claim.permit)
             claim.permit = None
-        unsettled = [entry for entry in claim.entries if entry in self._in_hand]
-        if unsettled:
-            self._in_hand.settle(unsettled)
-            self._outbox.release(unsettled)
+        left = [entry for entry in claim.entries if entry in self._unsettled]
+        if left:
+            self._unsettled.settle(left)
+            self._outbox.release(left)
 
     def dead_letter(self, entry: Entry, fault: Unusable) -> None:
         """Make the entry a dead letter, and log it."""
         self._outbox.dead_letter(entry, fault)
-        self._in_hand.settle([entry])
+        self._unsettled.settle([entry])
         if fault.reason is DeadReason.IGNORED:  # by a setting
             _log.info("forward.ignored", message_id=entry.message_id, detail=fault.detail)
         else:
@@ -131,9 +131,9 @@ class Claims:
     def _take(self, permit: Permit, lease: Callable[[], list[Entry]]) -> Claim | None:
         claim = Claim(permit=permit, ends_at=self._clock() + LEASE.total_seconds())
         try:
-            claim.entries = self._in_hand.claim(self._name, lease) or []
+            claim.entries = self._unsettled.claim(self._name, lease) or []
             claim.batches.extend(batches(self._encoded(claim.entries), self._limits))
-        except Exception:  # a suspect waits for as long as anything is in hand
+        except Exception:  # a suspect waits for as long as any entry is unsettled
             self.end(claim)
             raise
         if not claim.batches:
@@ -154,7 +154,7 @@ class Claims:
         """Yield each entry with its encoded message; dead-letter those that have none."""
         for entry in entries:
             if entry.crashes >= CRASHES_BEFORE_ISOLATION + CRASHES_IN_ISOLATION:
-                detail = f"relay crashed {CRASHES_IN_ISOLATION} times with nothing else in hand"
+                detail = f"relay crashed {CRASHES_IN_ISOLATION} times with no other entry claimed"
                 self.dead_letter(entry, Unusable(DeadReason.POISON, detail))
                 continue
             rendered = self._routes.render(entry)

@@ -24,8 +24,8 @@ from relay.errors import (
 )
 from relay.events import DeadReason, Unusable
 from relay.forwarder.claims import Batch, Claim, Claims
-from relay.forwarder.in_hand import InHand
 from relay.forwarder.permits import Permits
+from relay.forwarder.unsettled import UnsettledEntries
 from relay.metrics.definitions import BATCHES, DELIVERY_SECONDS, MESSAGES, start_at_zero
 from relay.outbox.entries import Clock, Entry, utc_now
 from relay.outbox.protocol import Outbox
@@ -61,7 +61,7 @@ class Forwarder:
         outbox: where entries come from and are settled.
         destination: where they go.
         routes: render them; all routes, as an entry may come from any source.
-        in_hand: shared with the other forwarders of this process.
+        unsettled: shared by all forwarders of this process.
         clock: seconds, monotonic.
         now: the time of day.
         lineage: of this process and those started in its place; see `Outbox.begin_post`.
@@ -82,7 +82,7 @@ class Forwarder:
         destination: Destination,
         routes: Routes,
         *,
-        in_hand: InHand | None = None,
+        unsettled: UnsettledEntries | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Clock = utc_now,
         lineage: int | None = None,
@@ -93,7 +93,7 @@ class Forwarder:
         self._destination = destination
         self._name = destination.name
         self._limits = destination.limits
-        self._in_hand = InHand() if in_hand is None else in_hand
+        self._unsettled = UnsettledEntries() if unsettled is None else unsettled
         self._clock = clock
         self._now = now
         self._stopping = threading.Event()
@@ -106,7 +106,7 @@ class Forwarder:
             outbox,
             destination,
             routes,
-            in_hand=self._in_hand,
+            unsettled=self._unsettled,
             permits=self._permits,
             clock=clock,
             lineage=new_lineage() if lineage is None else lineage,
@@ -141,7 +141,7 @@ class Forwarder:
         for worker in self._workers:
             if worker.is_alive():
                 worker.join(max(0, deadline - time.monotonic()))
-        unsettled = self._in_hand.of(self._name)
+        unsettled = self._unsettled.of(self._name)
         if unsettled:
             self._release(unsettled)
 
@@ -207,12 +207,12 @@ class Forwarder:
         if not self._outbox.has_suspects(self._name):
             return
         while not self._stopping.is_set():
-            if self._in_hand.of(self._name):  # of the other workers, which claim nothing meanwhile
+            if self._unsettled.of(self._name):  # of other workers, which claim nothing meanwhile
                 self._get_on()
                 self._sleep(LOOK_SECONDS)
             elif not self._try_suspect():
                 return
-            elif self._in_hand.is_awaited:  # between two suspects, the others may claim
+            elif self._unsettled.has_waiters:  # between two suspects, the others may claim
                 self._sleep(2 * LOOK_SECONDS)
 
     def _try_suspect(self) -> bool:
@@ -221,8 +221,8 @@ class Forwarder:
         if permit is None:
             return False
         # Not before the permit: while this destination gives none, the others must not wait.
-        with self._in_hand.isolating(self._name) as isolated:
-            if isolated and self._await_empty_hands():
+        with self._unsettled.isolating(self._name) as isolated:
+            if isolated and self._await_settled():
                 claim = self._claims.take_suspect(permit)
             else:
                 self._permits.release(permit)
@@ -233,12 +233,12 @@ class Forwarder:
             self._forward(claim)
         return True
 
-    def _await_empty_hands(self) -> bool:
+    def _await_settled(self) -> bool:
         """Return True once the other forwarders of this process have settled what they claimed.
 
         Return False if relay is stopping.
         """
-        while self._in_hand and not self._stopping.is_set():
+        while self._unsettled and not self._stopping.is_set():
             self._get_on()
             self._sleep(LOOK_SECONDS)
         return not self._stopping.is_set()
@@ -250,11 +250,11 @@ class Forwarder:
         return take(permit) if permit else None
 
     def _await_others(self) -> None:
-        """Return when no other forwarder of this process has a suspect in hand."""
-        if not self._in_hand.is_isolated_from(self._name):
+        """Return when no other forwarder of this process has isolated a suspect."""
+        if not self._unsettled.is_isolated_from(self._name):
             return
-        with self._in_hand.waiting():
-            while self._in_hand.is_isolated_from(self._name) and not self._stopping.is_set():
+        with self._unsettled.waiting():
+            while self._unsettled.is_isolated_from(self._name) and not self._stopping.is_set():
                 self._get_on()
                 self._sleep(LOOK_SECONDS)
 
@@ -307,7 +307,7 @@ class Forwarder:
                     claim.permit = self._await_permit(last_start)
         except (UnavailableError, RefusedError) as error:
             # Nothing more can be sent now.
-            self._in_hand.settle(entries)
+            self._unsettled.settle(entries)
             self._outbox.release(entries, str(error))
         finally:
             self._claims.end(claim)
@@ -324,7 +324,7 @@ class Forwarder:
                 _log.error("forward.not_settled", messages=len(entries), error=str(error))
                 self._sleep(_OUTBOX_PAUSE_SECONDS)
             else:
-                self._in_hand.settle(entries)
+                self._unsettled.settle(entries)
                 self._observe(entries)
                 return
 

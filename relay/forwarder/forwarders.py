@@ -3,7 +3,7 @@
 import time
 
 from relay.forwarder.forwarder import Forwarder
-from relay.forwarder.in_hand import InHand
+from relay.forwarder.unsettled import UnsettledEntries
 from relay.outbox.protocol import Outbox
 from relay.routes import Routes
 
@@ -18,9 +18,9 @@ class Forwarders:
     """
 
     def __init__(self, outbox: Outbox, routes: Routes, *, lineage: int | None = None) -> None:
-        in_hand = InHand()
+        unsettled = UnsettledEntries()
         self._forwarders = [
-            Forwarder(outbox, destination, routes, in_hand=in_hand, lineage=lineage)
+            Forwarder(outbox, destination, routes, unsettled=unsettled, lineage=lineage)
             for destination in routes.destinations
         ]
 

@@ -465,7 +465,7 @@ def test_a_message_that_crashes_relay_in_isolation_is_a_dead_letter(
     assert survived == [False] * 5 + [True]
     assert crashed_over == [52, 52, 1, 1, 1]
     assert lives[-1].dead() == {"deadly": "poison"}
-    assert entries["deadly"].detail == "relay crashed 3 times with nothing else in hand"
+    assert entries["deadly"].detail == "relay crashed 3 times with no other entry claimed"
     assert Counter(entry.state for entry in entries.values()) == {"delivered": 151, "dead": 1}
     assert Counter(email_ids(server.accepted)).most_common(1)[0][1] == 1
 

@@ -11,7 +11,7 @@ from relay.destinations.segment import Segment, SegmentSettings
 from relay.forwarder import claims
 from relay.forwarder.forwarder import Forwarder
 from relay.forwarder.forwarders import Forwarders
-from relay.forwarder.in_hand import InHand
+from relay.forwarder.unsettled import UnsettledEntries
 from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Arrival, Entry, Role
 from relay.outbox.sqlite.store import SqliteOutbox
 from relay.routes import Routes
@@ -105,7 +105,7 @@ def test_a_destination_that_is_silent_holds_up_no_other(
     assert delivered
 
 
-def test_a_suspect_is_sent_while_the_process_has_nothing_else_in_hand(
+def test_a_suspect_is_sent_while_the_process_has_no_other_entry_claimed(
     tmp_path: Path, server: SegmentServer, other: SegmentServer
 ) -> None:
     """A crash then casts suspicion on no entry of another destination."""
@@ -129,9 +129,9 @@ def test_a_suspect_is_sent_while_the_process_has_nothing_else_in_hand(
     server.judge, other.judge = judge, judge_other
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("other", "other", n) for n in range(3)])
-        in_hand, to_both = InHand(), routes(server, other)
+        unsettled, to_both = UnsettledEntries(), routes(server, other)
         second, first = (
-            Forwarder(outbox, destination, to_both, in_hand=in_hand)
+            Forwarder(outbox, destination, to_both, unsettled=unsettled)
             for destination in to_both.destinations
         )
         first.start()
@@ -154,21 +154,21 @@ def entry(number: int, destination: str) -> Entry:
 
 
 def test_nothing_is_claimed_for_another_destination_while_one_is_isolated() -> None:
-    in_hand = InHand()
-    with in_hand.isolating("segment") as isolated:
-        own = in_hand.claim("segment", lambda: [entry(1, "segment")])
-        others = in_hand.claim("other", lambda: [entry(2, "other")])
-        with in_hand.isolating("other") as twice:
+    unsettled = UnsettledEntries()
+    with unsettled.isolating("segment") as isolated:
+        own = unsettled.claim("segment", lambda: [entry(1, "segment")])
+        others = unsettled.claim("other", lambda: [entry(2, "other")])
+        with unsettled.isolating("other") as twice:
             pass
-        still = in_hand.claim("other", lambda: [entry(3, "other")])
-    afterwards = in_hand.claim("other", lambda: [entry(4, "other")])
+        still = unsettled.claim("other", lambda: [entry(3, "other")])
+    afterwards = unsettled.claim("other", lambda: [entry(4, "other")])
 
     assert (isolated, twice) == (True, False)
     assert own is not None
     assert others is None
     assert still is None
     assert afterwards is not None
-    assert [each.id for each in in_hand.of("other")] == [4]
+    assert [each.id for each in unsettled.of("other")] == [4]
 
 
 def test_many_suspects_of_one_destination_let_the_others_forward(
@@ -199,7 +199,7 @@ def test_many_suspects_of_one_destination_let_the_others_forward(
 def test_no_suspect_is_sent_once_relay_stops(
     tmp_path: Path, server: SegmentServer, other: SegmentServer
 ) -> None:
-    """What the other forwarder still has in hand would be suspected, too, after a crash."""
+    """After a crash relay would suspect what the other forwarder still has claimed, too."""
     path = tmp_path / "relay.db"
     add_suspect(path)
     answered = threading.Event()
@@ -213,15 +213,15 @@ def test_no_suspect_is_sent_once_relay_stops(
     other.judge = judge_other
     with closing(SqliteOutbox(path)) as outbox:
         outbox.add([arrival("other", "other", n) for n in range(3)])
-        in_hand, to_both = InHand(), routes(server, other)
+        unsettled, to_both = UnsettledEntries(), routes(server, other)
         second, first = (
-            Forwarder(outbox, destination, to_both, in_hand=in_hand)
+            Forwarder(outbox, destination, to_both, unsettled=unsettled)
             for destination in to_both.destinations
         )
         first.start()
         busy = within(60, lambda: bool(under_way))
         second.start()
-        isolated = within(60, lambda: in_hand.is_isolated_from("other"))
+        isolated = within(60, lambda: unsettled.is_isolated_from("other"))
         for forwarder in (first, second):
             forwarder.stop_soon()
         second.stop(10)
@@ -233,7 +233,7 @@ def test_no_suspect_is_sent_once_relay_stops(
     assert server.accepted == []
 
 
-def test_a_claim_that_fails_leaves_nothing_in_hand(
+def test_a_claim_that_fails_leaves_nothing_unsettled(
     tmp_path: Path, server: SegmentServer, other: SegmentServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a suspect of another destination would wait for it for ever."""
@@ -241,15 +241,15 @@ def test_a_claim_that_fails_leaves_nothing_in_hand(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    in_hand, to_both = InHand(), routes(server, other)
+    unsettled, to_both = UnsettledEntries(), routes(server, other)
     with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
         outbox.add([arrival("vero", "segment", n) for n in range(3)])
-        forwarder = Forwarder(outbox, to_both.destinations[0], to_both, in_hand=in_hand)
+        forwarder = Forwarder(outbox, to_both.destinations[0], to_both, unsettled=unsettled)
         with monkeypatch.context() as patched:
             patched.setattr(claims, "batches", fail)
             with pytest.raises(MemoryError):
                 forwarder.step()
-        left = len(in_hand)
+        left = len(unsettled)
         forwarder.step()
 
     assert left == 0

@@ -1,4 +1,4 @@
-"""Keeps the entries that the forwarders of one process have claimed and not settled yet."""
+"""Keeps the entries that one process has claimed and not settled, and isolates suspects."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from relay.outbox.entries import Entry
 
 
-class InHand:
+class UnsettledEntries:
     """The entries of all destinations that this process has claimed and not settled.
 
-    A suspect is forwarded while nothing else is claimed. If the process crashes, the suspect is the
-    cause, and no other entry is suspected.
+    A suspect is an entry that was claimed at several crashes. It is isolated: forwarded while no
+    other entry is claimed. If the process crashes again, the suspect is the cause, and no other
+    entry is suspected.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class InHand:
         return self._isolated not in {None, destination}
 
     @property
-    def is_awaited(self) -> bool:
+    def has_waiters(self) -> bool:
         """Whether some forwarder waits until no other destination is isolated."""
         return self._waiting > 0
 
