@@ -12,9 +12,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.auth import SecretCheck, basic_credentials
-from relay.receiver.attempts import NOT_HELD_BACK, Attempts
+from relay.receiver.wrong_credentials import CLOSE_CONNECTION, WrongCredentials
 
-DOOR: Final = "console"
+PAGE: Final = "console"
 """The label of wrong credentials at the console, in metrics and the log."""
 
 _HEADERS: Final = {
@@ -30,37 +30,37 @@ _HEADERS: Final = {
 }
 
 
-class Door(Protocol):
+class Authenticator(Protocol):
     """A check of a request's credentials, and the answer to a request without them."""
 
-    def lets_in(self, headers: Headers) -> bool:
-        """Return whether a request with these headers may come in now."""
+    def accepts(self, headers: Headers) -> bool:
+        """Return whether these headers carry valid credentials."""
         ...
 
     async def refusal(self, headers: Headers) -> Response | None:
-        """Return the answer to a request that may not come in; None if it may."""
+        """Return the answer to a request without valid credentials; None if they are valid."""
         ...
 
 
-class PasswordDoor:
-    """A door that the password opens: HTTP Basic, with any user name."""
+class PasswordAuthenticator:
+    """An authenticator that accepts the password: HTTP Basic, with any user name."""
 
     def __init__(self, password: SecretStr) -> None:
         self._check = SecretCheck([password])
-        self._attempts = Attempts(DOOR, ["password"])
+        self._wrong_passwords = WrongCredentials(PAGE, ["password"])
 
-    def lets_in(self, headers: Headers) -> bool:
-        """See `Door`."""
+    def accepts(self, headers: Headers) -> bool:
+        """See `Authenticator`."""
         credentials = basic_credentials(headers.get("authorization", "").encode("latin-1"))
         return credentials is not None and self._check.accepts(credentials[1])
 
     async def refusal(self, headers: Headers) -> Response | None:
-        """See `Door`."""
-        if self.lets_in(headers):
+        """See `Authenticator`."""
+        if self.accepts(headers):
             return None
         challenge = {"www-authenticate": 'Basic realm="relay", charset="UTF-8"'}
-        if headers.get("authorization") and not await self._attempts.hold_back("password"):
-            challenge |= NOT_HELD_BACK
+        if headers.get("authorization") and not await self._wrong_passwords.delay("password"):
+            challenge |= CLOSE_CONNECTION
         text = "Sign in with the password of RELAY_CONSOLE_PASSWORD and any user name."
         return PlainTextResponse(text, status_code=401, headers=challenge)
 
@@ -68,9 +68,9 @@ class PasswordDoor:
 class Guard:
     """ASGI middleware that refuses requests without credentials, and changes by foreign pages."""
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
+    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
-        self._door = door
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -80,7 +80,7 @@ class Guard:
             # A proxy that only lets webhooks through would take /console/../webhooks/ for one.
             refusal = PlainTextResponse("There is no such page.", status_code=404)
         else:
-            refusal = await self._door.refusal(headers)
+            refusal = await self._authenticator.refusal(headers)
         if not refusal and scope["method"] not in {"GET", "HEAD"} and not _is_own(headers):
             text = (
                 "Only the console's own pages can do this. If this is one of them, the proxy in"

@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from relay.console.access import Door, Guard, PasswordDoor, SecurityHeaders
+from relay.console.access import Authenticator, Guard, PasswordAuthenticator, SecurityHeaders
 from relay.console.dead import DeadLetterPages
 from relay.console.event import EventPage
 from relay.console.events import EventList
@@ -83,16 +83,16 @@ class Console:
         self._live = Live()
         self._limiter = CapacityLimiter(MAX_THREADS)
         self._sign_in: SignIn | None = None
-        self._door: Door
+        self._authenticator: Authenticator
         if isinstance(opened_by, Links):
-            self._door = self._sign_in = SignIn(self._pages, opened_by)
+            self._authenticator = self._sign_in = SignIn(self._pages, opened_by)
         else:
-            self._door = PasswordDoor(opened_by)
+            self._authenticator = PasswordAuthenticator(opened_by)
         guarded = self._app(self._guarded_routes())
         self.routes: list[BaseRoute] = [
             *self._open_routes(),
-            Route(HOME, SecurityHeaders(Guard(_HOME, self._door))),
-            Mount(HOME, SecurityHeaders(Guard(guarded, self._door))),
+            Route(HOME, SecurityHeaders(Guard(_HOME, self._authenticator))),
+            Mount(HOME, SecurityHeaders(Guard(guarded, self._authenticator))),
         ]
 
     def begin(self) -> None:
@@ -160,7 +160,7 @@ class Console:
             return self._live.stream(
                 request,
                 lambda: self._in_thread(render, request),
-                lambda: self._door.lets_in(request.headers),
+                lambda: self._authenticator.accepts(request.headers),
             )
 
         return endpoint

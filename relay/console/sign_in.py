@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from relay.console.access import DOOR
+from relay.console.access import PAGE
 from relay.console.pages import HOME, Pages
 from relay.console.sessions import Sessions
-from relay.receiver.attempts import NOT_HELD_BACK, Attempts
+from relay.receiver.wrong_credentials import CLOSE_CONNECTION, WrongCredentials
 
 PATH: Final = f"{HOME}/sign-in"
 
@@ -49,7 +49,7 @@ def print_link(link: str) -> None:
 
 
 class SignIn:
-    """A door that a link from relay's output opens.
+    """An authenticator that accepts the session of a link from relay's output.
 
     The link's token is its fragment, which browsers do not send: it is in no request's path, no
     `Referer` and no log of a proxy. The page that the link opens posts the token, and gets a cookie
@@ -67,24 +67,24 @@ class SignIn:
         # Browsers send a cookie to every port of a host: another relay there needs another name.
         self._cookie = f"relay_console_{urlsplit(links.url).port}"
         self._sessions = Sessions()
-        self._attempts = Attempts(DOOR, ["link", "session"])
+        self._wrong_credentials = WrongCredentials(PAGE, ["link", "session"])
 
     def issue_link(self) -> None:
         """Issue a new link; the one before it no longer works."""
         self._links.issue(f"{self._links.url}{PATH}#{self._sessions.new_link()}")
 
-    def lets_in(self, headers: Headers) -> bool:
+    def accepts(self, headers: Headers) -> bool:
         """Return whether the cookie belongs to a session; if so, note that the session is used."""
         return any(map(self._sessions.is_under_way, self._cookies(headers)))
 
     async def refusal(self, headers: Headers) -> Response | None:
         """Return the page to sign in for a request without a session; None if it has one."""
-        if self.lets_in(headers):
+        if self.accepts(headers):
             return None
         if not [*self._cookies(headers)]:
             return self._refused("")
-        held = await self._attempts.hold_back("session")
-        answer = self._refused("Your session has ended, or relay was restarted.", held=held)
+        delayed = await self._wrong_credentials.delay("session")
+        answer = self._refused("Your session has ended, or relay was restarted.", delayed=delayed)
         answer.delete_cookie(self._cookie, path=HOME)
         return answer
 
@@ -97,11 +97,11 @@ class SignIn:
         token = self._sessions.begin(link)
         if token is None:
             # The same link in the same browser: its session is under way already.
-            if self.lets_in(request.headers):
+            if self.accepts(request.headers):
                 return RedirectResponse(f"{HOME}/", status_code=303)
-            held = await self._attempts.hold_back("link")
+            delayed = await self._wrong_credentials.delay("link")
             text = "This link does not work: it was used before, or relay was restarted since."
-            return self._refused(text, held=held)
+            return self._refused(text, delayed=delayed)
         _log.info("console.signed_in")
         # After the answer, and in a thread: the reader of standard output may have stalled.
         printing = BackgroundTask(self.issue_link)
@@ -132,8 +132,10 @@ class SignIn:
             if name == self._cookie:
                 yield value
 
-    def _refused(self, text: str, *, held: bool = True) -> Response:
-        headers = {"www-authenticate": 'Cookie realm="relay"'} | ({} if held else NOT_HELD_BACK)
+    def _refused(self, text: str, *, delayed: bool = True) -> Response:
+        headers = {"www-authenticate": 'Cookie realm="relay"'}
+        if not delayed:
+            headers |= CLOSE_CONNECTION
         return self._page(text, status=401, headers=headers)
 
     def _page(

@@ -89,7 +89,7 @@ WEBHOOKS: Final = _counter(
 WRONG_CREDENTIALS: Final = _counter(
     "relay_wrong_credentials_total",
     "How many wrong passwords, links, sessions and tokens were tried?",
-    *("door", "credential"),
+    *("page", "credential"),
 )
 ANSWER_SECONDS: Final = _histogram(
     "relay_answer_seconds",

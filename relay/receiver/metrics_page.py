@@ -16,8 +16,8 @@ from starlette.routing import Route
 from relay.auth import SecretCheck, bearer_token
 from relay.metrics.exporter import OutboxExporter
 from relay.receiver import server
-from relay.receiver.attempts import NOT_HELD_BACK, Attempts
 from relay.receiver.single_flight import SingleFlight
+from relay.receiver.wrong_credentials import CLOSE_CONNECTION, WrongCredentials
 
 _WAIT_SECONDS: Final = 3.0
 
@@ -44,7 +44,7 @@ class MetricsPage:
         self._more = more
         self._exporter = exporter
         self._check = SecretCheck([token]) if token else None
-        self._attempts = Attempts("metrics", ["token"] if token else [])
+        self._wrong_tokens = WrongCredentials("metrics", ["token"] if token else [])
         self._reading = SingleFlight(exporter.read if exporter else bytes)
 
     async def answer(self, request: Request) -> Response:
@@ -53,8 +53,8 @@ class MetricsPage:
         if self._check and not self._check.accepts(bearer_token(authorization) or b""):
             content = {"status": "refused", "error": "wrong or missing token"}
             headers = {"www-authenticate": "Bearer"}
-            if "authorization" in request.headers and not await self._attempts.hold_back("token"):
-                headers |= NOT_HELD_BACK
+            if "authorization" in request.headers and not await self._wrong_tokens.delay("token"):
+                headers |= CLOSE_CONNECTION
             return JSONResponse(content, 401, headers)
         page = await run_in_threadpool(self._process_metrics) + self._more()
         if self._exporter:

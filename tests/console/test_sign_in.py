@@ -129,8 +129,8 @@ def test_a_token_appears_on_standard_output_only(relay: RelayProcess) -> None:
 
     assert "console.signed_in" in output
     assert "credentials.wrong" in output
-    assert 'relay_wrong_credentials_total{credential="link",door="console"} 2.0' in metrics
-    assert 'relay_wrong_credentials_total{credential="session",door="console"} 1.0' in metrics
+    assert 'relay_wrong_credentials_total{credential="link",page="console"} 2.0' in metrics
+    assert 'relay_wrong_credentials_total{credential="session",page="console"} 1.0' in metrics
     for secret in (*map(token_of, relay.links()), session.partition("=")[2]):
         assert secret not in output
 

@@ -208,7 +208,7 @@ def test_only_readers_with_the_token_get_the_page(
         guesses = ["", TOKEN, "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer \xe9"]
         refused = [fetch(port)] + [fetch(port, Authorization=guess) for guess in guesses]
         status, _, text = fetch(port, Authorization=f"bearer {TOKEN}")
-        doors = [line["door"] for line in relay.log() if line["event"] == "credentials.wrong"]
+        pages = [line["page"] for line in relay.log() if line["event"] == "credentials.wrong"]
         log = json.dumps(relay.log())
 
     assert {status for status, _, _ in refused} == {401}
@@ -216,8 +216,8 @@ def test_only_readers_with_the_token_get_the_page(
     assert not [text for _, _, text in refused if "relay_" in text]
     assert status == 200
     assert "relay_" in text
-    assert doors == ["metrics"]
-    wrong = 'relay_wrong_credentials_total{credential="token",door="metrics"}'
+    assert pages == ["metrics"]
+    wrong = 'relay_wrong_credentials_total{credential="token",page="metrics"}'
     assert (command == "forward") or f"{wrong} {len(guesses)}.0" in text
     assert TOKEN not in text + log
     assert "metrics_token" not in log
