@@ -325,9 +325,9 @@ MUTANTS = [
     Mutant(
         "the console is open to whatever names this machine",
         "console/access.py",
-        "        refusal = await self._door.refusal(headers)",
+        "        refusal = await self._authenticator.refusal(headers)",
         '        is_local = headers.get("host", "").startswith(("localhost", "127."))\n'
-        "        refusal = None if is_local else await self._door.refusal(headers)",
+        "        refusal = None if is_local else await self._authenticator.refusal(headers)",
         "tests/console/test_access.py -k without_credentials",
     ),
     Mutant(
