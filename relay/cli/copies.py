@@ -13,7 +13,7 @@ from relay.cli.app import configure_logs, load_settings, main
 from relay.cli.outbox import open_outbox_or_exit, outbox_errors
 from relay.cli.output import counted, progress
 from relay.errors import OutboxError
-from relay.operations import recovery
+from relay.operations.salvage import salvage_outbox
 from relay.operations.search import BATCH_ROWS
 from relay.outbox import open_outbox
 from relay.outbox.entries import Query
@@ -138,7 +138,7 @@ def salvage(damaged: Path, new: Path) -> None:
         shown = round(share * _PARTS)
 
     with outbox_errors(), progress("reading", _PARTS) as tick:
-        salvaged = recovery.salvage(damaged, new, show)
+        salvaged = salvage_outbox(damaged, new, show)
     counts = salvaged.counts
     click.echo(
         f"recovered  {counts.pending} pending, {counts.delivered} delivered, {counts.dead} dead\n"

@@ -15,7 +15,7 @@ from msgspec import structs
 from relay.errors import OutboxError
 from relay.events import DeadReason, Unusable
 from relay.outbox.entries import Keys, Query, Role, State, StoredEntry
-from relay.outbox.sqlite.recover import DamagedOutbox
+from relay.outbox.sqlite.damaged import DamagedOutbox
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import FAULT, MINUTE, NOON, arrival
 from tests.harness.processes import SqliteStore

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from relay.errors import OutboxError
 from relay.outbox.entries import Counts, Query, StoredEntry, total
-from relay.outbox.sqlite.recover import DamagedOutbox
+from relay.outbox.sqlite.damaged import DamagedOutbox
 from relay.outbox.sqlite.store import SqliteOutbox
 
 _BATCH_ENTRIES: Final = 500
@@ -31,7 +31,7 @@ class Salvaged(Struct, frozen=True):
     torn: int
 
 
-def salvage(damaged: Path, new: Path, progress: Callable[[float], object]) -> Salvaged:
+def salvage_outbox(damaged: Path, new: Path, progress: Callable[[float], object]) -> Salvaged:
     """Copy every entry that can be read into a new file.
 
     Args:
