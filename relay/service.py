@@ -31,7 +31,7 @@ from relay.process import systemd
 from relay.process.threads import end_with_any_thread
 from relay.receiver.app import create_app
 from relay.receiver.backpressure import Capacity
-from relay.receiver.bodies import BODY_SECONDS
+from relay.receiver.body_reader import BODY_SECONDS
 from relay.receiver.committer import Committer
 from relay.receiver.endpoint import Webhooks
 from relay.receiver.metrics_page import MetricsPage

@@ -1,4 +1,4 @@
-"""Collects a request's body: limits its size, and decompresses it as it comes."""
+"""Collects the pieces of one request's body: limits its size, and decompresses it."""
 
 import zlib
 from hashlib import sha256

@@ -16,8 +16,8 @@ from relay.metrics.definitions import WEBHOOKS
 from relay.outbox.entries import Arrival, Clock, utc_now
 from relay.receiver import answers
 from relay.receiver.answers import Answer, RequestRefusedError, answer_to
-from relay.receiver.bodies import BODY_SECONDS, Bodies, SenderGoneError, is_encoded
 from relay.receiver.body import MAX_BODY_BYTES, Body
+from relay.receiver.body_reader import BODY_SECONDS, BodyReader, SenderGoneError, is_encoded
 from relay.receiver.buffered import Headers, Reply
 from relay.receiver.committer import Committer, StoreResult
 from relay.routes import Route, Routes
@@ -39,9 +39,9 @@ class Webhooks:
         self._routes = {route.source.name: route for route in routes.receiving}
         self._committer = committer
         self._clock = clock
-        self._bodies = Bodies()
+        self._body_reader = BodyReader()
         self._sampler = LogSampler()
-        self.cancel_slow_reads = self._bodies.cancel_slow_reads
+        self.cancel_slow_reads = self._body_reader.cancel_slow_reads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -51,7 +51,7 @@ class Webhooks:
             source = route.source
             self._check_method(scope["method"])
             verifier = self._verifier(source, scope["path"], scope["headers"])
-            body = await self._bodies.read(source, scope["headers"], receive, verifier)
+            body = await self._body_reader.read(source, scope["headers"], receive, verifier)
             if not verifier.accepts():
                 raise answers.unauthorized(source, _WRONG_SIGNATURE, is_read=True)
             answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

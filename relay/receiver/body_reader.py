@@ -50,8 +50,8 @@ class _Read(Struct, eq=False):
         self.cancel(answers.too_many_bodies())
 
 
-class Bodies:
-    """A reader of request bodies, which limits how much is read at a time, and for how long."""
+class BodyReader:
+    """A reader of request bodies that limits their time and the memory for all of them."""
 
     def __init__(self) -> None:
         self._reads: set[_Read] = set()
