@@ -92,6 +92,6 @@ def digest(address: str) -> str:
     return sha256(address.lower().encode()).hexdigest()
 
 
-def names(wanted: str, address: str) -> bool:
+def matches(wanted: str, address: str) -> bool:
     """Return whether `wanted` is the address or its digest; upper or lower case does not matter."""
     return wanted.lower() in {address.lower(), digest(address)}

@@ -135,7 +135,7 @@ class Service:
             started=self._start,
             healthy=partial(systemd.notify, systemd.ALIVE),
         )
-        spare_the_collector()
+        tune_garbage_collector()
         self._console.begin()
         try:
             serve_http(
@@ -249,7 +249,7 @@ def end_at_once() -> None:
     os._exit(os.EX_SOFTWARE)
 
 
-def spare_the_collector() -> None:
+def tune_garbage_collector() -> None:
     """Have the garbage collector ignore what exists by now, and run less often.
 
     Webhooks leave no cyclic garbage; looking for it took a fifth of the time.

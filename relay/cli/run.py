@@ -33,14 +33,14 @@ from relay.outbox.protocol import Outbox
 from relay.process import systemd
 from relay.process.files import raise_file_limit
 from relay.process.threads import end_with_any_thread
-from relay.receiver.metrics_page import MetricsPage, serving_aside
+from relay.receiver.metrics_page import MetricsPage, serving_metrics
 from relay.routes import Routes
 from relay.service import (
     DRAIN_SECONDS,
     Service,
     end_at_once,
     end_within,
-    spare_the_collector,
+    tune_garbage_collector,
 )
 from relay.settings import Settings
 
@@ -120,7 +120,7 @@ def forward(
         if metrics_port is not None:
             listener = listen_or_exit(metrics_host, metrics_port, "--metrics-port")
             page = MetricsPage([FORWARDING], token=settings.metrics_token)
-            stack.enter_context(serving_aside(page, listener))
+            stack.enter_context(serving_metrics(page, listener))
         _leave_with_a_signal()
         if until_stdin_closes:
             stack.enter_context(_supervised(runner))
@@ -131,7 +131,7 @@ def forward(
         outbox.lock_role(Role.FORWARDER, patience=timedelta(seconds=patience))
         if after_crash and lineage is not None:
             outbox.count_crash(lineage)
-        spare_the_collector()
+        tune_garbage_collector()
         by_itself = partial(_log_start, settings, routes, outbox)
         runner.run(outbox, (lambda: None) if until_stdin_closes else by_itself)
     sys.exit(os.EX_IOERR if runner.broken else os.EX_SOFTWARE)

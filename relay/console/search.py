@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 
 from relay.operations.search import Criteria, Search
 from relay.outbox.entries import State, StoredEntry
-from relay.outbox.protocol import RARE
+from relay.outbox.protocol import RARE_COLLECTIONS
 
 PAGE_SIZE: Final = 50
 """Entries on a page."""
@@ -79,7 +79,9 @@ def _find_any(
 ) -> Found:
     """Look at one stretch of ids after the other, until the page is full or time runs out."""
     has_index = (
-        bool(criteria.reason) or criteria.collection in RARE or State.DEAD in criteria.states
+        bool(criteria.reason)
+        or criteria.collection in RARE_COLLECTIONS
+        or State.DEAD in criteria.states
     )
     newest = search.newest() + 1
     position = newest if start is None else min(start, newest)

@@ -7,7 +7,7 @@ field names around each value decide whether it is taken to name a person.
 import re
 from typing import Final
 
-from relay.addresses import in_body, names
+from relay.addresses import in_body, matches
 from relay.errors import UnreadableError
 from relay.operations.lineage import Path, leaves
 from relay.sources.fields import as_text, read_object
@@ -58,7 +58,7 @@ def _text_mentions(
 
 def _holds_address(text: str, wanted: str) -> bool:
     """Return whether the address is the whole text, whatever it looks like, or stands in it."""
-    return any(names(wanted, found) for found in (text.strip("'"), *in_body(text)))
+    return any(matches(wanted, found) for found in (text.strip("'"), *in_body(text)))
 
 
 def _before_each(word: str, text: str) -> list[str]:

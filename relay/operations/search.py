@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct, structs
 
-from relay.addresses import names
+from relay.addresses import matches
 from relay.events import Call, EmailEvent, Event, ParseResult
 from relay.operations.mentions import mentions
 from relay.outbox.counters import population
@@ -209,4 +209,4 @@ def _is_about(event: Event, criteria: Criteria) -> bool:
         return False
     if criteria.email_id and event.email_id != criteria.email_id:
         return False
-    return not criteria.address or names(criteria.address, event.email or "")
+    return not criteria.address or matches(criteria.address, event.email or "")

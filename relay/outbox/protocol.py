@@ -24,7 +24,7 @@ from relay.throttle import DestinationStatus, Throttle
 
 T = TypeVar("T")
 
-RARE: Final = (
+RARE_COLLECTIONS: Final = (
     "Email Link Clicked",
     "Email Unsubscribed",
     "Email Bounced",
@@ -32,8 +32,8 @@ RARE: Final = (
 )
 """Collections that stores index. The other three are so common that a scan soon finds them."""
 
-SOME: Final = 10_000
-"""Up to so many entries of a state are sorted; more are found by a scan in the order of ids."""
+MAX_SORTED_ENTRIES: Final = 10_000
+"""The most entries of a state that are sorted; more are found by a scan in the order of ids."""
 
 
 class EntryStore(Protocol):

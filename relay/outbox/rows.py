@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from relay.outbox.counters import Change, CounterRow, in_states
 from relay.outbox.entries import Counts, HistoryEvent, Keys, Operation, Query, State, StoredEntry
-from relay.outbox.protocol import SOME
+from relay.outbox.protocol import MAX_SORTED_ENTRIES
 
 STORED_ENTRY: Final = (
     "id, source, destination, message_id, state, collection, received_at, attempts, delivered_at,"
@@ -102,4 +102,4 @@ def are_few(query: Query, changes: Callable[[], Iterable[tuple[str, str, int]]])
     """
     if query.states not in {(State.PENDING,), (State.DELIVERED,)}:
         return False
-    return sum(each[query.states[0]] for each in states(changes()).values()) <= SOME
+    return sum(each[query.states[0]] for each in states(changes()).values()) <= MAX_SORTED_ENTRIES

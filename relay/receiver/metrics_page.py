@@ -72,10 +72,10 @@ class MetricsPage:
 
 
 @contextmanager
-def serving_aside(metrics_page: MetricsPage, listener: socket.socket) -> Iterator[None]:
+def serving_metrics(metrics_page: MetricsPage, listener: socket.socket) -> Iterator[None]:
     """Serve `/metrics` and `/healthz` in a thread, for as long as the context lasts."""
     app = Starlette(routes=[Route("/healthz", _alive), Route("/metrics", metrics_page.answer)])
-    with server.serving_aside(app, listener):
+    with server.serving_in_thread(app, listener):
         yield
 
 

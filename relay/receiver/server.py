@@ -31,7 +31,7 @@ _HANDSHAKE_SECONDS: Final = 0.25
 _CHECK_SECONDS: Final = 0.05
 _NO_ADDRESS: Final = "it is not an address of this machine"
 _CLOSE_SECONDS: Final = 2.0
-_MAX_CONNECTIONS_ASIDE: Final = 50
+_MAX_CONNECTIONS_IN_THREAD: Final = 50
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -85,9 +85,9 @@ def serve_http(
 
 
 @contextmanager
-def serving_aside(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
+def serving_in_thread(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
     """Serve a few pages in a thread, for as long as the context lasts."""
-    server = _Server(app, lambda *_: False, listener, _MAX_CONNECTIONS_ASIDE)
+    server = _Server(app, lambda *_: False, listener, _MAX_CONNECTIONS_IN_THREAD)
 
     def serve() -> None:
         server.run()

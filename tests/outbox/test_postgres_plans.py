@@ -11,7 +11,7 @@ from relay.outbox.counters import SLOT
 from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Query, State
 from relay.outbox.postgres.queries import BLOCK_BITS
 from relay.outbox.postgres.store import PostgresOutbox
-from relay.outbox.protocol import RARE, Outbox
+from relay.outbox.protocol import RARE_COLLECTIONS, Outbox
 from tests.contracts.outbox import MINUTE, acquire, arrival
 from tests.harness.entries import erase, requeue
 from tests.harness.postgres import PostgresServer, database_of, query
@@ -179,6 +179,6 @@ def test_the_schema_has_the_constants_of_the_statements(url: str) -> None:
     ((function,),) = query(url, "SELECT prosrc FROM pg_proc WHERE proname = 'count_changes'")
 
     assert f"crashes >= {CRASHES_BEFORE_ISOLATION})" in suspect
-    assert re.findall("'(.*?)'", rare) == list(RARE)
+    assert re.findall("'(.*?)'", rare) == list(RARE_COLLECTIONS)
     assert f"(entry >> {BLOCK_BITS})" in keys
     assert f"date_bin('{SLOT // timedelta(minutes=1)} minutes'" in function

@@ -7,7 +7,7 @@ import psycopg
 from relay.errors import OutboxMissingError, OutboxUnusableError
 from relay.outbox.postgres.connection import is_exposed, is_hopeless
 from relay.outbox.postgres.migrations import MIGRATIONS
-from relay.outbox.postgres.ownership import refuse_strangers
+from relay.outbox.postgres.privileges import refuse_untrusted_roles
 from relay.outbox.postgres.sessions import Session, line, settings
 from relay.outbox.postgres.shape import differences
 
@@ -77,7 +77,7 @@ def _migrate(session: Session, *, create: bool) -> None:
 
 def _version(session: Session) -> int:
     """Return the version of the schema, once it is known to be relay's; 0 if there is none."""
-    refuse_strangers(session)  # first: a view with a table's name may run code
+    refuse_untrusted_roles(session)  # first: a view with a table's name may run code
     row: Any = session.execute("SELECT to_regclass('relay.migrations') IS NULL").fetchone()
     if row[0]:
         return 0

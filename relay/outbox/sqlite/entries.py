@@ -20,7 +20,7 @@ from relay.outbox.entries import (
     State,
     StoredEntry,
 )
-from relay.outbox.protocol import RARE
+from relay.outbox.protocol import RARE_COLLECTIONS
 from relay.outbox.sqlite import counters, statements
 from relay.outbox.sqlite.connection import translated
 from relay.outbox.sqlite.disk import Disk
@@ -290,7 +290,7 @@ def _where(query: Query) -> tuple[str, str, dict[str, Any]]:
         if (value := getattr(query, column)) is not None:
             conditions.append(condition)
             values[column] = value
-    if query.collection in RARE:
+    if query.collection in RARE_COLLECTIONS:
         conditions.append(IS_RARE)
     if query.since:
         conditions.append("received_at >= :since")

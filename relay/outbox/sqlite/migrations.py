@@ -9,7 +9,7 @@ from typing import Final
 
 from relay.outbox.counters import SLOT
 from relay.outbox.entries import CRASHES_BEFORE_ISOLATION
-from relay.outbox.protocol import RARE
+from relay.outbox.protocol import RARE_COLLECTIONS
 
 BLOCK_BITS: Final = 9
 """Keys are indexed by blocks of 512 entries, each block in a place of its own.
@@ -18,7 +18,7 @@ A commit writes each page that it touches. One index over all keys would put eac
 page of its own. A block of 512 has three pages, and a search takes 2 µs a block.
 """
 
-IS_RARE: Final = f"collection IN {RARE}"
+IS_RARE: Final = f"collection IN {RARE_COLLECTIONS}"
 """Only a query with these very words is answered by the index of rare collections."""
 
 SLOT_MILLISECONDS: Final = SLOT // timedelta(milliseconds=1)

@@ -12,7 +12,7 @@ import psycopg
 from relay.errors import OutboxUnusableError
 
 
-def refuse_strangers(connection: psycopg.Connection[Any]) -> None:
+def refuse_untrusted_roles(connection: psycopg.Connection[Any]) -> None:
     """Raise an error if another role owns a part of the schema, or may add to it.
 
     The check runs nothing that is in the schema. Superusers are trusted, and the roles that relay's
@@ -24,7 +24,7 @@ def refuse_strangers(connection: psycopg.Connection[Any]) -> None:
     Raises:
         OutboxUnusableError: another role owns a part of it, or may add to it.
     """
-    for what, right, role, referring in connection.execute(_STRANGERS):
+    for what, right, role, referring in connection.execute(_UNTRUSTED_ROLES):
         if right is None:
             fault = f'{what} belongs to the role "{role}", and not to relay\'s own'
             remedy = f"make it relay's (ALTER ... OWNER TO), or grant \"{role}\" to relay's role"
@@ -40,7 +40,7 @@ def refuse_strangers(connection: psycopg.Connection[Any]) -> None:
         )
 
 
-_STRANGERS: Final = """
+_UNTRUSTED_ROLES: Final = """
     WITH place AS (
         SELECT oid, nspname, nspowner, nspacl FROM pg_namespace WHERE nspname = 'relay'
     ), tables AS (
