@@ -21,12 +21,12 @@ from relay.console.event import EventPage
 from relay.console.events import EventList
 from relay.console.live import Live
 from relay.console.overview import Endpoint, OverviewPages
+from relay.console.overview_data import OverviewCache
 from relay.console.pages import HOME, Pages
 from relay.console.playground import Playground
 from relay.console.replays import Replays
 from relay.console.sign_in import PATH as SIGN_IN
 from relay.console.sign_in import Links, SignIn
-from relay.console.watch import Watch
 from relay.console.web import read_form
 from relay.errors import OutboxError
 from relay.operations.search import Search
@@ -74,8 +74,8 @@ class Console:
         )
         search = Search(outbox.entries, routes.sources)
         replays = Replays(outbox, search, routes)
-        watch = Watch(outbox, routes.destinations, clock=clock)
-        self._overview = OverviewPages(watch, endpoints, self._pages)
+        overview_cache = OverviewCache(outbox, routes.destinations, clock=clock)
+        self._overview = OverviewPages(overview_cache, endpoints, self._pages)
         self._events = EventList(outbox, routes, search, self._pages)
         self._event = EventPage(routes, search, replays, self._pages, clock=clock)
         self._dead = DeadLetterPages(outbox, routes, search, replays, self._pages)

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from relay.console.pages import Pages
-from relay.console.search import Found, find
+from relay.console.pagination import EntriesPage, find_page
 from relay.console.web import parse_number, parse_time, reveal_field
 from relay.events import Collection, DeadReason
 from relay.operations.search import Criteria, Search
@@ -61,7 +61,7 @@ class EventList:
     def _values(self, request: Request) -> dict[str, Any]:
         query = request.query_params
         start = parse_number(query.get("before"))
-        found = find(self._search, _criteria(query), query.get("q", "").strip(), start=start)
+        found = find_page(self._search, _criteria(query), query.get("q", "").strip(), start=start)
         filters = {name: query.get(name, "") for name in _FILTERS}
         is_live = start is None
         return {
@@ -75,7 +75,7 @@ class EventList:
             "before": start,
         }
 
-    def _time_looked_to(self, found: Found) -> datetime | None:
+    def _time_looked_to(self, found: EntriesPage) -> datetime | None:
         """Return when the last entry that was looked at was received."""
         if found.looked_to is None:
             return None

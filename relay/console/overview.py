@@ -7,8 +7,8 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from relay.console.overview_data import OverviewCache
 from relay.console.pages import Pages
-from relay.console.watch import Watch
 from relay.console.web import origin
 
 
@@ -29,13 +29,15 @@ class OverviewPages:
     """The overview, and the page with the webhooks' URLs.
 
     Args:
-        watch: looks at the outbox.
+        overview_cache: looks at the outbox.
         endpoints: where webhooks are received.
         pages: renders.
     """
 
-    def __init__(self, watch: Watch, endpoints: Sequence[Endpoint], pages: Pages) -> None:
-        self._watch = watch
+    def __init__(
+        self, overview_cache: OverviewCache, endpoints: Sequence[Endpoint], pages: Pages
+    ) -> None:
+        self._overview_cache = overview_cache
         self._endpoints = endpoints
         self._pages = pages
 
@@ -61,7 +63,7 @@ class OverviewPages:
         return {
             "page": "overview",
             "live": "overview",
-            "overview": self._watch.look(),
+            "overview": self._overview_cache.current(),
             "endpoints": self._endpoints,
             "origin": origin(request),
         }

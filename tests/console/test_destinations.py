@@ -10,9 +10,9 @@ from starlette.responses import Response
 from relay.console.event import EventPage
 from relay.console.events import EventList
 from relay.console.overview import OverviewPages
+from relay.console.overview_data import OverviewCache
 from relay.console.pages import Pages
 from relay.console.replays import Replays
-from relay.console.watch import Watch
 from relay.destinations.segment import Segment, SegmentSettings
 from relay.events import DeadReason, Unusable
 from relay.operations.search import Search
@@ -69,8 +69,8 @@ def pages(routes: Routes, clock: Clock) -> Pages:
 
 
 @pytest.fixture
-def watch(outbox: SqliteOutbox, routes: Routes, clock: Clock) -> Watch:
-    return Watch(outbox, routes.destinations, clock=clock.now, elapsed=clock.monotonic)
+def overview_cache(outbox: SqliteOutbox, routes: Routes, clock: Clock) -> OverviewCache:
+    return OverviewCache(outbox, routes.destinations, clock=clock.now, elapsed=clock.monotonic)
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ def found(events: EventList, **query: object) -> list[int]:
 
 
 def test_each_destination_is_watched_by_itself(
-    watch: Watch, outbox: SqliteOutbox, routes: Routes, clock: Clock
+    overview_cache: OverviewCache, outbox: SqliteOutbox, routes: Routes, clock: Clock
 ) -> None:
-    watch.look()
+    overview_cache.current()
     began_at = clock.now()
     add(outbox, routes, clock, "vero", 4)
     add(outbox, routes, clock, "elsewhere", 2)
@@ -132,7 +132,7 @@ def test_each_destination_is_watched_by_itself(
     outbox.throttle("other", refuse)
     (entry,) = outbox.claim("other", 1, lease=MINUTE)
     outbox.dead_letter(entry, Unusable(DeadReason.REJECTED, "why"))
-    to_segment, to_other = watch.look().destinations
+    to_segment, to_other = overview_cache.current().destinations
 
     assert (to_segment.title, to_other.title) == ("Segment", "Other")
     assert (to_segment.counts.pending, to_segment.counts.delivered) == (1, 3)
@@ -147,13 +147,13 @@ def test_each_destination_is_watched_by_itself(
 
 
 def test_the_overview_shows_every_destination(
-    watch: Watch, outbox: SqliteOutbox, routes: Routes, pages: Pages, clock: Clock
+    overview_cache: OverviewCache, outbox: SqliteOutbox, routes: Routes, pages: Pages, clock: Clock
 ) -> None:
     add(outbox, routes, clock, "vero", 1)
     add(outbox, routes, clock, "elsewhere", 2)
     outbox.throttle("other", refuse)
     clock.sleep(20)
-    html = read(OverviewPages(watch, [], pages).page(request("/")))
+    html = read(OverviewPages(overview_cache, [], pages).page(request("/")))
     text = " ".join(html.text.split())
 
     assert "Segment has 0" in text

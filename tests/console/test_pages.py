@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from relay.console.search import PAGE_SIZE
+from relay.console.pagination import PAGE_SIZE
 from tests.cli.desk import CANARY, Desk, address, hashed, webhook
 from tests.cli.test_export import HOLDERS
 from tests.console.client import (

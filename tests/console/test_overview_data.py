@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from relay.console.watch import (
+from relay.console.overview_data import (
     DESCRIPTIONS,
     CollectionView,
     DestinationView,
     Overview,
-    Watch,
+    OverviewCache,
 )
 from relay.events import Collection, DeadReason, Unusable
 from relay.metrics.definitions import WEBHOOKS
@@ -37,8 +37,8 @@ def outbox(tmp_path: Path, clock: Clock) -> Iterator[SqliteOutbox]:
 
 
 @pytest.fixture
-def watch(outbox: SqliteOutbox, clock: Clock) -> Watch:
-    return Watch(outbox, [segment_at()], clock=clock.now, elapsed=clock.monotonic)
+def overview_cache(outbox: SqliteOutbox, clock: Clock) -> OverviewCache:
+    return OverviewCache(outbox, [segment_at()], clock=clock.now, elapsed=clock.monotonic)
 
 
 def add(
@@ -71,19 +71,21 @@ def segment(overview: Overview) -> DestinationView:
 
 
 def test_dead_letters_that_are_ignored_by_now_are_not_counted_as_dead(
-    outbox: SqliteOutbox, clock: Clock, watch: Watch
+    outbox: SqliteOutbox, clock: Clock, overview_cache: OverviewCache
 ) -> None:
     add(outbox, clock.now(), count=3)
     reasons = (DeadReason.IGNORED, DeadReason.REJECTED, DeadReason.IGNORED)
     for entry, reason in zip(outbox.claim("segment", 3, lease=MINUTE), reasons, strict=True):
         outbox.dead_letter(entry, Unusable(reason, "why"))
-    view = segment(watch.look())
+    view = segment(overview_cache.current())
 
     assert (view.dead, view.counts.dead) == (1, 3)
 
 
-def test_all_seven_collections_are_listed_before_anything_is_received(watch: Watch) -> None:
-    overview = watch.look()
+def test_all_seven_collections_are_listed_before_anything_is_received(
+    overview_cache: OverviewCache,
+) -> None:
+    overview = overview_cache.current()
 
     assert [row.collection for row in overview.collections] == [*Collection]
     assert [row.description for row in overview.collections] == [*DESCRIPTIONS.values()]
@@ -95,7 +97,7 @@ def test_all_seven_collections_are_listed_before_anything_is_received(watch: Wat
 
 
 def test_each_collection_is_counted_for_the_hour_the_day_and_in_total(
-    watch: Watch, outbox: SqliteOutbox, clock: Clock
+    overview_cache: OverviewCache, outbox: SqliteOutbox, clock: Clock
 ) -> None:
     now = clock.now()
     for ago, count in ((timedelta(0), 1), (50 * MINUTE, 2), (70 * MINUTE, 4), (23 * HOUR, 8)):
@@ -104,7 +106,7 @@ def test_each_collection_is_counted_for_the_hour_the_day_and_in_total(
     add(outbox, now - 100 * HOUR, count=32)
     add(outbox, now - MINUTE, SENT)
     outbox.aggregate_counters(now - 25 * HOUR)
-    overview = watch.look()
+    overview = overview_cache.current()
     opened = row(overview)
 
     assert (opened.hour, opened.day, opened.total) == (3, 15, 63)
@@ -115,7 +117,7 @@ def test_each_collection_is_counted_for_the_hour_the_day_and_in_total(
 
 
 def test_each_bar_counts_half_an_hour_of_the_last_day(
-    watch: Watch, outbox: SqliteOutbox, clock: Clock
+    overview_cache: OverviewCache, outbox: SqliteOutbox, clock: Clock
 ) -> None:
     now = clock.now()
     add(outbox, now, count=1)
@@ -124,7 +126,7 @@ def test_each_bar_counts_half_an_hour_of_the_last_day(
     add(outbox, now - 23.7 * HOUR, count=8)
     add(outbox, now - 24.2 * HOUR, count=16)
     ack(outbox, 31)
-    overview = watch.look()
+    overview = overview_cache.current()
 
     assert len(overview.bars) == 48
     assert (overview.bars[-1], overview.bars[-2], overview.bars[0]) == (3, 4, 8)
@@ -135,61 +137,61 @@ def test_each_bar_counts_half_an_hour_of_the_last_day(
 
 
 def test_a_clock_that_goes_back_moves_nothing_to_yesterday(
-    watch: Watch, outbox: SqliteOutbox, clock: Clock
+    overview_cache: OverviewCache, outbox: SqliteOutbox, clock: Clock
 ) -> None:
     add(outbox, clock.now() + 2 * HOUR)
-    overview = watch.look()
+    overview = overview_cache.current()
 
     assert sum(overview.bars) == 0
     assert row(overview).total == 1
 
 
 def test_rates_are_measured_over_the_last_seconds(
-    watch: Watch, outbox: SqliteOutbox, clock: Clock
+    overview_cache: OverviewCache, outbox: SqliteOutbox, clock: Clock
 ) -> None:
-    assert (watch.look().rate, segment(watch.look()).rate) == (None, None)
+    assert (overview_cache.current().rate, segment(overview_cache.current()).rate) == (None, None)
 
     add(outbox, clock.now(), count=30)
     clock.sleep(10)
     ack(outbox, 20)
-    overview = watch.look()
+    overview = overview_cache.current()
 
     assert (overview.rate, segment(overview).rate) == (3, 2)
 
     clock.sleep(5)
 
-    assert watch.look().rate == 2
+    assert overview_cache.current().rate == 2
 
     clock.sleep(5)
 
-    assert watch.look().rate == 0
+    assert overview_cache.current().rate == 0
 
     clock.sleep(60)
 
-    assert watch.look().rate is None  # nobody has looked for so long
+    assert overview_cache.current().rate is None  # nobody has looked for so long
 
 
 def test_the_outbox_is_looked_at_once_a_second_at_most(
-    watch: Watch, outbox: SqliteOutbox, clock: Clock
+    overview_cache: OverviewCache, outbox: SqliteOutbox, clock: Clock
 ) -> None:
-    first = watch.look()
+    first = overview_cache.current()
     add(outbox, clock.now())
     clock.sleep(0.5)
 
-    assert watch.look() is first
+    assert overview_cache.current() is first
 
     clock.sleep(0.5)
 
-    assert watch.look().received == 1
+    assert overview_cache.current().received == 1
 
 
-def test_equal_answers_are_counted_together(watch: Watch, clock: Clock) -> None:
-    before = {(each.source, each.what): each.count for each in watch.look().ignored}
+def test_equal_answers_are_counted_together(overview_cache: OverviewCache, clock: Clock) -> None:
+    before = {(each.source, each.what): each.count for each in overview_cache.current().ignored}
     WEBHOOKS.labels("for-the-overview", "ignored", "a_reason").inc(3)
     WEBHOOKS.labels("for-the-overview", "refused", "401").inc(2)
     WEBHOOKS.labels("for-the-overview", "accepted", "Email Sent").inc(9)
     clock.sleep(1)
-    overview = watch.look()
+    overview = overview_cache.current()
     refused = {(each.source, each.what): each.count for each in overview.refused}
 
     assert {(each.source, each.what): each.count for each in overview.ignored} == {

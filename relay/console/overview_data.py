@@ -62,7 +62,7 @@ class DestinationView(Struct, frozen=True):
         title: its name for people.
         counts: its entries by state.
         dead: its dead letters, without those that today's settings would ignore.
-        rate: delivered a second; None until two looks can be compared.
+        rate: delivered a second; None until two measurements can be compared.
         bars: delivered in each half hour of the last day, oldest first.
         latest: when the last one was delivered.
     """
@@ -94,7 +94,7 @@ class Overview(Struct, frozen=True):
 
     Attributes:
         received: how many events were ever received.
-        rate: received a second; None until two looks can be compared.
+        rate: received a second; None until two measurements can be compared.
         bars: received in each half hour of the last day, oldest first.
         latest: when the last one was received.
         ignored: answers by reason, the commonest first; `refused`: by status.
@@ -111,11 +111,11 @@ class Overview(Struct, frozen=True):
     refused: tuple[AnswerCount, ...]
 
 
-class Watch:
-    """A source of overviews: one a second at most, shared by everyone who has the page open.
+class OverviewCache:
+    """The overview, worked out at most once a second for everyone who has the page open.
 
     Args:
-        outbox: the one that is looked at.
+        outbox: what is counted.
         destinations: every destination.
         clock: the time of day.
         elapsed: seconds, monotonic.
@@ -133,22 +133,22 @@ class Watch:
         self._destinations = destinations
         self._clock = clock
         self._elapsed = elapsed
-        self._looking = threading.Lock()
+        self._lock = threading.Lock()
         self._latest: Overview | None = None
-        self._looked_at = 0.0
+        self._measured_at = 0.0
         self._received_rate = _Rate()
         self._delivered_rates = {destination.name: _Rate() for destination in destinations}
 
-    def look(self) -> Overview:
+    def current(self) -> Overview:
         """Return the overview, less than a second old."""
-        with self._looking:
+        with self._lock:
             now = self._elapsed()
-            if self._latest is None or now - self._looked_at >= _FRESH_SECONDS:
-                self._latest = self._look(now)
-                self._looked_at = now
+            if self._latest is None or now - self._measured_at >= _FRESH_SECONDS:
+                self._latest = self._measure(now)
+                self._measured_at = now
             return self._latest
 
-    def _look(self, elapsed: float) -> Overview:
+    def _measure(self, elapsed: float) -> Overview:
         now = self._clock()
         counters = self._outbox.counters()
         received = [row for row in counters if row.change is Change.RECEIVED]

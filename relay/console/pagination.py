@@ -24,7 +24,7 @@ _MESSAGE_ID: Final = re.compile(r"[a-z]+-[0-9a-zA-Z-]{8,}")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 
-class Found(Struct, frozen=True):
+class EntriesPage(Struct, frozen=True):
     """One page of entries, newest first.
 
     Attributes:
@@ -39,14 +39,14 @@ class Found(Struct, frozen=True):
     given_up: bool = False
 
 
-def find(
+def find_page(
     search: Search,
     criteria: Criteria,
     text: str,
     *,
     start: int | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Found:
+) -> EntriesPage:
     """Return a page of the newest entries that meet the criteria and are about the text.
 
     Args:
@@ -76,7 +76,7 @@ def _find_any(
     start: int | None,
     end: int,
     is_late: Callable[[], bool],
-) -> Found:
+) -> EntriesPage:
     """Look at one stretch of ids after the other, until the page is full or time runs out."""
     has_index = (
         bool(criteria.reason)
@@ -96,14 +96,14 @@ def _find_any(
         position = stretch_end
         stretch = stretch * 4 if has_index else min(stretch * 2, _LONGEST_STRETCH)
         if position > end and is_late():
-            return Found(found, position, looked_to=position)
+            return EntriesPage(found, position, looked_to=position)
     return _page(found)
 
 
-def _page(found: Iterable[StoredEntry], *, given_up: bool = False) -> Found:
+def _page(found: Iterable[StoredEntry], *, given_up: bool = False) -> EntriesPage:
     entries = [*islice(found, PAGE_SIZE + 1)]
     older = entries[PAGE_SIZE - 1].id if len(entries) > PAGE_SIZE else None
-    return Found(entries[:PAGE_SIZE], older, given_up=given_up)
+    return EntriesPage(entries[:PAGE_SIZE], older, given_up=given_up)
 
 
 class _LateError(Exception):
@@ -117,7 +117,7 @@ def _find_about(
     start: int | None,
     end: int,
     is_late: Callable[[], bool],
-) -> Found:
+) -> EntriesPage:
     """Find entries that have the text as one of their ids or as the address."""
     meanings = [structs.replace(criteria, **{field: text}) for field in _fields(text)]
     found: dict[int, StoredEntry] = {}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from relay.console.search import PAGE_SIZE, PATIENCE_SECONDS, Found, find
+from relay.console.pagination import PAGE_SIZE, PATIENCE_SECONDS, EntriesPage, find_page
 from relay.events import DeadReason, Unusable
 from relay.operations.search import Criteria, Search
 from relay.outbox.entries import Arrival, State
@@ -56,7 +56,7 @@ def _event(number: int) -> Arrival:
     return arrival
 
 
-def ids(page: Found) -> list[int]:
+def ids(page: EntriesPage) -> list[int]:
     return [entry.id for entry in page.entries]
 
 
@@ -86,7 +86,7 @@ def through(
     found: list[int] = []
     start = None
     while True:
-        page = find(search, criteria, text, start=start, clock=clock())
+        page = find_page(search, criteria, text, start=start, clock=clock())
         found += ids(page)
         assert page.older is None or start is None or page.older < start
         if page.older is None:
@@ -95,14 +95,14 @@ def through(
 
 
 def test_a_page_holds_the_newest_entries(search: Search) -> None:
-    page = find(search, ANY, "", clock=patiently)
+    page = find_page(search, ANY, "", clock=patiently)
 
     assert ids(page) == [*range(FEW, FEW - PAGE_SIZE, -1)]
     assert (page.older, page.looked_to, page.given_up) == (FEW - PAGE_SIZE + 1, None, False)
 
 
 def test_the_last_page_has_no_older_one(search: Search) -> None:
-    page = find(search, ANY, "", start=PAGE_SIZE + 1, clock=patiently)
+    page = find_page(search, ANY, "", start=PAGE_SIZE + 1, clock=patiently)
 
     assert ids(page) == [*range(PAGE_SIZE, 0, -1)]
     assert (page.older, page.looked_to) == (None, None)
@@ -110,7 +110,7 @@ def test_the_last_page_has_no_older_one(search: Search) -> None:
 
 @pytest.mark.parametrize("start", [FEW + 1, FEW * 1_000, 2**63 - 1])
 def test_a_start_beyond_all_entries_begins_at_the_newest(search: Search, start: int) -> None:
-    assert find(search, ANY, "", start=start, clock=impatiently()) == find(
+    assert find_page(search, ANY, "", start=start, clock=impatiently()) == find_page(
         search, ANY, "", clock=patiently
     )
 
@@ -118,16 +118,18 @@ def test_a_start_beyond_all_entries_begins_at_the_newest(search: Search, start: 
 @pytest.mark.parametrize("start", [0, 1])
 def test_nothing_is_found_before_the_first_entry(search: Search, start: int) -> None:
     for text in ("", "user-ana"):
-        assert find(search, ANY, text, start=start, clock=impatiently()) == Found([], None)
+        assert find_page(search, ANY, text, start=start, clock=impatiently()) == EntriesPage(
+            [], None
+        )
 
 
 def test_a_search_stops_when_its_time_is_over(large: Search) -> None:
     nobody = Criteria(source="nobody")
-    first = find(large, nobody, "", clock=impatiently())
-    second = find(large, nobody, "", start=first.older, clock=impatiently())
+    first = find_page(large, nobody, "", clock=impatiently())
+    second = find_page(large, nobody, "", start=first.older, clock=impatiently())
 
-    assert first == Found([], older=MANY - 1_999, looked_to=MANY - 1_999)
-    assert second == Found([], None)  # every entry was looked at, however long it took
+    assert first == EntriesPage([], older=MANY - 1_999, looked_to=MANY - 1_999)
+    assert second == EntriesPage([], None)  # every entry was looked at, however long it took
 
 
 def test_pages_cut_short_lose_and_repeat_nothing(large: Search) -> None:
@@ -145,7 +147,7 @@ def test_pages_cut_short_lose_and_repeat_nothing(large: Search) -> None:
 @pytest.mark.parametrize("clock", [lambda: patiently, impatiently])
 def test_times_bound_what_is_looked_at(large: Search, clock: Callable[[], Time]) -> None:
     criteria = Criteria(since=NOON + 10 * SECOND, until=NOON + 20 * SECOND)
-    page = find(large, criteria, "", clock=clock())
+    page = find_page(large, criteria, "", clock=clock())
 
     assert ids(page) == [*range(19, 9, -1)]
     assert (page.older, page.looked_to) == (None, None)
@@ -159,9 +161,9 @@ def test_an_event_is_found_once_however_many_fields_match(tmp_path: Path) -> Non
     outbox.add([arrival for arrival in arrivals if isinstance(arrival, Arrival)])
     search = Search(outbox.entries, [VERO])
 
-    assert ids(find(search, ANY, same)) == [2, 1]
-    assert ids(find(search, ANY, sha256(same.encode()).hexdigest())) == [2, 1]
-    assert ids(find(search, ANY, "ana")) == []
+    assert ids(find_page(search, ANY, same)) == [2, 1]
+    assert ids(find_page(search, ANY, sha256(same.encode()).hexdigest())) == [2, 1]
+    assert ids(find_page(search, ANY, "ana")) == []
 
     outbox.close()
 
@@ -174,19 +176,21 @@ def test_giving_up_on_unreadable_dead_letters_hides_nothing_else(tmp_path: Path)
     outbox.dead_letter(entry, Unusable(DeadReason.REJECTED, "refused"))
     outbox.add([*mine[2:], *(_unreadable(number) for number in range(1_200))])
     search = Search(outbox.entries, [VERO])
-    in_haste = find(search, ANY, "user-ben", clock=impatiently())
-    at_leisure = find(search, ANY, "user-ben", clock=patiently)
+    in_haste = find_page(search, ANY, "user-ben", clock=impatiently())
+    at_leisure = find_page(search, ANY, "user-ben", clock=patiently)
 
     assert (ids(at_leisure), at_leisure.given_up) == ([3, 2, 1], False)
     assert (ids(in_haste), in_haste.given_up) == ([2, 1], True)
-    assert find(search, ANY, "user-x", clock=impatiently()) == Found([], None, given_up=True)
+    assert find_page(search, ANY, "user-x", clock=impatiently()) == EntriesPage(
+        [], None, given_up=True
+    )
     for criteria, expected in (
         (Criteria(states=(State.DEAD,)), [1]),
         (Criteria(states=(State.PENDING,)), [2]),
         (Criteria(reason="unknown_type"), [3]),
         (Criteria(reason="rejected"), [1]),
     ):
-        assert ids(find(search, criteria, "user-ben", clock=impatiently())) == expected
+        assert ids(find_page(search, criteria, "user-ben", clock=impatiently())) == expected
 
     outbox.close()
 
