@@ -29,7 +29,7 @@ class OverviewPages:
     """The overview, and the page with the webhooks' URLs.
 
     Args:
-        overview_cache: looks at the outbox.
+        overview_cache: the numbers that the page shows.
         endpoints: where webhooks are received.
         pages: renders.
     """
