@@ -6,7 +6,7 @@ from hypothesis import settings
 
 from tests.harness.fakes import SegmentServer
 from tests.harness.postgres import PostgresServer
-from tests.harness.processes import PostgresStore, SqliteStore, Store
+from tests.harness.stores import PostgresStore, SqliteStore, Store
 
 _FAULTS = Path(__file__).parent / "faults"
 

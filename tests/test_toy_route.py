@@ -18,7 +18,8 @@ from urllib.request import urlopen
 import pytest
 
 from tests.harness.fakes import Answer, SegmentServer
-from tests.harness.processes import PYTHON, ExecutedRelay, RelayProcess, Store, within
+from tests.harness.processes import PYTHON, ExecutedRelay, RelayProcess, within
+from tests.harness.stores import Store
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,8 @@ import pytest
 from tests.cli.desk import Desk
 from tests.harness.fakes import SegmentServer
 from tests.harness.postgres import PostgresServer
-from tests.harness.processes import PostgresStore, RelayProcess, SqliteStore, Store
+from tests.harness.processes import RelayProcess
+from tests.harness.stores import PostgresStore, SqliteStore, Store
 
 
 @contextmanager

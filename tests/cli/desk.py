@@ -17,7 +17,8 @@ from typing import IO, Any
 from relay.outbox import open_outbox
 from relay.outbox.protocol import Outbox
 from tests.harness.fakes import Answer, SegmentServer
-from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, Store, pending, run, within
+from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, run, within
+from tests.harness.stores import Store, pending
 
 CANARY = "canary"
 """A part of every address here, and of nothing else: no output may show it."""

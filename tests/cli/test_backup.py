@@ -8,7 +8,8 @@ import pytest
 from tests.cli.desk import Desk, kill_once, webhook
 from tests.harness.fakes import SegmentServer
 from tests.harness.postgres import PostgresServer
-from tests.harness.processes import PostgresStore, RelayProcess, SqliteStore, Store, within
+from tests.harness.processes import RelayProcess, within
+from tests.harness.stores import PostgresStore, SqliteStore, Store
 
 HISTORY = """
     SELECT message_id, what, history.detail FROM history JOIN entries ON entries.id = entry

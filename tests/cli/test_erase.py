@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.desk import Desk, address, hashed, kill_once, webhook
-from tests.harness.processes import SqliteStore
+from tests.harness.stores import SqliteStore
 
 MANY = 6_000
 REFUSED = {"name": "refused"}

@@ -13,8 +13,8 @@ from relay.operations.importing import BATCH_LINES, MAX_LINE_BYTES, BadLine, Imp
 from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.cli.desk import Desk, kill_once, webhook
-from tests.harness.processes import SqliteStore
 from tests.harness.routes import route
+from tests.harness.stores import SqliteStore
 
 MANY = 8_000
 UNIDENTIFIED = b'{"type": "opened", "user": {"id": "user-unidentified"}}'

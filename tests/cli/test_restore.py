@@ -11,7 +11,8 @@ import pytest
 from relay.outbox.sqlite.schema import MARK
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import arrival, states
-from tests.harness.processes import WRITE_KEY, run, run_sql
+from tests.harness.processes import WRITE_KEY, run
+from tests.harness.stores import run_sql
 
 Change = Callable[[Path], object]
 

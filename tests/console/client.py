@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 
 from tests.cli.desk import Desk, address
 from tests.harness.fakes import Answer, SegmentServer
-from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, Store
+from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess
+from tests.harness.stores import Store
 
 SIGN_IN = "/console/sign-in"
 WEBHOOK_URLS = "/console/webhook-urls"

@@ -5,7 +5,7 @@ import pytest
 from tests.cli.desk import Desk
 from tests.console.client import at_work
 from tests.harness.postgres import PostgresServer
-from tests.harness.processes import PostgresStore, SqliteStore
+from tests.harness.stores import PostgresStore, SqliteStore
 
 
 @pytest.fixture(scope="module")

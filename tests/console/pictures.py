@@ -24,8 +24,9 @@ from relay.outbox.entries import Arrival
 from relay.sources import source_classes
 from tests.console.browsing import Scheme, chromium, window
 from tests.harness.fakes import Answer, SegmentServer
-from tests.harness.processes import WRITE_KEY, RelayProcess, SqliteStore
+from tests.harness.processes import WRITE_KEY, RelayProcess
 from tests.harness.routes import route, segment_at
+from tests.harness.stores import SqliteStore
 
 PICTURES: Final = Path(__file__).parents[2] / "pictures"
 

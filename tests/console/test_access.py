@@ -9,7 +9,8 @@ from relay.console.web import MAX_FORM_BYTES
 from tests.cli.desk import Desk, webhook
 from tests.console.client import SIGN_IN, act, look
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import RelayProcess, SqliteStore
+from tests.harness.processes import RelayProcess
+from tests.harness.stores import SqliteStore
 
 pytestmark = pytest.mark.slow
 

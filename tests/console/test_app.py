@@ -6,10 +6,8 @@ from tests.console.client import (
     shown,
 )
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import (
-    RelayProcess,
-    Store,
-)
+from tests.harness.processes import RelayProcess
+from tests.harness.stores import Store
 
 PAGES = ["", "events", "events?q=x", "events/1", "dead", "dead/export"]
 

@@ -14,7 +14,8 @@ from playwright.sync_api import Browser, Page, Request, expect
 from tests.cli.desk import CANARY, Desk, address, webhook
 from tests.console.browsing import CHROMIUM, PAGES, Scheme, chromium, window
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import SECRET, RelayProcess, SqliteStore, within
+from tests.harness.processes import SECRET, RelayProcess, within
+from tests.harness.stores import SqliteStore
 
 OpenPage = Callable[..., Page]
 """Opens a path of the console in a window of its own."""

@@ -12,7 +12,8 @@ from relay.console.live import MAX_STREAMS
 from tests.cli.desk import Desk, webhook
 from tests.console.client import at_work, cookie, live, look, shown
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import RelayProcess, SqliteStore, within
+from tests.harness.processes import RelayProcess, within
+from tests.harness.stores import SqliteStore
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,8 @@ from tests.console.client import (
     shown,
 )
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import (
-    PATH,
-    SECRET,
-    RelayProcess,
-    Store,
-    within,
-)
+from tests.harness.processes import PATH, SECRET, RelayProcess, within
+from tests.harness.stores import Store
 
 
 def test_ignored_and_refused_webhooks_are_counted(store: Store) -> None:

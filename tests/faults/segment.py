@@ -28,8 +28,9 @@ from relay.outbox.sqlite.store import SqliteOutbox
 from relay.sources.vero import Vero, VeroSettings
 from tests.harness.fakes import Clock, SegmentServer
 from tests.harness.oracle import Message
-from tests.harness.processes import SqliteStore, Store, closed_port
+from tests.harness.processes import closed_port
 from tests.harness.routes import routes, segment_at
+from tests.harness.stores import SqliteStore, Store
 
 Fault = Callable[[socket.socket], None]
 

@@ -12,13 +12,8 @@ from relay.outbox.protocol import Outbox
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.harness.fakes import SegmentServer
 from tests.harness.postgres import PostgresServer
-from tests.harness.processes import (
-    ForwarderProcess,
-    PostgresStore,
-    RelayProcess,
-    closed_port,
-    within,
-)
+from tests.harness.processes import ForwarderProcess, RelayProcess, closed_port, within
+from tests.harness.stores import PostgresStore
 from tests.harness.webhooks import opened
 
 

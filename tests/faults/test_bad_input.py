@@ -11,18 +11,8 @@ import pytest
 
 from tests.faults.fuzz import DOCUMENT
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import (
-    PATH,
-    SECRET,
-    PostgresStore,
-    RelayProcess,
-    Reply,
-    SqliteStore,
-    Store,
-    ask,
-    pending,
-    within,
-)
+from tests.harness.processes import PATH, SECRET, RelayProcess, Reply, ask, within
+from tests.harness.stores import PostgresStore, SqliteStore, Store, pending
 from tests.harness.webhooks import opened
 
 WRONG = "/webhooks/vero/a-guess-at-the-secret"

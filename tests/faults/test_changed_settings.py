@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.harness.fakes import Answer, SegmentServer
-from tests.harness.processes import WRITE_KEY, RelayProcess, Reply, Store, pending, run, within
+from tests.harness.processes import WRITE_KEY, RelayProcess, Reply, run, within
+from tests.harness.stores import Store, pending
 
 _KEY = "0f3c5a7e9b1d2f4a6c8e0b2d4f6a8c0e"
 

@@ -10,7 +10,7 @@ from relay.outbox.protocol import Outbox
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import MINUTE, arrival, ids, settle, states
 from tests.harness.fakes import Clock
-from tests.harness.processes import SqliteStore, Store
+from tests.harness.stores import SqliteStore, Store
 
 _steps = pytest.mark.parametrize(
     "step",

@@ -13,15 +13,8 @@ import pytest
 from tests.harness.fakes import SegmentServer
 from tests.harness.oracle import Ledger, misbehaving, well
 from tests.harness.postgres import PASSWORD, PostgresServer, StopMode
-from tests.harness.processes import (
-    PATH,
-    ForwarderProcess,
-    PostgresStore,
-    RelayProcess,
-    ask,
-    pending,
-    within,
-)
+from tests.harness.processes import PATH, ForwarderProcess, RelayProcess, ask, within
+from tests.harness.stores import PostgresStore, pending
 
 CONNECTIONS = 16
 RATE = 320

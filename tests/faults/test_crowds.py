@@ -19,9 +19,9 @@ from tests.harness.processes import (
     ForwarderProcess,
     RelayProcess,
     closed_port,
-    pending,
     within,
 )
+from tests.harness.stores import pending
 from tests.harness.webhooks import opened
 
 NOBODY = "http://127.0.0.1:1"

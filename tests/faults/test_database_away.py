@@ -16,16 +16,8 @@ from tests.harness.fakes import SegmentServer
 from tests.harness.gateway import Gateway
 from tests.harness.oracle import Ledger, well
 from tests.harness.postgres import USER, PostgresServer, database_of, query
-from tests.harness.processes import (
-    PATH,
-    ForwarderProcess,
-    PostgresStore,
-    RelayProcess,
-    ask,
-    closed_port,
-    pending,
-    within,
-)
+from tests.harness.processes import PATH, ForwarderProcess, RelayProcess, ask, closed_port, within
+from tests.harness.stores import PostgresStore, pending
 
 _BACK_SECONDS = 5
 """How soon webhooks must be taken again."""

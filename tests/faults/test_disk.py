@@ -22,7 +22,8 @@ from tests.faults.disk import Deed, Disk, Operation, Platter, kill, sync_error
 from tests.faults.witness import Witness
 from tests.harness.fakes import SegmentServer
 from tests.harness.oracle import Ledger, well
-from tests.harness.processes import PATH, RelayProcess, SqliteStore, ask, pending, within
+from tests.harness.processes import PATH, RelayProcess, ask, within
+from tests.harness.stores import SqliteStore, pending
 
 Times = Callable[[int, int], int]
 FILE, LOG = "relay.db", "relay.db-wal"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import RelayProcess, Store, pending, within
+from tests.harness.processes import RelayProcess, within
+from tests.harness.stores import Store, pending
 
 _OPENED: dict[str, Any] = {
     "type": "opened",

@@ -13,16 +13,8 @@ import pytest
 
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.oracle import Ledger, Message, misbehaving, well
-from tests.harness.processes import (
-    PATH,
-    PostgresStore,
-    RelayProcess,
-    Store,
-    ask,
-    pending,
-    read_reply,
-    within,
-)
+from tests.harness.processes import PATH, RelayProcess, ask, read_reply, within
+from tests.harness.stores import PostgresStore, Store, pending
 
 CONNECTIONS = 16
 # A killed process's claims outlast it by a minute in PostgreSQL: it cannot know of the death.

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.contracts.source import VALUES
 from tests.faults.fuzz import DOCUMENT, check
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import RelayProcess, SqliteStore, pending, within
+from tests.harness.processes import RelayProcess, within
+from tests.harness.stores import SqliteStore, pending
 
 ROOT = Path(__file__).parents[2]
 TYPES = ["sent", "delivered", "opened", "clicked", "unsubscribed", "bounced", "complained"]

@@ -12,16 +12,8 @@ from urllib.parse import quote
 import pytest
 
 from relay.receiver.body import MAX_BODY_BYTES
-from tests.harness.processes import (
-    PATH,
-    SECRET,
-    RelayProcess,
-    ask,
-    read_reply,
-    run_sql,
-    stored,
-    within,
-)
+from tests.harness.processes import PATH, SECRET, RelayProcess, ask, read_reply, within
+from tests.harness.stores import run_sql, stored
 from tests.harness.webhooks import opened
 
 NOBODY = "http://127.0.0.1:1"

@@ -17,8 +17,9 @@ from relay.sources.vero import Vero, VeroSettings
 from tests.faults.dying import STEPS
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.oracle import Ledger, Message, well
-from tests.harness.processes import WRITE_KEY, ForwarderProcess, Reply, Store, pending, within
+from tests.harness.processes import WRITE_KEY, ForwarderProcess, Reply, within
 from tests.harness.routes import route, segment_at
+from tests.harness.stores import Store, pending
 
 _ROOT = Path(__file__).parents[2]
 _EVENTS = 250

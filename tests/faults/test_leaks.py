@@ -13,16 +13,8 @@ from tests.faults.fuzz import DOCUMENT
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.oracle import Message
 from tests.harness.postgres import PASSWORD, PostgresServer, database_of
-from tests.harness.processes import (
-    PATH,
-    SECRET,
-    WRITE_KEY,
-    PostgresStore,
-    RelayProcess,
-    Store,
-    pending,
-    within,
-)
+from tests.harness.processes import PATH, SECRET, WRITE_KEY, RelayProcess, within
+from tests.harness.stores import PostgresStore, Store, pending
 
 ADDRESS = "canary@example.com"
 PRIVATE = ["canary", SECRET, WRITE_KEY, PASSWORD]

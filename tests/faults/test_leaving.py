@@ -21,9 +21,9 @@ from tests.harness.processes import (
     ask,
     closed_port,
     read_reply,
-    stored,
     within,
 )
+from tests.harness.stores import stored
 from tests.harness.webhooks import opened
 
 NOBODY = "http://127.0.0.1:1"

@@ -13,16 +13,8 @@ from relay.outbox.sqlite.store import SqliteOutbox
 from tests.cli.desk import webhook
 from tests.harness.entries import by_name
 from tests.harness.fakes import Answer, SegmentServer
-from tests.harness.processes import (
-    SECRET,
-    WRITE_KEY,
-    ForwarderProcess,
-    RelayProcess,
-    SqliteStore,
-    pending,
-    run,
-    within,
-)
+from tests.harness.processes import SECRET, WRITE_KEY, ForwarderProcess, RelayProcess, run, within
+from tests.harness.stores import SqliteStore, pending
 
 _END_SECONDS = 30
 

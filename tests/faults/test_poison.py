@@ -6,7 +6,8 @@ import pytest
 
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.oracle import Ledger, Message, Webhook, well
-from tests.harness.processes import PostgresStore, RelayProcess, Store, pending, within
+from tests.harness.processes import RelayProcess, within
+from tests.harness.stores import PostgresStore, Store, pending
 
 _BEFORE = 250
 _DEATHS = 5  # two in company, three alone

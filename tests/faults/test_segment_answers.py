@@ -24,7 +24,7 @@ from tests.faults.segment import (
 )
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.oracle import Judge, Message
-from tests.harness.processes import Store
+from tests.harness.stores import Store
 
 Times = Callable[[int, int], int]
 

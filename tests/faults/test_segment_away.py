@@ -28,8 +28,9 @@ from tests.faults.segment import (
 from tests.harness.certificates import certificate, speaking_tls
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.oracle import Message
-from tests.harness.processes import Store, within
+from tests.harness.processes import within
 from tests.harness.routes import routes, segment_at
+from tests.harness.stores import Store
 
 Times = Callable[[int, int], int]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import PATH, RelayProcess, Reply, ask, pending, within
+from tests.harness.processes import PATH, RelayProcess, Reply, ask, within
+from tests.harness.stores import pending
 from tests.harness.webhooks import opened
 
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: relay\r\n".encode()

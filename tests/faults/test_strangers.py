@@ -9,7 +9,8 @@ import pytest
 
 from tests.cli.desk import webhook
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import RelayProcess, pending, within
+from tests.harness.processes import RelayProcess, within
+from tests.harness.stores import pending
 from tests.metrics.page import Page
 
 _LONG_LOG = 128 * 2**20

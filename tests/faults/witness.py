@@ -15,7 +15,7 @@ from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import FAULT, MINUTE, arrival, states
 from tests.faults.disk import Disk
 from tests.harness.fakes import Clock
-from tests.harness.processes import run_sql, stored
+from tests.harness.stores import run_sql, stored
 
 
 class Witness:

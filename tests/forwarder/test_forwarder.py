@@ -23,8 +23,9 @@ from relay.outbox.sqlite.store import SqliteOutbox
 from relay.sources.vero import Vero, VeroSettings
 from relay.throttle import Throttle
 from tests.harness.fakes import Answer, Clock, SegmentServer
-from tests.harness.processes import StoredRow, run_sql, stored, within
+from tests.harness.processes import within
 from tests.harness.routes import routes, segment_at
+from tests.harness.stores import StoredRow, run_sql, stored
 
 T = TypeVar("T")
 LEASE = timedelta(seconds=60)

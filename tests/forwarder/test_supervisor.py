@@ -21,13 +21,12 @@ from tests.harness.processes import (
     SECRET,
     WRITE_KEY,
     ForwarderProcess,
-    PostgresStore,
     RelayProcess,
-    Store,
     closed_port,
     run,
     within,
 )
+from tests.harness.stores import PostgresStore, Store
 from tests.harness.webhooks import opened
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,8 @@ from typing import Any
 
 from relay import __version__
 from tests.harness.fakes import Answer, SegmentServer
-from tests.harness.processes import Reply, Store
+from tests.harness.processes import Reply
+from tests.harness.stores import Store
 
 EVENTS = {
     "sent": "Email Sent",

@@ -1,4 +1,4 @@
-"""relay as real processes on loopback, and what they leave in their outbox."""
+"""relay as real processes on loopback, and requests to them."""
 
 import json
 import os
@@ -15,122 +15,21 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 from urllib.parse import urlsplit
 
-import apsw
-
-from tests.harness.postgres import query
 from tests.harness.preloaded import ForkedRelay
+from tests.harness.stores import SqliteStore, Store
 
 SECRET = "a-secret-for-the-tests"
 WRITE_KEY = "a-write-key-for-the-tests"
 PATH = f"/webhooks/vero/{SECRET}"
 
 PYTHON = (sys.executable, "-m", "relay")
-"""Executes relay, as its users do."""
+"""The command that runs relay, as its users do."""
 
 _ROOT = Path(__file__).parents[2]
 _START_SECONDS = 30
-_STORED = """
-    SELECT source, message_id, state, {due_at}, attempts, reason, detail, body
-    FROM entries ORDER BY id
-"""
-
-
-@dataclass(frozen=True)
-class StoredRow:
-    """A row of an outbox, as it stands in the store.
-
-    Attributes:
-        due_at: in epoch milliseconds.
-    """
-
-    source: str
-    message_id: str
-    state: str
-    due_at: int | None
-    attempts: int
-    reason: str | None
-    detail: str | None
-    body: bytes
-
-
-class Store(Protocol):
-    """Where the entries of an outbox are, seen from behind relay's back."""
-
-    @property
-    def url(self) -> str:
-        """What `RELAY_OUTBOX_URL` is set to."""
-        ...
-
-    @property
-    def logs(self) -> Path:
-        """The directory for the logs of its processes."""
-        ...
-
-    def stored(self) -> list[StoredRow]:
-        """Everything in it, oldest first."""
-        ...
-
-    def run_sql(self, statement: str) -> list[Any]:
-        """Run a statement on its tables."""
-        ...
-
-
-@dataclass(frozen=True)
-class SqliteStore:
-    """See `Store`."""
-
-    path: Path
-
-    @property
-    def url(self) -> str:
-        return f"sqlite:///{self.path}"
-
-    @property
-    def logs(self) -> Path:
-        return self.path.parent
-
-    def stored(self) -> list[StoredRow]:
-        return [StoredRow(*row) for row in self.run_sql(_STORED.format(due_at="pending_since"))]
-
-    def run_sql(self, statement: str) -> list[Any]:
-        """Through apsw: two builds of SQLite in one process take each other's file locks away."""
-        with closing(apsw.Connection(str(self.path))) as connection:
-            connection.set_busy_timeout(10_000)
-            return connection.execute(statement).fetchall()
-
-
-@dataclass(frozen=True)
-class PostgresStore:
-    """See `Store`."""
-
-    url: str
-    logs: Path
-
-    def stored(self) -> list[StoredRow]:
-        milliseconds = "(extract(epoch FROM due_at) * 1000)::bigint"
-        return [StoredRow(*row) for row in self.run_sql(_STORED.format(due_at=milliseconds))]
-
-    def run_sql(self, statement: str) -> list[Any]:
-        return query(self.url, statement, search_path="relay")
-
-
-def pending(store: Store) -> int:
-    """How many entries are still to be forwarded."""
-    ((count,),) = store.run_sql("SELECT count(*) FROM entries WHERE state = 'pending'")
-    return int(count)
-
-
-def stored(outbox: Path) -> list[StoredRow]:
-    """Everything in the SQLite outbox, oldest first."""
-    return SqliteStore(outbox).stored()
-
-
-def run_sql(outbox: Path, statement: str) -> list[Any]:
-    """Run a statement on a SQLite outbox behind relay's back."""
-    return SqliteStore(outbox).run_sql(statement)
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -170,7 +69,7 @@ class WholeConnection(HTTPConnection):
     _piece = b""
 
     def send(self, data: bytes) -> None:  # type: ignore[override]  # only bytes are sent here
-        """Keep it until the answer is asked for."""
+        """Keep the data until `getresponse`."""
         self._piece += data
 
     def getresponse(self) -> HTTPResponse:
@@ -184,9 +83,9 @@ class RelayProcess:
     """`relay serve` on a port of its own, killed at the end unless it has ended before.
 
     Attributes:
-        store: of its outbox.
+        store: the store of its outbox.
         port: where it listens.
-        connection: how it is connected to.
+        connection: the class of connections to it.
     """
 
     connection: type[HTTPConnection] = WholeConnection
@@ -282,12 +181,12 @@ class RelayProcess:
         return False
 
     def log(self) -> list[dict[str, Any]]:
-        """Every complete line it has logged."""
+        """Return every complete line that it has logged."""
         lines = self._log.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def links(self) -> list[str]:
-        """The links to the console that it has printed, oldest first."""
+        """Return the links to the console that it has printed, oldest first."""
         return re.findall(r"^Console: (\S+)$", self._out.read_text(), re.MULTILINE)
 
     def ask(
@@ -297,20 +196,20 @@ class RelayProcess:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """One request over a connection of its own."""
+        """Send one request over a new connection; return the answer."""
         with closing(self.connection("127.0.0.1", self.port, timeout=30)) as connection:
             return ask(connection, method, path, body, headers)
 
     def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
-        """Post one webhook."""
+        """Post one webhook; return the answer."""
         return self.ask("POST", PATH, body, headers)
 
     def connect(self) -> socket.socket:
-        """A connection to write to byte by byte."""
+        """Open a connection to write to byte by byte."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def listens(self) -> bool:
-        """Whether it takes connections."""
+        """Return whether it accepts connections."""
         try:
             self.connect().close()
         except ConnectionRefusedError:
@@ -318,13 +217,13 @@ class RelayProcess:
         return True
 
     def kill(self) -> None:
-        """End it and its forwarder at once, as a power cut would."""
+        """Kill it and its forwarder, as a power cut would."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def forwarder(self) -> int:
-        """The process id of its forwarder, once there is one."""
+        """Wait for its forwarder; return the forwarder's process id."""
         found: list[str] = []
 
         def started() -> bool:
@@ -337,30 +236,30 @@ class RelayProcess:
         return int(found[0])
 
     def kill_forwarder(self) -> None:
-        """End its forwarder at once."""
+        """Kill its forwarder."""
         with suppress(ProcessLookupError):
             os.kill(self.forwarder(), signal.SIGKILL)
 
     def kill_alone(self) -> None:
-        """End it at once, but not its forwarder."""
+        """Kill it, but not its forwarder."""
         self._process.kill()
         self._process.wait()
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Ask it to end."""
+        """Send it a signal to end."""
         self._process.send_signal(number)
 
     def end(self) -> None:
-        """Ask it to end and await that, so that it is measured what of relay it has run."""
+        """Send it SIGTERM and wait until it has ended."""
         self.terminate()
         self.wait(_START_SECONDS)
 
     def alive(self) -> bool:
-        """Whether it has not ended yet."""
+        """Return whether it still runs."""
         return self._process.poll() is None
 
     def wait(self, seconds: float) -> int:
-        """Its exit code."""
+        """Wait until it ends; return its exit code."""
         return self._process.wait(seconds)
 
 
@@ -381,23 +280,23 @@ class ForwarderProcess(RelayProcess):
         return any(line["event"] == "forward.started" for line in self.log())
 
     def suspend(self) -> None:
-        """Let it do nothing, as a machine does that is out of memory or asleep."""
+        """Stop it for now, as on a machine that sleeps or is out of memory."""
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on, as if no time had passed."""
+        """Let it go on."""
         self._process.send_signal(signal.SIGCONT)
 
 
 def closed_port() -> int:
-    """A port at which nobody listens."""
+    """Return a port at which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether it comes true in time."""
+    """Return whether the condition becomes true in time."""
     deadline = time.monotonic() + seconds
     pause = 0.01
     while not (true := condition()) and time.monotonic() < deadline:
@@ -413,13 +312,13 @@ def ask(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """One request over an open connection."""
+    """Send one request over an open connection; return the answer."""
     connection.request(method, path, body, headers or {})
     return read_reply(connection.getresponse())
 
 
 def read_reply(response: HTTPResponse) -> Reply:
-    """What was answered: JSON and no secret, whatever was asked."""
+    """Return the answer. Assert that it is JSON and holds no secret."""
     headers = {name.lower(): value for name, value in response.headers.items()}
     content = json.loads(response.read() or b"{}")
     assert headers["content-type"] == "application/json"

@@ -11,8 +11,8 @@ from relay.metrics.definitions import ALL, FORWARDING
 from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.harness.fakes import Answer, Clock, SegmentServer
-from tests.harness.processes import SqliteStore
 from tests.harness.routes import routes, segment_at
+from tests.harness.stores import SqliteStore
 from tests.harness.webhooks import opened
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from relay.outbox.entries import Arrival
 from relay.outbox.sqlite.store import SqliteOutbox
 from relay.throttle import Permit, Throttle
 from tests.harness.fakes import Clock
-from tests.harness.processes import SqliteStore
+from tests.harness.stores import SqliteStore
 from tests.harness.webhooks import opened
 from tests.metrics.page import Page
 

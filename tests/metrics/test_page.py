@@ -15,17 +15,8 @@ from relay.metrics.definitions import ALL
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.postgres import query
-from tests.harness.processes import (
-    ForwarderProcess,
-    PostgresStore,
-    RelayProcess,
-    SqliteStore,
-    Store,
-    closed_port,
-    pending,
-    run_sql,
-    within,
-)
+from tests.harness.processes import ForwarderProcess, RelayProcess, closed_port, within
+from tests.harness.stores import PostgresStore, SqliteStore, Store, pending, run_sql
 from tests.harness.webhooks import opened
 from tests.metrics.page import Page, comes_true, fetch
 

@@ -14,7 +14,8 @@ from relay.outbox.sqlite.connection import connect, refuse_damage
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import FAULT, MINUTE, arrival, states
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, run, stored, within
+from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, run, within
+from tests.harness.stores import stored
 
 pytestmark = pytest.mark.slow
 

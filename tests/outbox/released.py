@@ -25,7 +25,8 @@ from relay.outbox.sqlite.schema import MARK
 from tests.cli.desk import Desk, webhook
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.postgres import PostgresServer
-from tests.harness.processes import PostgresStore, RelayProcess, SqliteStore, Store, within
+from tests.harness.processes import RelayProcess, within
+from tests.harness.stores import PostgresStore, SqliteStore, Store
 
 LATEST = {"sqlite": 1, "postgres": 2}
 """The versions of the latest release."""

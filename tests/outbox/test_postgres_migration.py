@@ -17,7 +17,8 @@ from relay.throttle import DestinationStatus
 from tests.contracts.outbox import MINUTE, claim_all
 from tests.harness.entries import everything
 from tests.harness.postgres import query
-from tests.harness.processes import PostgresStore, within
+from tests.harness.processes import within
+from tests.harness.stores import PostgresStore
 from tests.outbox.released import PENDING, load
 
 _STUCK = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"

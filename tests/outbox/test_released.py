@@ -13,7 +13,8 @@ from relay.outbox.postgres import schema as postgres_schema
 from relay.outbox.sqlite import schema as sqlite_schema
 from tests.harness.entries import everything
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import RelayProcess, Store, pending, within
+from tests.harness.processes import RelayProcess, within
+from tests.harness.stores import Store, pending
 from tests.outbox.released import (
     DELIVERED,
     LATEST,

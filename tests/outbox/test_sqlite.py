@@ -36,7 +36,7 @@ from tests.contracts.outbox import (
 )
 from tests.contracts.suspects import SuspectsContract
 from tests.harness.fakes import Clock
-from tests.harness.processes import run_sql
+from tests.harness.stores import run_sql
 
 
 class TestSqliteOutbox(

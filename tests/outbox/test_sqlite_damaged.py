@@ -18,7 +18,7 @@ from relay.outbox.entries import Keys, Query, Role, State, StoredEntry
 from relay.outbox.sqlite.damaged import DamagedOutbox
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import FAULT, MINUTE, NOON, arrival
-from tests.harness.processes import SqliteStore
+from tests.harness.stores import SqliteStore
 from tests.outbox.released import load
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from relay.outbox.sqlite.migrations import MIGRATIONS
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.outbox import MINUTE, arrival, ids
 from tests.harness.entries import erase, everything
-from tests.harness.processes import SqliteStore
+from tests.harness.stores import SqliteStore
 from tests.outbox.released import DELIVERED, PENDING, load
 
 RENAMED = {"provider": "source", "deaths": "crashes", "said": "detail"}

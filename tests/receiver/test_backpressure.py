@@ -12,7 +12,8 @@ from relay.outbox.entries import Arrival
 from relay.outbox.sqlite.store import SqliteOutbox
 from relay.receiver.backpressure import Capacity
 from tests.harness.fakes import Answer, SegmentServer
-from tests.harness.processes import RelayProcess, SqliteStore, Store, pending, run_sql, within
+from tests.harness.processes import RelayProcess, within
+from tests.harness.stores import SqliteStore, Store, pending, run_sql
 from tests.harness.webhooks import opened
 
 pytestmark = pytest.mark.slow

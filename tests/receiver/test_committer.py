@@ -16,7 +16,7 @@ from relay.receiver.committer import (
     Committer,
     StoreResult,
 )
-from tests.harness.processes import run_sql, stored
+from tests.harness.stores import run_sql, stored
 
 
 class WatchedOutbox(SqliteOutbox):

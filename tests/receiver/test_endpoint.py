@@ -31,11 +31,10 @@ from tests.harness.processes import (
     ask,
     closed_port,
     read_reply,
-    run_sql,
-    stored,
     within,
 )
 from tests.harness.routes import routes
+from tests.harness.stores import run_sql, stored
 from tests.harness.webhooks import opened
 
 OTHER_SECRET = "another-secret-for-the-tests"

@@ -16,8 +16,9 @@ from relay.receiver.body import MAX_BODY_BYTES, MAX_TRUNCATED_BYTES
 from relay.routes import Rendered
 from relay.sources.customerio import Customerio, CustomerioSettings
 from relay.truncation import KEPT_BYTES, cut
-from tests.harness.processes import RelayProcess, Reply, run_sql, stored, within
+from tests.harness.processes import RelayProcess, Reply, within
 from tests.harness.routes import route
+from tests.harness.stores import run_sql, stored
 from tests.harness.webhooks import opened
 
 NOBODY = "http://127.0.0.1:1"

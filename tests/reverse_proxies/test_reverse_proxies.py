@@ -17,16 +17,8 @@ import pytest
 from tests.cli.desk import webhook
 from tests.harness.certificates import certificate
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import (
-    PATH,
-    SECRET,
-    PostgresStore,
-    RelayProcess,
-    SqliteStore,
-    closed_port,
-    pending,
-    within,
-)
+from tests.harness.processes import PATH, SECRET, RelayProcess, closed_port, within
+from tests.harness.stores import PostgresStore, SqliteStore, pending
 from tests.reverse_proxies.servers import DEFAULTS, SUGGESTED, Proxy, before, program, running
 
 pytestmark = pytest.mark.slow
