@@ -31,6 +31,7 @@ from tests.harness.stores import SqliteStore
 PICTURES: Final = Path(__file__).parents[2] / "pictures"
 
 _EVENTS: Final = 4_000
+_DELIVERED: Final = "/console/events?state=delivered&collection=Email+Opened"
 _HEIGHTS: Final = {"overview": 1200, "events": 680, "event": 1380, "dead": 850, "playground": 1720}
 
 
@@ -94,9 +95,7 @@ def shoot(browser: Browser, relay: RelayProcess, scheme: Scheme) -> None:
     for name, height in _HEIGHTS.items():
         with window(browser, relay, height=height, scheme=scheme) as context:
             page = context.new_page()
-            page.goto(
-                {"overview": "/console/", "event": "/console/events"}.get(name, f"/console/{name}")
-            )
+            page.goto({"overview": "/console/", "event": _DELIVERED}.get(name, f"/console/{name}"))
             if name == "event":
                 page.get_by_role("link", name=":").first.click()
             if name == "playground":
