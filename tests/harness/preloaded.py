@@ -1,7 +1,6 @@
 """relay started as a fork of a process that has imported it already: at a tenth of the cost.
 
-A fork runs and ends as `python -m relay` does. What imports and starts Python is tested elsewhere:
-each forwarder of `relay serve` is executed.
+A fork runs and ends as `python -m relay` does. What imports and starts Python is tested elsewhere.
 """
 
 import gc
@@ -16,13 +15,26 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Final
+
+from tests.harness.spare import fork_spare
 
 _ROOT: Final = Path(__file__).parents[2]
 _PASSED_ON: Final = ("PATH",)
 _NUMBER: Final = struct.Struct("q")
 _LARGEST_REQUEST: Final = 2**17
+_IMPORTED_WHEN_NEEDED: Final = (
+    "anyio._backends._asyncio",
+    "relay.destinations.segment",
+    "relay.outbox.postgres.store",
+    "relay.sources.customerio",
+    "relay.sources.vero",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.uvloop",
+)
+"""Modules that relay imports only once it runs."""
 
 
 class ForkedRelay:
@@ -155,11 +167,14 @@ def _become(environ: Mapping[str, str], out: int, err: int) -> None:
 
 def _main() -> None:
     from relay.cli import main  # noqa: PLC0415 (only here, not where requests are made)
-    from relay.outbox.postgres import store as _  # noqa: F401, PLC0415 (imported when needed)
 
+    for name in _IMPORTED_WHEN_NEEDED:
+        import_module(name)
     gc.freeze()
     requests = socket.socket(fileno=os.dup(0))
     sys.argv[1:] = _serve(requests)
+    if "serve" in sys.argv and "--no-forward" not in sys.argv:
+        fork_spare()
     main(prog_name="relay")
 
 
