@@ -143,14 +143,14 @@ def test_awaited_outbox_says_why_it_is_not_open() -> None:
     outbox.start()
     tried.wait(10)
 
-    def said(use: Callable[[], object]) -> str:
+    def error_of(use: Callable[[], object]) -> str:
         with pytest.raises(OutboxError) as error:
             use()
         return str(error.value)
 
     try:
-        assert within(10, lambda: "nobody listens there" in said(lambda: outbox.get().counts()))
-        assert "nobody listens there" in said(lambda: outbox.entries.operations(5))
+        assert within(10, lambda: "nobody listens there" in error_of(lambda: outbox.get().counts()))
+        assert "nobody listens there" in error_of(lambda: outbox.entries.operations(5))
     finally:
         outbox.close()
 

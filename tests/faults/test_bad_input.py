@@ -83,7 +83,7 @@ class Row:
 
     body: bytes
     status: int
-    said: Mapping[str, str]
+    content: Mapping[str, str]
     counted: tuple[str, str, str]
     kept: list[str] = field(default_factory=list)
     method: str = "POST"
@@ -97,8 +97,8 @@ def refused(status: int, body: bytes, source: str = "vero", **how: Any) -> Row: 
 
 
 def dead(status: int, body: bytes, reason: str, copies: int = 1) -> Row:
-    said = {"status": "dead", "reason": reason}
-    return Row(body, status, said, ("dead", "vero", reason), [reason], copies=copies)
+    content = {"status": "dead", "reason": reason}
+    return Row(body, status, content, ("dead", "vero", reason), [reason], copies=copies)
 
 
 EVENT = "Email Opened"
@@ -137,7 +137,7 @@ def test_each_webhook_is_answered_counted_and_kept_as_the_table_says(
         reply = relay.ask(row.method, row.path, row.body, row.headers)
 
     assert reply.status == row.status
-    assert row.said.items() <= reply.content.items()
+    assert row.content.items() <= reply.content.items()
     assert counts(relay) - before == {row.counted: 1}
     assert kept(relay.store, row.body) == row.kept
     assert reply.headers.get("allow") == ("POST" if row.status == 405 else None)

@@ -71,7 +71,7 @@ def test_what_is_ignored_by_now_is_settled_as_such_and_sent_once_it_is_not(
             (as_it_is,) = store.stored()
             ready = relay.ask("GET", "/readyz").status
             logged = [line for line in relay.log() if line["event"].startswith("forward.")]
-            told = run("dead", **own | ignored)
+            listed = run("dead", **own | ignored)
         posted_by_then = list(server.accepted)
         with RelayProcess(store, **_run(own | taken)):
             run("replay", "--reason", "ignored", "--yes", **own | taken)
@@ -84,7 +84,7 @@ def test_what_is_ignored_by_now_is_settled_as_such_and_sent_once_it_is_not(
     assert ready == 200
     assert {line["level"] for line in logged if line["event"] == "forward.ignored"} == {"info"}
     assert not [line for line in logged if line["event"] == "forward.dead_letter"]
-    assert "leave it, or replay it once they are changed back" in told.stdout
+    assert "leave it, or replay it once they are changed back" in listed.stdout
     assert not posted_by_then
     assert sent
     assert [message["messageId"] for message in server.accepted] == [message_id]

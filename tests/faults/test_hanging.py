@@ -166,12 +166,12 @@ def test_systemd_is_notified_when_relay_is_ready_alive_and_stopping(
     ):
         forwarder = Path(f"/proc/{relay.forwarder()}/environ")
         assert within(20, lambda: b"RELAY_OUTBOX_URL" in forwarder.read_bytes())
-        told = forwarder.read_bytes()
+        variables = forwarder.read_bytes()
         began = [systemd.heard() for _ in range(3)]
         relay.terminate()
         ended = {systemd.heard() for _ in iter(systemd.heard, "STOPPING=1")}
 
-        assert b"NOTIFY_SOCKET" not in told
+        assert b"NOTIFY_SOCKET" not in variables
         assert began == ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]
         assert ended <= {"WATCHDOG=1"}
         assert relay.wait(20) == 0

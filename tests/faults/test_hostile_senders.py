@@ -88,10 +88,10 @@ SIZES = [b"", b" ", b"-1", b"0x9", b"g", b"9" * 20]
 CODINGS = [", identity", ", chunked", ";q=1", "x", "\r\nTransfer-Encoding: identity"]
 BREAKS = ["\0", "\r", "\n ", "\r\n ", "\x1b"]
 DOUBTFUL = {
-    **{f"length {said}": request(EVENT, f"Content-Length: {said}") for said in LENGTHS},
-    **{f"size {said!r}": request(said + CHUNKS[2:], CHUNKED) for said in SIZES},
-    **{f"coding {said!r}": request(CHUNKS, CHUNKED + said) for said in CODINGS},
-    **{f"break {said!r}": request(EVENT, LENGTH, f"X: a{said}b") for said in BREAKS},
+    **{f"length {value}": request(EVENT, f"Content-Length: {value}") for value in LENGTHS},
+    **{f"size {value!r}": request(value + CHUNKS[2:], CHUNKED) for value in SIZES},
+    **{f"coding {value!r}": request(CHUNKS, CHUNKED + value) for value in CODINGS},
+    **{f"break {value!r}": request(EVENT, LENGTH, f"X: a{value}b") for value in BREAKS},
     "length twice": request(EVENT, LENGTH, LENGTH),
     "another length before": request(EVENT, "Content-Length: 5", LENGTH),
     "another length behind": request(EVENT, LENGTH, "Content-Length: 5"),

@@ -38,8 +38,8 @@ def accept(store: Store, ledger: Ledger, count: int) -> None:
                 continue
             (new,) = outbox.add([arrival])
             status = "accepted" if new else "duplicate"
-            said = {"status": status, "message_id": arrival.message_id}
-            ledger.answered(webhook, Reply(200, {}, said))
+            content = {"status": status, "message_id": arrival.message_id}
+            ledger.answered(webhook, Reply(200, {}, content))
 
 
 def die_forwarding(step: str, store: Store, server: SegmentServer) -> int:

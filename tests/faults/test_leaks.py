@@ -32,9 +32,9 @@ def everywhere(text: str, **changed: Any) -> bytes:  # noqa: ANN401 (any JSON)
 
 def repeating(batch: list[Message]) -> Answer:
     """Repeats what it was sent and more that it knows; refuses some of it."""
-    said = json.dumps({"key": WRITE_KEY, "secret": SECRET, "batch": batch}).encode()
+    body = json.dumps({"key": WRITE_KEY, "secret": SECRET, "batch": batch}).encode()
     refused = any(message["properties"]["email_id"] == "refused" for message in batch)
-    return Answer(400 if refused else 200, body=said)
+    return Answer(400 if refused else 200, body=body)
 
 
 def page(relay: RelayProcess, path: str) -> str:
@@ -103,20 +103,20 @@ def test_neither_an_address_nor_a_secret_is_shown_to_anyone(
         RelayProcess(store, server.url, RELAY_LOG_LEVEL="debug") as relay,
     ):
         server.judge = repeating
-        told = [str(relay.post(body, key)) for body in bodies * 2]
-        told += [str(relay.ask("POST", path, b"", key)) for path in (f"{PATH}x", f"/{SECRET}")]
+        texts = [str(relay.post(body, key)) for body in bodies * 2]
+        texts += [str(relay.ask("POST", path, b"", key)) for path in (f"{PATH}x", f"/{SECRET}")]
         settled = within(20, lambda: pending(store) == 0)
         server.judge = lambda _: Answer(401, body=everywhere(ADDRESS))
         relay.post(everywhere(ADDRESS, message_id="held"))
         held = within(20, lambda: "on hold" in page(relay, "/readyz"))
         for table in ("entries", "status"):
             store.run_sql(f"ALTER TABLE {table} RENAME TO {table}_away")
-        told += [str(relay.post(body, key)) for body in bodies]
+        texts += [str(relay.post(body, key)) for body in bodies]
         if isinstance(store, PostgresStore):
             cut_off(request.getfixturevalue("postgres"), store.url)
-            told.append(str(relay.post(bodies[0], key)))
+            texts.append(str(relay.post(bodies[0], key)))
         away = within(20, lambda: "no writes" in page(relay, "/readyz"))
-        told += [page(relay, "/readyz"), page(relay, "/metrics"), json.dumps(relay.log())]
+        texts += [page(relay, "/readyz"), page(relay, "/metrics"), json.dumps(relay.log())]
         events = {line["event"] for line in relay.log()}
 
     assert settled
@@ -124,7 +124,7 @@ def test_neither_an_address_nor_a_secret_is_shown_to_anyone(
     assert away
     assert {"webhook.accepted", "webhook.dead", "webhook.not_stored", "forward.held"} <= events
     assert {"forward.sent", "forward.rejected", "forward.dead_letter"} <= events
-    assert not [text for text in told for private in PRIVATE if private in text]
+    assert not [text for text in texts for private in PRIVATE if private in text]
 
 
 def test_nobody_else_writes_a_line_of_the_log(store: Store) -> None:

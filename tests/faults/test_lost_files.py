@@ -99,7 +99,9 @@ def test_what_was_kept_is_restored_and_forwarded(path: Path) -> None:
         (rescued,) = path.parent.glob("relay.db.rescued-*")
         segment.judge = lambda _batch: Answer()
         with RelayProcess(path, segment.url) as relay:
-            told = [line["warning"] for line in relay.log() if line["event"] == "outbox.warning"]
+            warnings = [
+                line["warning"] for line in relay.log() if line["event"] == "outbox.warning"
+            ]
             done = run(
                 *("restore", str(rescued)),
                 SEGMENT_WRITE_KEY=WRITE_KEY,
@@ -108,7 +110,7 @@ def test_what_was_kept_is_restored_and_forwarded(path: Path) -> None:
 
             assert within(_END_SECONDS, lambda: len(segment.accepted) == 5)
     assert done.stdout == "5 entries restored\n"
-    assert [warning for warning in told if f"`relay restore {rescued}`" in warning]
+    assert [warning for warning in warnings if f"`relay restore {rescued}`" in warning]
     assert {message["messageId"] for message in segment.accepted} == kept
 
 
@@ -184,7 +186,7 @@ def test_files_that_others_may_read_are_logged_at_the_start_and_left_so(path: Pa
     SqliteOutbox(path).close()
     path.chmod(0o644)
     with SegmentServer() as segment, RelayProcess(path, segment.url) as relay:
-        told = [line["warning"] for line in relay.log() if line["event"] == "outbox.warning"]
+        warnings = [line["warning"] for line in relay.log() if line["event"] == "outbox.warning"]
 
-    assert told[0].startswith(f"{path} has mode 0644")
+    assert warnings[0].startswith(f"{path} has mode 0644")
     assert path.stat().st_mode & 0o777 == 0o644

@@ -60,8 +60,8 @@ def test_in_a_storm_of_429_each_request_waits_as_long_as_segment_asks(
 
     def storm(_batch: list[Message]) -> Answer:
         in_ten_minutes = format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True)
-        told = in_ten_minutes if asked == "a date" else asked
-        return Answer(429, {"Retry-After": told} if told else {})
+        retry_after = in_ten_minutes if asked == "a date" else asked
+        return Answer(429, {"Retry-After": retry_after} if retry_after else {})
 
     server.judge = storm
     relay.add(150)
@@ -153,12 +153,12 @@ def test_a_portal_that_answers_200_with_its_page_holds_everything(
     assert relay.broken_promises(server) == []
 
 
-@pytest.mark.parametrize("said", ['{"success":false}', '{"error":"invalid source"}'])
+@pytest.mark.parametrize("body", ['{"success":false}', '{"error":"invalid source"}'])
 def test_a_200_that_denies_it_holds_everything_and_says_why(
-    relay: Relay, server: SegmentServer, said: str
+    relay: Relay, server: SegmentServer, body: str
 ) -> None:
     relay.add(150)
-    server.judge = lambda _batch: Answer(200, body=said.encode())
+    server.judge = lambda _batch: Answer(200, body=body.encode())
     waits, waiting, hold = (
         relay.waits(3),
         relay.fates(),
@@ -170,7 +170,7 @@ def test_a_200_that_denies_it_holds_everything_and_says_why(
 
     assert waits == [60, 60]
     assert waiting == {"pending": 150}
-    assert hold == f"200 OK, but it says {said}"
+    assert hold == f"200 OK, but it says {body}"
     assert relay.outbox.destination_status("segment").hold is None
     assert relay.broken_promises(server) == []
 

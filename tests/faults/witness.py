@@ -24,7 +24,7 @@ class Witness:
     When is how far the disk's notes had come.
 
     Attributes:
-        told: since when it is known of an arrival that it is stored.
+        stored_at: when the outbox reported an arrival as stored, by its `messageId`.
         receiving: the receiver's outbox, while it is open.
         forwarding: the forwarder's.
     """
@@ -32,7 +32,7 @@ class Witness:
     def __init__(
         self, disk: Disk, path: Path, rng: Random, receiver: type[SqliteOutbox] = SqliteOutbox
     ) -> None:
-        self.told: dict[str, int] = {}
+        self.stored_at: dict[str, int] = {}
         self._disk, self._path, self._rng, self._receiver = disk, path, rng, receiver
         self._clock = Clock()
         self._asked: dict[str, tuple[int, Arrival]] = {}
@@ -68,7 +68,7 @@ class Witness:
         for each in group:
             self._asked.setdefault(each.message_id, (self._disk.now, each))
         self.receiving.add(group)
-        self.told |= {each.message_id: self._disk.now for each in group}
+        self.stored_at |= {each.message_id: self._disk.now for each in group}
 
     def claim(self, limit: int) -> None:
         self._held = self.forwarding.claim("segment", limit, lease=MINUTE)
@@ -104,7 +104,7 @@ class Witness:
     def _kept(self, cut_at: int) -> set[str]:
         """What must be there."""
         gone = {name for name, forgotten_at in self._forgotten.items() if forgotten_at <= cut_at}
-        return {name for name, told_at in self.told.items() if told_at <= cut_at} - gone
+        return {name for name, stored_at in self.stored_at.items() if stored_at <= cut_at} - gone
 
     def _differences(self, path: Path, cut_at: int) -> Iterator[str]:
         if (found := run_sql(path, "PRAGMA integrity_check")) != [("ok",)]:

@@ -68,30 +68,30 @@ class Proxy:
 
     def pass_on(self, sender: socket.socket) -> None:
         """Do what the first request of this connection asks for."""
-        said = b""
-        while b"\r\n\r\n" not in said:
+        head = b""
+        while b"\r\n\r\n" not in head:
             more = sender.recv(2**16)
             if not more:
                 return
-            said += more
-        self.asked.append(said.partition(b"\r\n")[0].decode())
+            head += more
+        self.asked.append(head.partition(b"\r\n")[0].decode())
         login = b64encode((self._login or "").encode())
-        if self.refusal or (self._login and b": Basic %b\r\n" % login not in said):
+        if self.refusal or (self._login and b": Basic %b\r\n" % login not in head):
             status = self.refusal or b"407 Proxy Authentication Required"
             sender.sendall(b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % status)
             return
         with socket.create_connection(self._target) as server:
-            if said.startswith(b"CONNECT "):
+            if head.startswith(b"CONNECT "):
                 sender.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
-                server.sendall(_REQUEST_LINE.sub(rb"\g<method> \g<path> ", said, count=1))
+                server.sendall(_REQUEST_LINE.sub(rb"\g<method> \g<path> ", head, count=1))
             peer = {sender: server, server: sender}
             while True:
                 for source in select.select([*peer], [], [])[0]:
-                    said = source.recv(2**16)
-                    if not said:
+                    piece = source.recv(2**16)
+                    if not piece:
                         return
-                    peer[source].sendall(said)
+                    peer[source].sendall(piece)
 
 
 class _Server(ThreadingTCPServer):

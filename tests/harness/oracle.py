@@ -65,17 +65,17 @@ class Webhook:
 
     def answers(self, reply: Reply) -> bool:
         """Whether this is the right answer."""
-        status, said = reply.status, reply.content
+        status, content = reply.status, reply.content
         if self.fate == "ignored":
-            return (status, said["status"]) == (200, "ignored")
+            return (status, content["status"]) == (200, "ignored")
         if self.fate in {"unknown_type", "no_recipient", "unreadable"}:
             right = 400 if self.fate == "unreadable" else 200
-            return (status, said["status"], said["reason"]) == (right, "dead", self.fate)
+            return (status, content["status"], content["reason"]) == (right, "dead", self.fate)
         outcomes = {"accepted", "duplicate"} if self.doubted else {"accepted"}
         if self.message_id:
             outcomes = {"duplicate"}
-        same = said["message_id"] == (self.message_id or said["message_id"])
-        return status == 200 and said["status"] in outcomes and same
+        same = content["message_id"] == (self.message_id or content["message_id"])
+        return status == 200 and content["status"] in outcomes and same
 
     def arrived_as(self, message: Message) -> bool:
         """Whether the message is what it was to arrive as, whatever the `messageId`."""

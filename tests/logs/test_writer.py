@@ -229,8 +229,8 @@ def test_a_reader_that_resumes_gets_every_line_in_order(
         connection.close()
         process.terminate()
         text = read_until(pipe[0], lambda text: b"serve.stopped" in text)
-        said = [json.loads(line) for line in text.splitlines()]
-        times = [line["timestamp"] for line in said if line["event"] == "webhook.accepted"]
+        lines = [json.loads(line) for line in text.splitlines()]
+        times = [line["timestamp"] for line in lines if line["event"] == "webhook.accepted"]
 
         assert len(times) == 100
         assert times == sorted(times)
