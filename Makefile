@@ -33,10 +33,10 @@ test: $(VENV)/dev  ## the whole test suite, and how much of relay it runs in its
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-faults: $(VENV)/dev  ## each fault of README's table, many times
+faults: $(VENV)/dev  ## each fault of docs/faults.md, many times
 	$(BIN)/python -m pytest tests/faults --long --timeout 1800
 
-pictures: $(VENV)/dev  ## README's pictures of the console, made anew (needs Debian's chromium)
+pictures: $(VENV)/dev  ## the documentation's pictures of the console, made anew (needs Debian's chromium)
 	$(BIN)/python -m tests.console.pictures
 
 mutants: $(VENV)/dev  ## planted defects, each of which a test must catch

@@ -1,4 +1,4 @@
-"""README's pictures of the console: `make pictures`.
+"""The documentation's pictures of the console: `make pictures`.
 
 They show a relay that has run for a day.
 """

@@ -73,7 +73,7 @@ def assert_forwarded(relay: RelayProcess, segment: SegmentServer, accepted: set[
 
 @dataclass(frozen=True)
 class Row:
-    """A row of README's table of answers.
+    """A row of the table of answers in docs/operate.md.
 
     Attributes:
         counted: outcome, source and what.

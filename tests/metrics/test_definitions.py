@@ -18,11 +18,11 @@ from tests.harness.webhooks import opened
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_has_the_table_of_metrics() -> None:
+def test_the_documentation_has_the_table_of_metrics() -> None:
     table = CliRunner().invoke(main, ["metrics"]).stdout
 
     assert table.count("\n") == 2 + len(ALL)
-    assert f"\n\n{table}\n" in (ROOT / "README.md").read_text("utf-8")
+    assert f"\n\n{table}\n" in (ROOT / "docs/operate.md").read_text("utf-8")
 
 
 def test_answers_are_counted_by_a_bounded_word(

@@ -215,7 +215,7 @@ def test_the_secret_is_in_no_log_of_a_suggested_proxy(
 def test_the_secret_is_in_a_log_by_default(
     name: str, own_relay: RelayProcess, tmp_path: Path
 ) -> None:
-    """As README says. If it were not, the suggested configurations would need less."""
+    """As docs/deploy.md says. If it were not, the suggested configurations would need less."""
     with before(name, DEFAULTS[name], [own_relay.port], tmp_path / name) as proxy:
         cause_every_kind_of_line(proxy, own_relay)
 
