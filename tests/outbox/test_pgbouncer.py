@@ -2,11 +2,10 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,31 +34,38 @@ CONFIG = """
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer")
 
 
-def listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
-
-
 @pytest.fixture
 def bouncer(postgres: PostgresServer, tmp_path: Path) -> Iterator[int]:
     """The port of a PgBouncer in front of the server."""
+    with ExitStack() as stack:
+        for _ in range(9):
+            port = closed_port()
+            if stack.enter_context(started(postgres, port, tmp_path)):
+                yield port
+                return
+    raise AssertionError((tmp_path / "pgbouncer.log").read_text())
+
+
+@contextmanager
+def started(postgres: PostgresServer, port: int, directory: Path) -> Iterator[bool]:
+    """Whether a PgBouncer runs at the port: it has ended if another program was quicker there."""
     assert PROGRAM
-    # Below those that the system gives to servers of other tests meanwhile.
-    port = 10_000 + closed_port() % 10_000
     config = CONFIG.format(server=postgres.port, user=USER, password=PASSWORD, port=port)
-    file = tmp_path / "pgbouncer.ini"
+    file, log = directory / "pgbouncer.ini", directory / "pgbouncer.log"
     file.write_text("\n".join(line.strip() for line in config.splitlines()))
-    # From its standard input, as its user may not be able to read the directory.
+    # Both are opened here, as its user may not be able to reach the directory.
     with (
         file.open() as given,
+        log.open("a") as errors,
         subprocess.Popen(  # noqa: S603 (its own program)
-            [PROGRAM, "/dev/stdin"], stdin=given, stderr=subprocess.DEVNULL, **owner()
+            [PROGRAM, "/dev/stdin"], stdin=given, stderr=errors, **owner()
         ) as process,
     ):
-        assert within(60, lambda: listens(port))
-        yield port
-        process.terminate()
+        try:
+            assert within(60, lambda: process.poll() is not None or "process up" in log.read_text())
+            yield process.poll() is None
+        finally:
+            process.terminate()
 
 
 def test_everything_works_on_shared_sessions_and_leaves_no_setting_on_them(
