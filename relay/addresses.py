@@ -24,6 +24,8 @@ _ESCAPED_AT: Final = r"%(?:25)*40|\\u0040"
 """An at sign as URLs and JSON escape it."""
 
 _ADDRESS: Final = re.compile(r"[^\s@]+@[^\s@]+")
+_EMAIL: Final = re.compile(r"[^\s@]+@[^\s@]+\.[^\s@]+")
+_TOO_LONG: Final = 255  # characters, by Vero's documentation
 
 # Pasting leaves characters without width.
 _AROUND_MAILBOX: Final = r"\s<>\"',;:()\[\]\u200b-\u200d\u2060\ufeff"
@@ -52,6 +54,11 @@ _IN_LINE: Final = re.compile(
 def is_address(text: str) -> bool:
     """Return whether the text is an address and nothing else."""
     return bool(_ADDRESS.fullmatch(text))
+
+
+def is_email(text: str) -> bool:
+    """Return whether the text is an address with a dot in its domain, as Vero requires it."""
+    return len(text) < _TOO_LONG and bool(_EMAIL.fullmatch(text))
 
 
 def in_mailbox(text: str) -> list[str]:

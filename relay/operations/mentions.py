@@ -10,7 +10,8 @@ from typing import Final
 from relay.addresses import in_body, matches
 from relay.errors import UnreadableError
 from relay.operations.lineage import Path, leaves
-from relay.sources.fields import as_text, read_object
+from relay.sources.fields import read_object
+from relay.texts import as_text
 
 # Names of fields that hold a user's id, or an object with one.
 _PERSON: Final = re.compile(

@@ -21,9 +21,6 @@ from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResul
 from relay.sources.fields import (
     REPEATABLE,
     as_address,
-    as_id,
-    as_object,
-    as_text,
     parse_time,
     plausible_time,
     read_object,
@@ -31,6 +28,7 @@ from relay.sources.fields import (
     unknown_type,
 )
 from relay.sources.protocol import Verifier, Webhook
+from relay.texts import as_id, as_object, as_text
 
 _COLLECTIONS: Final = {
     "sent": Collection.SENT,

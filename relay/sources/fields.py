@@ -2,15 +2,17 @@
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from relay.addresses import is_address
 from relay.errors import UnreadableError
 from relay.events import Collection, DeadReason, Unusable
+from relay.texts import as_id, as_text
 
 MAX_NESTING: Final = 50
 
@@ -38,6 +40,7 @@ REPEATABLE: Final = frozenset({Collection.OPENED, Collection.LINK_CLICKED})
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _decode = msgspec.json.Decoder().decode
+_Document = TypeVar("_Document")
 
 # Group 1 is whole surrogate pairs, group 2 half of one; any other escape is matched to be skipped.
 # Escapes are matched in order, because in `\\ud800` the `u` does not belong to an escape.
@@ -57,15 +60,7 @@ def read_object(body: bytes) -> dict[str, Any]:
         UnreadableError: not UTF-8, not JSON (`NaN` is not), not an object, nested too deeply, or
             with a number that no float holds.
     """
-    try:
-        document = _decoded(body.removeprefix(_BYTE_ORDER_MARK))
-    except msgspec.MsgspecError as error:
-        # msgspec names a position or a kind of fault, never the text it read.
-        raise UnreadableError(f"not JSON: {error}") from None
-    except UnicodeDecodeError:
-        raise UnreadableError("not UTF-8") from None
-    except RecursionError:
-        raise UnreadableError(f"nested deeper than {MAX_NESTING} levels") from None
+    document = decoded(body, _decode)
     if type(document) is not dict:
         raise UnreadableError("not a JSON object")
     # Each level needs a bracket. Counting brackets, which is cheap, clears nearly every body.
@@ -74,14 +69,33 @@ def read_object(body: bytes) -> dict[str, Any]:
     return document
 
 
-def _decoded(body: bytes) -> object:
+def decoded(body: bytes, decode: Callable[[bytes], _Document]) -> _Document:
+    """Return what the decoder, one of msgspec's, reads in the body.
+
+    A byte order mark is skipped, and half of a surrogate pair becomes U+FFFD, as in `read_object`.
+
+    Raises:
+        UnreadableError: not UTF-8, not JSON, not of the decoder's type, or nested too deeply.
+    """
     try:
-        return _decode(body)
+        return _decoded(body.removeprefix(_BYTE_ORDER_MARK), decode)
+    except msgspec.MsgspecError as error:
+        # msgspec names a position or a kind of fault, never the text it read.
+        raise UnreadableError(f"not JSON: {error}") from None
+    except UnicodeDecodeError:
+        raise UnreadableError("not UTF-8") from None
+    except RecursionError:
+        raise UnreadableError(f"nested deeper than {MAX_NESTING} levels") from None
+
+
+def _decoded(body: bytes, decode: Callable[[bytes], _Document]) -> _Document:
+    try:
+        return decode(body)
     except msgspec.MsgspecError:
         mended = _ESCAPES.sub(lambda escape: rb"\ufffd" if escape[2] else escape[0], body)
         if mended == body:
             raise
-        return _decode(mended)
+        return decode(mended)
 
 
 def _is_too_deep(document: dict[str, Any]) -> bool:
@@ -96,34 +110,6 @@ def _is_too_deep(document: dict[str, Any]) -> bool:
         if not level:
             return False
     return True
-
-
-def as_object(value: object) -> dict[str, Any]:
-    """Return the value if it is an object, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def as_text(value: object) -> str | None:
-    """Return the value as a trimmed string: `7` and `"7"` both give `7`.
-
-    A list becomes its members joined by ", ". None for blank strings, null and objects.
-    """
-    if type(value) is str:
-        return value.strip() or None
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else str(value)
-    if isinstance(value, list):
-        return ", ".join(filter(None, map(as_text, value))) or None
-    return None
-
-
-def as_id(value: object) -> str | None:
-    """Return a string or a number as `as_text` does; None for any other value, which is no id."""
-    return as_text(value) if type(value) in {str, int, float} else None
 
 
 def as_address(value: object) -> str | None:

@@ -18,9 +18,6 @@ from relay.events import Collection, DeadReason, EmailEvent, Ignored, ParseResul
 from relay.sources.fields import (
     REPEATABLE,
     as_address,
-    as_id,
-    as_object,
-    as_text,
     parse_time,
     plausible_time,
     read_object,
@@ -28,6 +25,7 @@ from relay.sources.fields import (
     unknown_type,
 )
 from relay.sources.protocol import Verified, Verifier, Webhook
+from relay.texts import as_id, as_object, as_text
 
 _COLLECTIONS: Final = {
     "sent": Collection.SENT,
