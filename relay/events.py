@@ -33,6 +33,12 @@ class DeadReason(StrEnum):
     """The event has a type that relay does not know."""
     NO_RECIPIENT = "no_recipient"
     """The event has neither a user id nor an address."""
+    INCOMPLETE = "incomplete"
+    """The call lacks a field that its type needs."""
+    BAD_TAGS = "bad_tags"
+    """The call's tags have a shape that relay does not know; the call itself was sent."""
+    DELETION_REQUESTED = "deletion_requested"
+    """Segment asks to delete a person, and relay is not set to do so."""
     OVERSIZED = "oversized"
     """The message is too large for the destination, or the webhook is too large for relay."""
     REJECTED = "rejected"
@@ -48,6 +54,12 @@ REMEDIES: Final[Mapping[DeadReason, str]] = {
     DeadReason.UNKNOWN_TYPE: "Replay it with a version of relay that knows the type, or leave it.",
     DeadReason.NO_RECIPIENT: "The event has no user id and no address: check how the email was"
     " sent.",
+    DeadReason.INCOMPLETE: "Correct the program that makes the call; this one says too little to be"
+    " sent.",
+    DeadReason.BAD_TAGS: "The call itself was sent. Correct the program that makes it, and put the"
+    " tags on the person in Vero.",
+    DeadReason.DELETION_REQUESTED: "Delete the person in Vero, and their events in relay (`relay"
+    " erase`). With VERO_DELETE=1, a replay deletes the person in Vero.",
     DeadReason.OVERSIZED: "The event is too large for the destination: shorten what the email puts"
     " into it. If the webhook itself is too large, turn off Body Content in Customer.io.",
     DeadReason.REJECTED: "Read the destination's answer, correct what it names, and replay it.",

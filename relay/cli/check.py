@@ -55,10 +55,10 @@ def _check_outbox(settings: Settings) -> None:
 
 def _check_destination(destination: Destination) -> None:
     try:
-        destination.connect()
+        found = destination.connect()
     except DestinationError as error:
         raise click.ClickException(f"{destination.name}: {destination.url}: {error}") from None
-    click.echo(f"{destination.name:<9} ok: {destination.url} can be reached")
+    click.echo(f"{destination.name:<9} ok: {destination.url} {found}")
 
 
 def _print_urls(routes: Routes) -> None:

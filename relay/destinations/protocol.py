@@ -117,6 +117,13 @@ class Destination(Protocol):
         """
         ...
 
+    def privilege(self, event: Any) -> str | None:  # noqa: ANN401 (as `render`)
+        """Return the privilege that an event needs; None if anybody may report it.
+
+        A source gives none to a sender whose credential is public.
+        """
+        ...
+
     def render(
         self,
         event: Any,  # noqa: ANN401 (of the type that its sources report)
@@ -151,10 +158,13 @@ class Destination(Protocol):
         """
         ...
 
-    def connect(self) -> None:
-        """Send a request that has no effect, the same way as `send`.
+    def connect(self) -> str:
+        """Send a request that changes nothing, the same way as `send`.
+
+        Return what is known by its answer, after the URL in a sentence, like `can be reached`.
 
         Raises:
             UnavailableError: the destination cannot be reached, or its certificate is not trusted.
+            RefusedError: the destination refuses the credential.
         """
         ...

@@ -9,15 +9,11 @@ streams and of duplicate data.
 """
 
 import gzip
-import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from http import HTTPStatus
 from typing import Annotated, Any, ClassVar, Final, Literal
-from urllib.parse import urlsplit
-from uuid import uuid4
 
 import msgspec
 from pydantic import (
@@ -32,7 +28,9 @@ from pydantic import (
 
 from relay import __version__
 from relay.addresses import digest
-from relay.destinations.http import HttpClient, Response, is_loopback
+from relay.destinations import urls
+from relay.destinations.http import HttpClient, Response
+from relay.destinations.message_ids import fingerprint, message_id
 from relay.destinations.protocol import Limits, Message, Rendering
 from relay.destinations.redaction import without_address
 from relay.destinations.responses import (
@@ -61,7 +59,6 @@ LIBRARY: Final = {"name": "analytics-python", "version": "2.4.0"}
 
 # segment-docs, guides/regional-segment.md. A host drops events of the other region's workspaces.
 _HOSTS: Final = {"us": "https://api.segment.io", "eu": "https://events.eu1.segmentapis.com"}
-_HOST_NAME: Final = re.compile(r"[\w.:-]+")  # colons in an IPv6 address
 
 _REJECTIONS: Final = frozenset({400, 413, 422})
 # 460 is Segment's own status for a temporary failure (analytics-java, AnalyticsClient).
@@ -119,18 +116,7 @@ class SegmentSettings(BaseModel):
     def _base_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        try:
-            url = urlsplit(value)
-            impossible = url.port == 0 or not _HOST_NAME.fullmatch(url.hostname or "")
-        except ValueError:  # its text repeats the value, which may hold a password
-            impossible = True
-        if impossible or url.scheme not in {"http", "https"} or set(value) & set("?#"):
-            raise ValueError("a base URL is needed, like https://events.example.com")
-        if "@" in url.netloc:
-            raise ValueError("no user name or password can be given in it")
-        if url.path.rstrip("/").endswith("/v1"):
-            raise ValueError("leave out /v1: relay adds /v1/batch itself")
-        return value.rstrip("/")
+        return urls.base_url(value, example="https://events.example.com", added="/v1")
 
     @field_validator("traits_email")
     @classmethod
@@ -183,7 +169,7 @@ class Segment:
         self._hash_anonymous_id = settings.anonymous_id == "sha256"
         # Segment drops a repeated messageId even if it comes from another of its sources. So one
         # webhook must have different ids for two write keys: a fingerprint of the key is in each.
-        self._fingerprint = sha256(b"relay write key " + self._write_key.encode()).digest()
+        self._account = fingerprint(self._write_key)
 
     @property
     def url(self) -> str:
@@ -192,8 +178,7 @@ class Segment:
 
     def warnings(self) -> list[str]:
         """See `Destination.warnings`."""
-        url = urlsplit(self._host)
-        if url.scheme != "http" or is_loopback(url.hostname or ""):
+        if not urls.goes_in_the_clear(self._host):
             return []
         reason = "over http:// to another machine the write key and all events go in the clear"
         return [f"SEGMENT_HOST: {reason}; use https://"]
@@ -204,20 +189,15 @@ class Segment:
         dedupe_key: Iterable[str | None] | None,
         reported_at: datetime | None = None,
     ) -> str:
-        """See `Destination.message_id`.
-
-        The id begins with the time. So ids of one day are neighbours in a sorted index, and storing
-        one touches pages that are already in memory.
-        """
-        if dedupe_key is None:
-            return f"{source}-{uuid4().hex}"
-        seconds = 0 if reported_at is None else int(reported_at.timestamp())
-        hashed = sha256(self._fingerprint + _encode([*dedupe_key])).hexdigest()
-        return f"{source}-{seconds:08x}{hashed[:24]}"
+        """See `Destination.message_id`."""
+        return message_id(self._account, source, dedupe_key, reported_at)
 
     def lanes(self, event: EmailEvent) -> tuple[str, ...]:  # noqa: ARG002 (as every destination)
         """See `Destination.lanes`."""
         return ()
+
+    def privilege(self, event: EmailEvent) -> None:
+        """See `Destination.privilege`."""
 
     def render(
         self, event: EmailEvent, *, source: str, message_id: str, integrations: Mapping[str, bool]
@@ -293,7 +273,7 @@ class Segment:
             text = text.replace(secret, "***")
         return text
 
-    def connect(self) -> None:
+    def connect(self) -> str:
         """See `Destination.connect`."""
         try:
             response = self._http.request("GET", self._url)
@@ -301,6 +281,7 @@ class Segment:
             raise UnavailableError(str(error)) from None
         if response.status in _NOT_REACHED:
             raise UnavailableError(status_line(response))
+        return "can be reached"
 
 
 def _error(response: Response, text: str) -> DestinationError:

@@ -83,7 +83,7 @@ def missing_credentials(
         credentials[source]
         for source, model in sources.items()
         for name, _, field in fields_of(model, prefix_of(source))
-        if name in given and _holds_secret(field)
+        if name in given and holds_secret(field)
     }
     if not needed and not given.keys() & {*credentials.values()}:
         needed = {" or ".join(sorted({*credentials.values()}))}
@@ -108,13 +108,14 @@ def unknown_variables(
 
 def _slip(field: FieldInfo, value: str) -> str | None:
     """Return what went wrong when the value was pasted, even if the field accepts it."""
-    if _holds_secret(field):
+    if holds_secret(field):
         is_list = get_origin(field.annotation) is tuple
         return secret_slip(map(str.strip, value.split(",")) if is_list else [value])
     return url_slip(value) if field.json_schema_extra == URL else quoted(value)
 
 
-def _holds_secret(field: FieldInfo) -> bool:
+def holds_secret(field: FieldInfo) -> bool:
+    """Return whether the field is a secret or several."""
     return SecretStr in {field.annotation, *get_args(field.annotation)}
 
 

@@ -22,6 +22,7 @@ from relay.settings.environment import (
     URL,
     Models,
     fields_of,
+    holds_secret,
     missing_credentials,
     prefix_of,
     read_model,
@@ -235,7 +236,8 @@ class Settings(BaseModel):
         hidden = {"outbox_url", "database_url", "console_password", "metrics_token"}
         shown = self.model_dump(mode="json", exclude=hidden) | {"outbox": self.outbox_shown}
         for name, model in [*self._destinations.items(), *self._sources.items()]:
-            hidden = {field for field, value in model if _is_secret(value)}
+            fields = type(model).model_fields
+            hidden = {field for field in fields if holds_secret(fields[field])}
             own = model.model_dump(mode="json", exclude=hidden)
             shown[name] = {**cast("dict[str, object]", shown.get(name, {})), **own}
         return shown
@@ -273,10 +275,6 @@ def _is_clear(url: str) -> bool:
     except ValueError:  # its text may repeat the password
         return False
     return bool(_CLEAR_URL.fullmatch(url))
-
-
-def _is_secret(value: object) -> bool:
-    return isinstance(value, SecretStr | tuple)
 
 
 def models_with_prefixes(

@@ -24,7 +24,7 @@ UNEXPANDED: Final = (
 NAMED: Final = "the value begins with the name of a variable: leave it out"
 PLACEHOLDER: Final = "the value is a placeholder: replace it with your own"
 
-_NAMED: Final = re.compile(r"(SEGMENT|RELAY|DATABASE)_[A-Z_]+=.*")
+_NAMED: Final = re.compile(r"(SEGMENT|RELAY|VERO|DATABASE)_[A-Z_]+=.*")
 _UNEXPANDED: Final = re.compile(r"\$\(.*\)?|\$\{.*\}?|\$[A-Z_]+|%[A-Z_]+%|\{\{.*\}\}")
 _UNEXPANDED_IN_URL: Final = re.compile(r"\$[({]")
 _PLACEHOLDER: Final = re.compile(

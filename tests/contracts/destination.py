@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from relay.destinations import Destination, Message, Rendering, destination_classes
 from relay.errors import DestinationError, RefusedError, RejectedError, UnavailableError
-from relay.events import Collection, DeadReason, EmailEvent, Ignored, Unusable
+from relay.events import Collection, DeadReason, EmailEvent, Event, Ignored, Unusable
 from tests.harness.fakes import Answer
 from tests.harness.processes import closed_port
 
@@ -65,11 +65,13 @@ class Api:
     Attributes:
         answers: to the next requests.
         requests: the method, the headers and the body of each request, oldest first.
+        paths: the path of each request.
     """
 
     def __init__(self) -> None:
         self.answers: deque[Answer] = deque()
         self.requests: list[tuple[str, Mapping[str, str], bytes]] = []
+        self.paths: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self._server.block_on_close = False
@@ -93,6 +95,7 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             api.requests.append((self.command, dict(self.headers), body))
+            api.paths.append(self.path)
             answer = api.answers.popleft()
             if not answer.status:  # lingering for no time makes close() send a reset
                 linger = struct.pack("ii", 1, 0)
@@ -112,6 +115,15 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
             """Say nothing."""
 
     return Handler
+
+
+@contextmanager
+def serving() -> Iterator[Api]:
+    """Run an API."""
+    api = Api()
+    threading.Thread(target=api.serve, daemon=True).start()
+    yield api
+    api.close()
 
 
 @contextmanager
@@ -146,6 +158,11 @@ class DestinationContract:
         accepted: an answer by which the destination says that it has the batch.
         secrets: texts of its settings that no error may repeat.
         retry_header: the header that counts retries; None if the destination knows none.
+        event: an event that it takes, in one message.
+        events: any event that its sources may report.
+        takes_every_event: whether it takes any of them; otherwise some are ignored or unusable.
+        growing: the fields of an event, any of which may make it too large.
+        batch_size: messages in the batches that are sent.
     """
 
     destination_class: ClassVar[type[Destination]]
@@ -153,15 +170,17 @@ class DestinationContract:
     accepted: ClassVar[Answer]
     secrets: ClassVar[Sequence[str]]
     retry_header: ClassVar[str | None]
+    event: ClassVar[Event] = EVENT
+    events: ClassVar[st.SearchStrategy[Event]] = email_events()
+    takes_every_event: ClassVar[bool] = True
+    growing: ClassVar[Sequence[str]] = ("user_id", "user_agent", "email", "properties")
+    batch_size: ClassVar[int] = 2
 
     @pytest.fixture
     def api(self) -> Iterator[Api]:
         """Run an API for one test."""
-        api = Api()
-        thread = threading.Thread(target=api.serve, daemon=True)
-        thread.start()
-        yield api
-        api.close()
+        with serving() as api:
+            yield api
 
     def destination(
         self, url: str, *, account: str = "an-account", timeout_seconds: float = 30
@@ -169,12 +188,12 @@ class DestinationContract:
         """Return the destination at this URL, with the secrets of one of its accounts."""
         raise NotImplementedError
 
-    def batch(self, count: int = 2) -> list[bytes]:
+    def batch(self, count: int | None = None) -> list[bytes]:
         """Return encoded messages."""
-        ids = [f"vero-{number}" for number in range(count)]
-        return [self.message(EVENT, message_id=each).encoded for each in ids]
+        ids = [f"vero-{number}" for number in range(count or self.batch_size)]
+        return [self.message(self.event, message_id=each).encoded for each in ids]
 
-    def message(self, event: EmailEvent, *, message_id: str = "vero-1") -> Message:
+    def message(self, event: Event, *, message_id: str = "vero-1") -> Message:
         """Return the message for an event that can be sent."""
         rendering = self.rendered(event, message_id=message_id)
         assert isinstance(rendering, Rendering)
@@ -182,9 +201,9 @@ class DestinationContract:
         return message
 
     def rendered(
-        self, event: EmailEvent, *, message_id: str = "vero-1"
+        self, event: Event, *, message_id: str = "vero-1"
     ) -> Rendering | Ignored | Unusable:
-        """Return what an event of Vero's is rendered as."""
+        """Return what an event is rendered as."""
         destination = self.destination("http://unused.invalid")
         return destination.render(event, source="vero", message_id=message_id, integrations={})
 
@@ -256,29 +275,51 @@ class DestinationContract:
         assert len({*ids}) == 100
         assert all(len(each) <= 100 for each in ids)
 
-    def test_any_event_gives_the_same_message_each_time(self) -> None:
+    def test_any_event_gives_the_same_messages_each_time(self) -> None:
         limits = self.destination("http://unused.invalid").limits
 
         @_law
-        @given(email_events())
-        def check(event: EmailEvent) -> None:
-            message = self.message(event)
+        @given(self.events)
+        def check(event: Event) -> None:
+            rendering = self.rendered(event)
+            messages = rendering.messages if isinstance(rendering, Rendering) else ()
 
-            assert message == self.message(event)
-            assert json.loads(message.encoded) == message.document
-            assert len(message.encoded) <= limits.batch_bytes
+            assert rendering == self.rendered(event)
+            assert messages or not self.takes_every_event
+            assert messages or not isinstance(rendering, Rendering)
+            for message in messages:
+                assert json.loads(message.encoded) == message.document
+                assert len(message.encoded) <= limits.batch_bytes
+                assert not any(secret.encode() in message.encoded for secret in self.secrets)
 
         check()
 
-    @pytest.mark.parametrize("field", ["user_id", "user_agent", "email", "properties"])
-    def test_an_event_that_is_too_large_is_a_dead_letter(self, field: str) -> None:
-        text = "private " * self.destination("http://unused.invalid").limits.batch_bytes
-        value: Any = {"email_subject": text} if field == "properties" else text
-        unusable = self.rendered(replace(EVENT, **{field: value}))
+    def test_any_event_is_sent_in_the_same_lanes_each_time(self) -> None:
+        destination = self.destination("http://unused.invalid")
 
-        assert isinstance(unusable, Unusable)
-        assert unusable.reason is DeadReason.OVERSIZED
-        assert "private" not in unusable.detail
+        @_law
+        @given(self.events)
+        def check(event: Event) -> None:
+            lanes = destination.lanes(event)
+            is_sent = isinstance(self.rendered(event), Rendering)
+
+            assert lanes == destination.lanes(event)
+            assert len({*lanes}) == len(lanes)
+            assert bool(lanes) == (is_sent and destination.ordered)
+            assert destination.privilege(event) == destination.privilege(event)
+
+        check()
+
+    def test_an_event_that_is_too_large_is_a_dead_letter(self) -> None:
+        limits = self.destination("http://unused.invalid").limits
+        text = "private " * (limits.batch_bytes // len("private ") + 1)
+        for field in self.growing:
+            value: Any = {"email_subject": text} if field == "properties" else text
+            unusable = self.rendered(replace(self.event, **{field: value}))
+
+            assert isinstance(unusable, Unusable), field
+            assert unusable.reason is DeadReason.OVERSIZED
+            assert "private" not in unusable.detail
 
     def test_an_accepted_batch_is_sent_once(self, api: Api) -> None:
         api.answers.append(self.accepted)
@@ -378,12 +419,17 @@ class DestinationContract:
         assert str(error) == "TimeoutError"
         assert 0.4 < taken < 10
 
-    def test_connect_sends_nothing(self, api: Api) -> None:
+    def is_harmless(self, body: bytes) -> bool:
+        """Return whether a request with this body changes nothing at the destination."""
+        return body == b""
+
+    def test_connect_changes_nothing(self, api: Api) -> None:
         api.answers.append(Answer(404))
-        self.destination(api.url).connect()
+        found = self.destination(api.url).connect()
         ((_, _, body),) = api.requests
 
-        assert body == b""
+        assert self.is_harmless(body)
+        assert not any(secret in found for secret in self.secrets)
 
     def test_connect_fails_if_nobody_listens(self) -> None:
         with pytest.raises(UnavailableError):

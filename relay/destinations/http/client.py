@@ -36,14 +36,15 @@ class HttpClient:
     Args:
         host: a base URL.
         seconds: time limit of a request, from the look-up of the name to the answer's last byte.
+        connections: most connections that it keeps open when they are idle.
 
     Raises:
         SettingsError: the environment names a proxy that cannot be used.
     """
 
-    def __init__(self, host: str, seconds: float) -> None:
+    def __init__(self, host: str, seconds: float, *, connections: int = 10) -> None:
         self._seconds = seconds
-        self._pool = open_pool(host)
+        self._pool = open_pool(host, connections)
         self._watchdog = Watchdog()
         self._lookups = Lookups()
 

@@ -2,7 +2,7 @@
 
 import socket
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -17,9 +17,6 @@ from relay.destinations.http.deadline import Deadline
 from relay.destinations.http.hosts import Lookups
 from relay.destinations.http.proxies import proxy_for, proxy_headers
 
-_KEPT: Final = 10
-"""Idle connections that a pool keeps."""
-
 
 class Bounds(NamedTuple):
     """The deadline and the look-ups that the connections of one request use."""
@@ -32,17 +29,19 @@ bounds: ContextVar[Bounds] = ContextVar("bounds")
 """The bounds of the request that this thread sends: urllib3 lets no caller pass them down."""
 
 
-def open_pool(host: str) -> urllib3.PoolManager:
+def open_pool(host: str, connections: int) -> urllib3.PoolManager:
     """Return a pool of connections to a base URL, by a proxy if the environment names one.
+
+    It keeps so many of them open when they are idle.
 
     Raises:
         SettingsError: the environment names a proxy that cannot be used.
     """
     proxy = proxy_for(host)
     pool = (
-        urllib3.PoolManager(maxsize=_KEPT)
+        urllib3.PoolManager(maxsize=connections)
         if proxy is None
-        else urllib3.ProxyManager(proxy, maxsize=_KEPT, proxy_headers=proxy_headers(proxy))
+        else urllib3.ProxyManager(proxy, maxsize=connections, proxy_headers=proxy_headers(proxy))
     )
     pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
     return pool

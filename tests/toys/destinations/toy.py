@@ -59,6 +59,9 @@ class ToyDestination:
         """See `Destination.lanes`."""
         return ()
 
+    def privilege(self, event: EmailEvent) -> None:
+        """See `Destination.privilege`."""
+
     def render(
         self,
         event: EmailEvent,
@@ -83,9 +86,10 @@ class ToyDestination:
         if response.status != 200:
             raise UnavailableError(str(response.status))
 
-    def connect(self) -> None:
+    def connect(self) -> str:
         """See `Destination.connect`."""
         self.send([], attempt=1)
+        return "can be reached"
 
 
 DESTINATION = ToyDestination
