@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.events import EmailEvent, ParseResult
+from relay.errors import UnreadableError
+from relay.events import Call, EmailEvent, ParseResult
 from relay.sources import Source, Webhook, source_classes
 from tests.harness.routes import segment_at
 
@@ -37,7 +38,7 @@ class SourceContract:
 
     Attributes:
         source_class: the class to test.
-        documents: webhooks that become email events, all different.
+        documents: webhooks that become events, all different.
         shaped: objects with the source's own fields and any values in them.
     """
 
@@ -66,7 +67,7 @@ class SourceContract:
     def dedupe_key(self, document: object) -> tuple[str | None, ...] | None:
         """Return the dedupe key of the document's event; None if it is no event."""
         result = self.parsed(json.dumps(document).encode())
-        return result.dedupe_key if isinstance(result, EmailEvent) else None
+        return result.dedupe_key if isinstance(result, EmailEvent | Call) else None
 
     def test_it_is_found_by_its_name(self) -> None:
         name = self.source_class.name
@@ -118,6 +119,27 @@ class SourceContract:
 
         check()
 
+    def test_any_bytes_are_split_lawfully(self) -> None:
+        source = self.source(self.first)
+
+        @_law
+        @given(st.binary() | self.shaped.map(lambda document: json.dumps(document).encode()))
+        def check(body: bytes) -> None:
+            try:
+                bodies = source.split(body)
+            except UnreadableError:
+                return
+            assert all(type(each) is bytes for each in bodies)
+            assert list(source.split(body)) == list(bodies)
+
+        check()
+
+    def test_the_body_of_one_event_is_stored_as_it_came(self) -> None:
+        for document in self.documents:
+            body = json.dumps(document, indent=1).encode()
+
+            assert list(self.source(self.first).split(body)) == [body]
+
     def test_the_same_body_gives_the_same_result(self) -> None:
         @_law
         @given(self.shaped)
@@ -148,7 +170,7 @@ class SourceContract:
             other for document in self.documents for other in _each_replaced(document, private)
         ]
         results = [self.parsed(json.dumps(document).encode()) for document in broken]
-        others = [result for result in results if not isinstance(result, EmailEvent)]
+        others = [result for result in results if not isinstance(result, EmailEvent | Call)]
 
         assert others
         assert all(private not in repr(result) for result in others)
@@ -157,12 +179,18 @@ class SourceContract:
 def _assert_lawful(result: ParseResult) -> None:
     """Assert that it can be stored, logged and sent."""
     json.dumps(msgspec.to_builtins(result), ensure_ascii=False).encode()
+    if isinstance(result, Call):
+        ids = (result.user_id, result.anonymous_id, result.previous_id, result.group_id)
+        texts = [text for text in (*ids, result.email, result.event) if text is not None]
+
+        assert all(type(text) is str and text and text == text.strip() for text in texts)
     if isinstance(result, EmailEvent):
         optional = [result.user_id, result.email, result.user_agent]
         texts = [*result.properties.values(), *(text for text in optional if text is not None)]
 
         assert all(type(text) is str and text and text == text.strip() for text in texts)
         assert result.user_id or result.email
+    if isinstance(result, EmailEvent | Call):
         assert result.occurred_at.tzinfo is UTC
         assert len(_SEGMENT.message_id("p" * 20, result.dedupe_key, result.reported_at)) <= 100
 

@@ -90,6 +90,19 @@ def test_every_variable_is_read() -> None:
         RELAY_CUSTOMERIO_SIGNING_KEY=f"another-{SECRET}",
         RELAY_CUSTOMERIO_TOLERANCE="300",
         RELAY_CUSTOMERIO_MACHINE="drop",
+        RELAY_SEGMENT_WRITE_KEY=f"servers-{SECRET}",
+        RELAY_SEGMENT_BROWSER_WRITE_KEY=f"browsers-{SECRET}",
+        RELAY_SEGMENT_BROWSER_MAY="all",
+        RELAY_SEGMENT_ORIGINS="https://app.example.com,https://shop.example.com",
+        RELAY_SEGMENT_SHARED_SECRET=f"shared-{SECRET}",
+        VERO_AUTH_TOKEN="an-auth-token",
+        VERO_HOST="https://vero.example.com",
+        VERO_UNSUBSCRIBE="segment",
+        VERO_ANONYMOUS="id",
+        VERO_SCREEN="track",
+        VERO_DELETE="1",
+        VERO_RATE="20",
+        VERO_CONNECTIONS="4",
     )
 
     assert read_settings.shown() == {
@@ -104,21 +117,38 @@ def test_every_variable_is_read() -> None:
             "host": "https://events.example.com",
             "anonymous_id": "sha256",
             "traits_email": "omit",
+            "browser_may": "all",
+            "origins": ["https://app.example.com", "https://shop.example.com"],
         },
         "port": 5000,
         "log_level": "debug",
         "log_format": "console",
-        "vero": {"tests": "forward", "loop": "allow"},
+        "vero": {
+            "host": "https://vero.example.com",
+            "unsubscribe": "segment",
+            "anonymous": "id",
+            "screen": "track",
+            "delete": True,
+            "rate": 20,
+            "connections": 4,
+            "tests": "forward",
+            "loop": "allow",
+        },
         "customerio": {"tolerance": 300, "machine": "drop"},
     }
-    assert read_settings.secrets() == ["a-write-key", f"another-{SECRET}", SECRET]
+    assert read_settings.secrets() == [
+        *("a-write-key", "an-auth-token", f"another-{SECRET}"),
+        *(f"servers-{SECRET}", f"browsers-{SECRET}", f"shared-{SECRET}", SECRET),
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
 def test_a_blank_variable_counts_as_unset(name: str, blank: str) -> None:
     if name in KEY:
-        assert faults(**{name: blank}) == (f"{name}: required, and not set",)
+        assert faults(**{name: blank}) == (
+            "SEGMENT_WRITE_KEY or VERO_AUTH_TOKEN: required, and not set",
+        )
     else:
         assert read(**{name: blank}).shown() == read().shown()
 
@@ -221,7 +251,7 @@ def test_the_variables_of_a_new_destination_are_relays_own() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["PATH", "VERO_SECRET", "RELAYS_COLOUR", "relay_colour", "HOST"])
+@pytest.mark.parametrize("name", ["PATH", "VEROS_SECRET", "RELAYS_COLOUR", "relay_colour", "HOST"])
 def test_variables_of_other_programs_are_left_alone(name: str) -> None:
     assert read(**{name: "something"}).shown() == read().shown()
 
@@ -272,9 +302,9 @@ def test_a_host_is_a_base_url(host: str) -> None:
 
 SECRETS = [
     *("SEGMENT_WRITE_KEY", "RELAY_VERO_SECRET", "RELAY_CUSTOMERIO_SIGNING_KEY"),
-    *("RELAY_CONSOLE_PASSWORD", "RELAY_METRICS_TOKEN"),
+    *("RELAY_CONSOLE_PASSWORD", "RELAY_METRICS_TOKEN", "VERO_AUTH_TOKEN"),
 ]
-URLS = ["SEGMENT_HOST", "RELAY_OUTBOX_URL", "DATABASE_URL"]
+URLS = ["SEGMENT_HOST", "VERO_HOST", "RELAY_OUTBOX_URL", "DATABASE_URL"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -282,7 +312,7 @@ URLS = ["SEGMENT_HOST", "RELAY_OUTBOX_URL", "DATABASE_URL"]
 def test_a_quoted_value_is_refused_with_its_likely_cause(name: str, quotes: str) -> None:
     value = quotes[0] + f"postgresql://{SECRET}" + quotes[1:]
 
-    assert faults(**{name: value}) == (f"{name}: {QUOTED}",)
+    assert faults(**{"VERO_AUTH_TOKEN": "an-auth-token", name: value}) == (f"{name}: {QUOTED}",)
 
 
 @pytest.mark.parametrize("name", ["RELAY_VERO_SECRET", "RELAY_CUSTOMERIO_SIGNING_KEY"])

@@ -1,0 +1,141 @@
+"""Splits the bodies of requests into calls to store. Values stay byte for byte as they came."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from relay.errors import UnreadableError
+from relay.sources.fields import decoded
+
+CALL_TYPES: Final[Mapping[str, str | None]] = {
+    "identify": "identify",
+    "track": "track",
+    "group": "group",
+    "alias": "alias",
+    "page": "page",
+    "screen": "screen",
+    "batch": None,
+    "import": None,
+    # analytics.js
+    "i": "identify",
+    "t": "track",
+    "g": "group",
+    "a": "alias",
+    "p": "page",
+    "s": "screen",
+    "b": None,
+}
+"""The type of call that each path under `/v1/` takes; None for those that take a batch."""
+
+_Members = dict[str, Raw]
+
+_encode: Final = msgspec.json.encode
+_read_members: Final = msgspec.json.Decoder(_Members).decode
+_read_elements: Final = msgspec.json.Decoder(list[Raw]).decode
+_read_text: Final = msgspec.json.Decoder(str).decode
+_TRUE: Final = Raw(b"true")
+
+
+def calls_in(body: bytes, *, call_type: str | None = None) -> list[bytes]:
+    """Return the calls in the body of a request to the Tracking API, without write keys.
+
+    What a batch has as `context` and `integrations` is merged into each of its calls, whose own
+    values win. An element that is no object stays as it is: parsing finds its fault.
+
+    Args:
+        body: one call, or `{"batch": [...]}`.
+        call_type: the type of the one call that this path takes; None if calls name their types.
+
+    Raises:
+        UnreadableError: the body is not a JSON object.
+    """
+    envelope = decoded(body, _read_members)
+    if call_type is not None:
+        return [_encode(_without_key(envelope) | {"type": Raw(_encode(call_type))})]
+    elements = _elements(envelope.get("batch"))
+    if elements is None:
+        return [_encode(_without_key(envelope))]
+    shared = {
+        name: members
+        for name in ("context", "integrations")
+        if (members := _members(envelope.get(name)))
+    }
+    return [_call_of_batch(element, shared) for element in elements]
+
+
+def calls_in_webhook(body: bytes) -> list[bytes]:
+    """Return the calls in the body of a webhook: one call, or an array of them.
+
+    Segment names the destinations of a call: `{"All": false, "Webhooks": true}` is not for its own
+    Vero destination, but it has come here because the Webhooks destination leads to Vero. So Vero
+    is turned on in such a call, unless the call names Vero itself.
+
+    Raises:
+        UnreadableError: the body is neither a JSON object nor an array.
+    """
+    if body.lstrip().startswith(b"["):
+        elements = [bytes(element) for element in decoded(body, _read_elements)]
+    else:
+        decoded(body, _read_members)
+        elements = [body]
+    return [_for_vero(element) for element in elements]
+
+
+def write_key_in(body: bytes) -> bytes | None:
+    """Return the write key in the body of a request to the Tracking API; None without one."""
+    try:
+        key = decoded(bytes(decoded(body, _read_members).get("writeKey", b"")), _read_text)
+    except UnreadableError:
+        return None
+    return key.encode()
+
+
+def _call_of_batch(element: Raw, shared: Mapping[str, _Members]) -> bytes:
+    call = _members(element)
+    if call is None:
+        return bytes(element)
+    merged = {name: _merged(members, call.get(name)) for name, members in shared.items()}
+    changed = _without_key(call) | merged
+    return bytes(element) if changed == call else _encode(changed)
+
+
+def _merged(shared: _Members, own: Raw | None) -> Raw:
+    """Return the call's members, and those of its batch that it does not have in any case."""
+    members = _members(own) or {}
+    names = {name.lower() for name in members}
+    others = {name: value for name, value in shared.items() if name.lower() not in names}
+    return Raw(_encode(others | members))
+
+
+def _for_vero(element: bytes) -> bytes:
+    call = _members(element)
+    if call is None:
+        return element
+    changed = _without_key(call)
+    integrations = _members(call.get("integrations")) or {}
+    named = {name.lower(): bytes(value) for name, value in integrations.items()}
+    if named.get("all") == b"false" and named.get("vero", b"null") == b"null":
+        changed["integrations"] = Raw(_encode(integrations | {"Vero": _TRUE}))
+    return element if changed == call else _encode(changed)
+
+
+def _without_key(call: _Members) -> _Members:
+    return {name: value for name, value in call.items() if name != "writeKey"}
+
+
+def _members(value: bytes | Raw | None) -> _Members | None:
+    """Return the members of an object; None if the value is none."""
+    try:
+        return None if value is None else decoded(bytes(value), _read_members)
+    except UnreadableError:
+        return None
+
+
+def _elements(value: Raw | None) -> list[Raw] | None:
+    """Return the elements of an array; None if the value is none."""
+    try:
+        return None if value is None else decoded(bytes(value), _read_elements)
+    except UnreadableError:
+        return None
