@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection, HTTPException
 from itertools import cycle
@@ -17,21 +17,23 @@ from tests.harness.processes import PATH, ForwarderProcess, RelayProcess, ask, w
 from tests.harness.stores import PostgresStore, pending
 
 CONNECTIONS = 16
-RATE = 320
-"""Webhooks a second, by all connections together."""
+RATES = (100, 320)
+"""Webhooks a second, by all connections together: in `make test`, and in `make faults`."""
 MODES: list[StopMode] = ["fast", "fast", "immediate", "fast"]
 RESTARTS = 3 * MODES + MODES[:1]
 LEASE_SECONDS = 60
 
 
-def send(ports: Sequence[int], ledger: Ledger, over: threading.Event, first: int) -> None:
+def send(
+    ports: Sequence[int], ledger: Ledger, rate: int, over: threading.Event, first: int
+) -> None:
     """Post until it is over; what one relay does not take goes to the next one in the end."""
     post_at = time.monotonic()
     for permit in cycle(range(len(ports))):
         port = ports[(first + permit) % len(ports)]
         with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
             while not over.wait(max(0, post_at - time.monotonic())):
-                post_at += CONNECTIONS / RATE
+                post_at += CONNECTIONS / rate
                 webhook = ledger.next()
                 try:
                     reply = ask(connection, "POST", PATH, webhook.body)
@@ -47,11 +49,11 @@ def send(ports: Sequence[int], ledger: Ledger, over: threading.Event, first: int
 
 
 @contextmanager
-def crowd(ports: Sequence[int], ledger: Ledger) -> Iterator[None]:
+def crowd(ports: Sequence[int], ledger: Ledger, rate: int) -> Iterator[None]:
     """Senders on as many connections, spread over the ports, which may change meanwhile."""
     over = threading.Event()
     senders = [
-        threading.Thread(target=send, args=(ports, ledger, over, number))
+        threading.Thread(target=send, args=(ports, ledger, rate, over, number))
         for number in range(CONNECTIONS)
     ]
     for sender in senders:
@@ -67,8 +69,9 @@ def crowd(ports: Sequence[int], ledger: Ledger) -> Iterator[None]:
 @pytest.mark.timeout(420)
 @pytest.mark.slow
 def test_whatever_fails_in_a_cluster_no_accepted_webhook_is_lost(
-    postgres: PostgresServer, postgres_store: PostgresStore
+    postgres: PostgresServer, postgres_store: PostgresStore, times: Callable[[int, int], int]
 ) -> None:
+    rate = times(*RATES)
     seed = time.time_ns()
     rng = Random(seed)  # noqa: S311 (no secret hangs on it)
     ledger = Ledger(rng, forgetful=True)
@@ -84,18 +87,18 @@ def test_whatever_fails_in_a_cluster_no_accepted_webhook_is_lost(
             processes.enter_context(ForwarderProcess(postgres_store, server.url)) for _ in range(4)
         ]
         killed, suspended, *_ = forwarders
-        with crowd([receiver.port for receiver in receivers], ledger):
-            ledger.await_answers(1_000)
+        with crowd([receiver.port for receiver in receivers], ledger, rate):
+            ledger.await_answers(3 * rate)
             suspended.suspend()
             outlived_at = time.monotonic() + LEASE_SECONDS + 5
             killed.kill()
             for mode in RESTARTS:
-                ledger.await_answers(rng.randrange(600))
+                ledger.await_answers(rng.randrange(2 * rate))
                 postgres.restart(mode)
             while time.monotonic() < outlived_at:
-                ledger.await_answers(RATE)
+                ledger.await_answers(rate)
             suspended.resume()
-            ledger.await_answers(1_000)
+            ledger.await_answers(3 * rate)
         server.judge = well
         drained = within(180, lambda: not pending(postgres_store))
         ended = [*receivers, *forwarders[1:]]
@@ -116,7 +119,10 @@ def test_whatever_fails_in_a_cluster_no_accepted_webhook_is_lost(
 
 @pytest.mark.timeout(300)
 @pytest.mark.slow
-def test_no_sender_sees_a_rolling_restart(postgres_store: PostgresStore) -> None:
+def test_no_sender_sees_a_rolling_restart(
+    postgres_store: PostgresStore, times: Callable[[int, int], int]
+) -> None:
+    rate, restarts = times(*RATES), times(8, 20)
     ledger = Ledger(Random(0))  # noqa: S311 (no secret hangs on it)
     with SegmentServer() as server, ExitStack() as processes:
         server.judge = well
@@ -129,9 +135,9 @@ def test_no_sender_sees_a_rolling_restart(postgres_store: PostgresStore) -> None
         forwarder = processes.enter_context(ForwarderProcess(postgres_store, server.url))
         ports = [relay.port for relay in relays]
         exit_codes = []
-        with crowd(ports, ledger):
-            for restart in range(20):
-                ledger.await_answers(RATE)
+        with crowd(ports, ledger, rate):
+            for restart in range(restarts):
+                ledger.await_answers(rate)
                 place = restart % 2
                 relays[place].terminate()
                 exit_codes.append(relays[place].wait(20))
@@ -143,6 +149,6 @@ def test_no_sender_sees_a_rolling_restart(postgres_store: PostgresStore) -> None
     broken = ledger.broken_promises(postgres_store, server)
 
     assert ledger.refusals == 0
-    assert exit_codes == [0] * 21
+    assert exit_codes == [0] * (restarts + 1)
     assert drained
     assert not broken, "\n".join(broken[:10])

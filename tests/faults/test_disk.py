@@ -178,7 +178,7 @@ def test_whichever_sync_fails_what_is_answered_as_stored_is_there(
 ) -> None:
     broken: list[str] = []
     failures = 0
-    for permit in range(times(20, 150)):
+    for permit in range(times(12, 150)):
         seed = time.time_ns()
         rng = Random(seed)  # noqa: S311 (no secret hangs on it)
         number = rng.randrange(1, 120)
@@ -215,7 +215,7 @@ def test_wherever_the_disk_is_full_all_goes_on_as_soon_as_there_is_room(
     """At an insert, at a commit, in the middle of either, in a checkpoint."""
     broken: list[str] = []
     refusals = 0
-    for permit in range(times(20, 150)):
+    for permit in range(times(12, 150)):
         seed = time.time_ns()
         rng = Random(seed)  # noqa: S311 (no secret hangs on it)
         number = rng.randrange(1, 8_000)

@@ -18,7 +18,7 @@ from tests.harness.stores import PostgresStore, Store, pending
 
 CONNECTIONS = 16
 # A killed process's claims outlast it by a minute in PostgreSQL: it cannot know of the death.
-ROUNDS = {"sqlite": (20, 200), "postgres": (10, 60)}
+ROUNDS = {"sqlite": (8, 200), "postgres": (6, 60)}
 
 
 def send(port: int, ledger: Ledger) -> None:
@@ -100,7 +100,7 @@ def test_sigterm_ends_well_under_load(
     ledger = Ledger(Random(segment))  # noqa: S311 (no secret hangs on it)
     with SegmentServer() as server:
         server.judge = judge
-        for _ in range(1 if segment == "silent" else times(4, 20)):
+        for _ in range(1 if segment == "silent" else times(2, 20)):
             asked.clear()
             if isinstance(store, PostgresStore) and store.run_sql(_IS_MADE) == [(True,)]:
                 # Its pace outlives a restart: the next probe would go after minutes.

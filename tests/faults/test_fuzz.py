@@ -62,7 +62,7 @@ BODIES = st.one_of(
 def test_whatever_a_body_holds_relay_makes_something_lawful_of_it(
     times: Callable[[int, int], int],
 ) -> None:
-    @settings(_patient, max_examples=times(300, 10_000))
+    @settings(_patient, max_examples=times(150, 10_000))
     @given(BODIES)
     @example(json.dumps(DOCUMENT).encode())
     def read(body: bytes) -> None:
@@ -76,7 +76,7 @@ def test_whatever_is_posted_the_process_answers_and_forwards_what_it_accepts(
 ) -> None:
     accepted: set[str] = set()
 
-    @settings(_patient, max_examples=times(300, 3_000))
+    @settings(_patient, max_examples=times(150, 3_000))
     @given(BODIES)
     def post(body: bytes) -> None:
         reply = relay.post(body)

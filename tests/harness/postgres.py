@@ -34,6 +34,7 @@ _CONFIG: Final = """
     shared_buffers = 32MB
     max_wal_size = 256MB
     wal_writer_delay = 10s  # whatever is not flushed by its own commit is lost in a crash
+    scram_iterations = 1  # a connection would take milliseconds to prove its password
     timezone = 'Asia/Kolkata'  # so that a test notices a local time taken for UTC
 """
 # It removes the server however pytest ends: the pipe that it reads from ends with pytest.
@@ -210,7 +211,7 @@ class PostgresServer:
     def create_database(self, template: str = "template1") -> str:
         """Make a database, a copy of the template; return its URL."""
         name = f"test_{secrets.token_hex(6)}"
-        create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}")
+        create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY FILE_COPY")
         self.administer(create.format(*map(sql.Identifier, (name, USER, template))))
         return self.url(name)
 
