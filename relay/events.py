@@ -128,9 +128,10 @@ class Call(Struct, frozen=True):
         user_id: the customer's id for the person.
         anonymous_id: the client's id for a visitor.
         previous_id: the id that an alias replaces.
-        email: the person's address, trimmed: among the traits, or else among those in the context.
+        email: the person's address, trimmed: among the traits of an identify, or else among the
+            traits in the context.
         group_id: the group that the person belongs to.
-        event: the name of what the person did.
+        event: the name of what the person did, or of the page or the screen that the person saw.
         traits: facts about the person, or about the group, with their values as sent.
         properties: facts about what the person did, with their values as sent.
         context: facts about the client.

@@ -1,10 +1,11 @@
 import json
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import pytest
-from hypothesis import assume
+from hypothesis import given
 from pydantic import ValidationError
 
 from relay import __version__
@@ -12,7 +13,7 @@ from relay.destinations import Rendering
 from relay.destinations.vero import VeroDestination
 from relay.destinations.vero.settings import VeroDestinationSettings
 from relay.errors import DestinationError, RefusedError, RejectedError, UnavailableError
-from relay.events import Call, ParseResult
+from relay.events import Call
 from tests.contracts.destination import Api, DestinationContract, dripping, serving
 from tests.harness.calls import (
     AUTH_TOKEN,
@@ -35,9 +36,9 @@ ALIAS = {"type": "alias", "previousId": "41", "userId": "42"}
 DELETION = {"type": "delete", "userId": "42"}
 
 
-def as_call(result: ParseResult) -> Call:
-    assume(isinstance(result, Call))
-    return cast("Call", result)
+def call_or_track(document: dict[str, Any]) -> Call:
+    result = parsed(document)
+    return result if isinstance(result, Call) else call(TRACK)
 
 
 class TestVero(DestinationContract):
@@ -57,7 +58,7 @@ class TestVero(DestinationContract):
     secrets = (AUTH_TOKEN, quote(AUTH_TOKEN, safe=""))
     retry_header = None
     event = call(TRACK)
-    events = CALLS.map(parsed).map(as_call)
+    events = CALLS.map(call_or_track)
     takes_every_event = False
     growing = ("user_id", "email", "event", "properties")
     batch_size = 1
@@ -162,6 +163,17 @@ def test_json_is_ascii_and_values_stay_what_they_are(api: Api) -> None:
         "none": None,
         "id": "Zoë",
     }
+
+
+@given(CALLS.map(call_or_track))
+def test_whatever_a_call_holds_is_sent_as_ascii(read: Call) -> None:
+    rendering = vero_at().render(read, source="segment", message_id="m", integrations={})
+    for message in rendering.messages if isinstance(rendering, Rendering) else ():
+        text = json.dumps(json.loads(message.encoded), ensure_ascii=False)
+
+        assert message.encoded.isascii()
+        assert AUTH_TOKEN.encode() not in message.encoded
+        assert not re.search("[\ud800-\udfff]", text)
 
 
 def test_tags_are_a_message_of_their_own(api: Api) -> None:
