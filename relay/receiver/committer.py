@@ -1,16 +1,16 @@
 """Stores webhooks by group commit: those that arrive at the same time share one transaction.
 
 A lone webhook is committed at once. Those that arrive during a commit form the next group, so the
-slower the disk, the larger the groups.
+slower the disk, the larger the groups. What came in one request is never divided between groups.
 """
 
 import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from msgspec import Struct
@@ -22,6 +22,7 @@ from relay.outbox.protocol import Outbox
 from relay.process.heartbeats import Heartbeats
 
 LARGEST_GROUP: Final = 1_000
+"""The most arrivals in a group, unless one request alone has more."""
 MAX_WAITING_BYTES: Final = 64 * 2**20
 """The most bytes of bodies that wait for their commit; beyond it webhooks are refused."""
 
@@ -37,26 +38,39 @@ CLOSE_SECONDS: Final = 5
 StoreResult = bool | OutboxError
 """Whether an arrival that is now on disk was new; or the error that kept it from being stored."""
 OnStored = Callable[[StoreResult], None]
+StoreResults = Sequence[bool] | OutboxError
+"""The same for each of the arrivals of one request; one error keeps all of them from being stored.
+"""
+OnAllStored = Callable[[StoreResults], None]
 
 _EXPIRE_EVERY_SECONDS: Final = 0.5
 _FAILURE_SECONDS: Final = 10
+_ARRIVAL_BYTES: Final = 500
+"""What an arrival takes in memory besides its body; it counts for all but a request's first."""
 
 
 class _Pending(Struct):
-    """An arrival, and the function to call once with its result."""
+    """The arrivals of one request, and the function to call once with the result.
 
-    arrival: Arrival
-    on_stored: OnStored
+    Attributes:
+        size: bytes that they take while they wait.
+        is_single: whether the function takes the result of the only arrival, or else of all.
+    """
+
+    arrivals: Sequence[Arrival]
+    on_stored: Callable[[Any], None]
+    size: int
+    is_single: bool
 
 
 class _Batch(Struct):
-    """The arrivals that were queued together, in one iteration of the event loop.
+    """The requests that were queued together, in one iteration of the event loop.
 
     Attributes:
-        started_at: when its first arrival came, by `perf_counter`, which is finer than the loop's
+        started_at: when the first of them came, by `perf_counter`, which is finer than the loop's
             clock.
-        queued_at: when it was queued, by the loop's clock.
-        queued_count: how many arrivals were ever queued by then, including these.
+        queued_at: when they were queued, by the loop's clock.
+        queued_count: how many requests were ever queued by then, including these.
         expired: whether its webhooks have been answered 503 because they waited too long.
     """
 
@@ -132,19 +146,28 @@ class Committer:
 
         A future in place of the callback would cost five times as much, for every webhook.
         """
+        self._store(_Pending((arrival,), on_stored, len(arrival.body), is_single=True))
+
+    def store_all(self, arrivals: Sequence[Arrival], on_stored: OnAllStored) -> None:
+        """Store the arrivals of one request, in their order and in one transaction; see `store`."""
+        size = sum(len(arrival.body) for arrival in arrivals)
+        size += _ARRIVAL_BYTES * (len(arrivals) - 1)
+        self._store(_Pending(arrivals, on_stored, size, is_single=False))
+
+    def _store(self, pending: _Pending) -> None:
         if self._refusal:
-            on_stored(OutboxError(self._refusal))
+            pending.on_stored(OutboxError(self._refusal))
             return
-        if self._waiting_bytes + len(arrival.body) > MAX_WAITING_BYTES:
-            on_stored(OutboxError("too many webhooks wait to be stored"))
+        if self._waiting_bytes + pending.size > MAX_WAITING_BYTES:
+            pending.on_stored(OutboxError("too many webhooks wait to be stored"))
             return
-        self._waiting_bytes += len(arrival.body)
+        self._waiting_bytes += pending.size
         if not self._arriving:
             # Requests that have already come are handled first, and queued together with this one:
-            # the thread is woken once, and not for the first arrival alone.
+            # the thread is woken once, and not for the first of them alone.
             self._loop.call_soon(self._queue_batch)
             self._arriving_since = time.perf_counter()
-        self._arriving.append(_Pending(arrival, on_stored))
+        self._arriving.append(pending)
 
     def _queue_batch(self) -> None:
         self._queued_count += len(self._arriving)
@@ -183,13 +206,13 @@ class Committer:
                 batch = self._queue.get()
                 ended = batch is None
                 pending += batch or ()
-            for start in range(0, len(pending), LARGEST_GROUP):
+            for group in _groups(pending):
                 self._heartbeats.beat(self._thread)
-                self._commit(pending[start : start + LARGEST_GROUP])
+                self._commit(group)
             self._heartbeats.pause(self._thread)
 
     def _commit(self, group: Sequence[_Pending]) -> None:
-        arrivals = [pending.arrival for pending in group]
+        arrivals = [arrival for pending in group for arrival in pending.arrivals]
         started_at = time.perf_counter()
         try:
             new: Sequence[bool] | OutboxError = self._outbox.add(arrivals)
@@ -207,9 +230,15 @@ class Committer:
 
     def _answer_group(self, group: Sequence[_Pending], new: Sequence[bool] | OutboxError) -> None:
         self._failure = (self._loop.time(), new) if isinstance(new, OutboxError) else None
-        for place, pending in enumerate(group):
-            self._waiting_bytes -= len(pending.arrival.body)
-            self._answer(pending, new if isinstance(new, OutboxError) else new[place])
+        start = 0
+        for pending in group:
+            self._waiting_bytes -= pending.size
+            end = start + len(pending.arrivals)
+            if isinstance(new, OutboxError):
+                self._answer(pending, new)
+            else:
+                self._answer(pending, new[start] if pending.is_single else new[start:end])
+            start = end
         self._answered_count += len(group)
         while self._unanswered and self._unanswered[0].queued_count <= self._answered_count:
             batch = self._unanswered.popleft()
@@ -220,14 +249,28 @@ class Committer:
                 for _ in batch.pending:
                     ANSWER_SECONDS.observe(seconds)
 
-    def _answer(self, pending: _Pending, result: StoreResult) -> None:
+    def _answer(self, pending: _Pending, result: StoreResult | StoreResults) -> None:
         """Call `on_stored`, unless that was done before."""
         on_stored, pending.on_stored = pending.on_stored, _do_nothing
         try:
             on_stored(result)
         except Exception:  # noqa: BLE001 (the others of its group must be answered)
-            _log.exception("commit.not_answered", message_id=pending.arrival.message_id)
+            _log.exception("commit.not_answered", message_id=pending.arrivals[0].message_id)
 
 
-def _do_nothing(_result: StoreResult) -> None:
-    """Ignore the result of an arrival that was answered before."""
+def _groups(requests: Iterable[_Pending]) -> Iterator[list[_Pending]]:
+    """Divide the requests into groups of up to `LARGEST_GROUP` arrivals, in their order."""
+    group: list[_Pending] = []
+    size = 0
+    for request in requests:
+        if group and size + len(request.arrivals) > LARGEST_GROUP:
+            yield group
+            group, size = [], 0
+        group.append(request)
+        size += len(request.arrivals)
+    if group:
+        yield group
+
+
+def _do_nothing(_result: StoreResult | StoreResults) -> None:
+    """Ignore the result of a request that was answered before."""
