@@ -15,6 +15,7 @@ from relay.receiver.committer import (
     WAIT_SECONDS,
     Committer,
     StoreResult,
+    StoreResults,
 )
 from tests.harness.stores import run_sql, stored
 
@@ -196,6 +197,82 @@ def test_a_failure_reaches_all_of_its_group_and_nothing_after_it(
 
         assert [type(answer) for answer in results] == [OutboxError] * 10
         assert await store(committer, arrival(1))
+
+    run(outbox, scenario)
+
+
+async def store_all(committer: Committer, arrivals: Sequence[Arrival]) -> StoreResults:
+    """Store the arrivals of one request; return their results."""
+    results: asyncio.Future[StoreResults] = asyncio.get_running_loop().create_future()
+    committer.store_all(arrivals, results.set_result)
+    return await results
+
+
+def test_the_arrivals_of_a_request_are_stored_in_their_order(
+    outbox: WatchedOutbox, path: Path
+) -> None:
+    names = ("z", "y", "z", "a")
+
+    async def scenario(committer: Committer) -> None:
+        assert await store_all(committer, [*map(arrival, names)]) == [True, True, False, True]
+        assert await store_all(committer, [arrival("a"), arrival("b")]) == [False, True]
+
+    run(outbox, scenario)
+
+    assert outbox.groups == [4, 2]
+    assert [entry.message_id for entry in stored(path)] == ["vero-z", "vero-y", "vero-a", "vero-b"]
+
+
+def test_the_arrivals_of_a_request_are_never_divided_between_groups(
+    outbox: WatchedOutbox,
+) -> None:
+    half, large = LARGEST_GROUP // 2 + 1, LARGEST_GROUP + 1
+
+    async def scenario(committer: Committer) -> None:
+        await queued(outbox, committer, [arrival("first")])
+        requests = [
+            [arrival((request, number)) for number in range(size)]
+            for request, size in enumerate([half, half, 1, large, 1])
+        ]
+        tasks = [asyncio.create_task(store_all(committer, request)) for request in requests]
+        single = asyncio.create_task(store(committer, arrival("last")))
+        await asyncio.sleep(0)
+        outbox.free.set()
+
+        assert await asyncio.gather(*tasks) == [[True] * len(request) for request in requests]
+        assert await single
+
+    run(outbox, scenario)
+
+    assert outbox.groups == [1, half, half + 1, large, 2]
+
+
+def test_an_error_keeps_all_arrivals_of_a_request_from_being_stored(
+    outbox: WatchedOutbox, path: Path
+) -> None:
+    async def scenario(committer: Committer) -> None:
+        run_sql(path, "ALTER TABLE entries RENAME TO away")
+        results = await store_all(committer, [arrival(1), arrival(2)])
+        run_sql(path, "ALTER TABLE away RENAME TO entries")
+        committer.refuse("it is full")
+        refused = await store_all(committer, [arrival(1), arrival(2)])
+
+        assert isinstance(results, OutboxError)
+        assert isinstance(refused, OutboxError)
+
+    run(outbox, scenario)
+
+    assert not stored(path)
+
+
+def test_many_small_arrivals_that_wait_count_for_what_they_take(outbox: WatchedOutbox) -> None:
+    async def scenario(committer: Committer) -> None:
+        await queued(outbox, committer, [arrival("first")])
+        one = arrival("small")
+        late = await store_all(committer, [one] * (MAX_WAITING_BYTES // len(one.body) // 100))
+
+        assert isinstance(late, OutboxError)
+        assert "too many" in str(late)
 
     run(outbox, scenario)
 
