@@ -8,6 +8,7 @@
     │   │   └── OutboxMissingError         there is none, and none is to be created
     │   └── OutboxBrokenError          it is unusable in this process: its disk or file is gone
     ├── UnreadableError            a body that is not a usable JSON object
+    ├── TooManyEventsError         a body with more events in it than relay takes at a time
     ├── HttpError                  a request got no answer
     │   └── UnusableUrlError           no request can be sent to the URL
     ├── CrashError                 the process cannot go on, by a fault in relay itself
@@ -69,6 +70,10 @@ class CrashError(RelayError):
 
 class UnreadableError(RelayError):
     """A body is not a JSON object that relay can read; the text says why."""
+
+
+class TooManyEventsError(RelayError):
+    """A body has more events, or more bytes for all of them, than relay takes at a time."""
 
 
 class HttpError(RelayError):

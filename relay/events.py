@@ -39,6 +39,8 @@ class DeadReason(StrEnum):
     """The call's tags have a shape that relay does not know; the call itself was sent."""
     DELETION_REQUESTED = "deletion_requested"
     """Segment asks to delete a person, and relay is not set to do so."""
+    FORBIDDEN = "forbidden"
+    """The call came with a browser's write key, which may not ask for that."""
     OVERSIZED = "oversized"
     """The message is too large for the destination, or the webhook is too large for relay."""
     REJECTED = "rejected"
@@ -60,6 +62,8 @@ REMEDIES: Final[Mapping[DeadReason, str]] = {
     " tags on the person in Vero.",
     DeadReason.DELETION_REQUESTED: "Delete the person in Vero, and their events in relay (`relay"
     " erase`). With VERO_DELETE=1, a replay deletes the person in Vero.",
+    DeadReason.FORBIDDEN: "Anybody can read a browser's write key and may have sent this. If it is"
+    " right, replay it, and let a server make such calls (or set RELAY_SEGMENT_BROWSER_MAY).",
     DeadReason.OVERSIZED: "The event is too large for the destination: shorten what the email puts"
     " into it. If the webhook itself is too large, turn off Body Content in Customer.io.",
     DeadReason.REJECTED: "Read the destination's answer, correct what it names, and replay it.",

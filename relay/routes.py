@@ -5,8 +5,9 @@ A route accepts a webhook's body when it comes in, and renders the stored body w
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from enum import Enum
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 from msgspec import Struct
@@ -69,6 +70,22 @@ class Rendered(Struct, frozen=True):
         return self.messages[0].document
 
 
+class Sender(Enum):
+    """How far the sender of a body is trusted."""
+
+    TRUSTED = "trusted"
+    """It has a secret."""
+    PUBLIC = "public"
+    """Anybody may have sent it, by a key that is no secret."""
+    RESTRICTED = "restricted"
+    """As `PUBLIC`, and what needs a privilege is not sent; see `Destination.privilege`."""
+
+
+_PUBLIC_KEY: Final = "public"
+"""Begins the dedupe keys of what anybody may have sent: nobody can take the key of an event that
+the customer is going to send."""
+
+
 class Route:
     """A source with its destination: accepts bodies and renders stored ones. Pure: no I/O."""
 
@@ -85,6 +102,7 @@ class Route:
         body: bytes,
         received_at: datetime,
         *,
+        sender: Sender = Sender.TRUSTED,
         fallback_key: Callable[[], Iterable[str]] | None = None,
     ) -> Arrival | Ignored:
         """Return what to store for a body, if it is to be stored at all.
@@ -92,6 +110,8 @@ class Route:
         Args:
             body: one of those that `split` returns.
             received_at: when it was received.
+            sender: how far its sender is trusted. Copies are recognised among those of senders
+                with a secret, or among those of all others.
             fallback_key: returns the dedupe key of a body that has none; by default such a body is
                 never a duplicate.
         """
@@ -101,6 +121,8 @@ class Route:
         if isinstance(parsed, Unusable):
             return self._dead_letter(body, sha256(body).hexdigest(), received_at, parsed)
         dedupe_key = parsed.dedupe_key or (fallback_key() if fallback_key else None)
+        if dedupe_key and sender is not Sender.TRUSTED:
+            dedupe_key = (_PUBLIC_KEY, *dedupe_key)
         message_id = self.destination.message_id(self.source.name, dedupe_key, parsed.reported_at)
         fault: Unusable | None = None
         lanes: tuple[int, ...] = ()
@@ -108,9 +130,11 @@ class Route:
             rendered = self._rendered(parsed, message_id)
             if isinstance(rendered, Ignored):
                 return rendered
+            if sender is Sender.RESTRICTED:
+                fault = self._forbidden(parsed)
             if isinstance(rendered, Unusable):
-                fault = rendered
-            else:
+                fault = fault or rendered
+            elif not fault:
                 lanes = rendered.lanes
         return Arrival(
             self.source.name,
@@ -170,6 +194,16 @@ class Route:
             return _failed(error)
         return Rendered(event, rendering.messages, lanes, rendering.fault)
 
+    def _forbidden(self, event: Event) -> Unusable | None:
+        """Return why a restricted sender may not send the event; None if it may."""
+        try:
+            privilege = self.destination.privilege(event)
+        except Exception as error:  # noqa: BLE001 (one webhook must not stop the others)
+            return _failed(error)
+        if privilege is None:
+            return None
+        return Unusable(DeadReason.FORBIDDEN, f"a browser's write key may not do this: {privilege}")
+
     def _parse(self, body: bytes, received_at: datetime) -> ParseResult:
         try:
             return self.source.parse(body, received_at)
@@ -177,6 +211,10 @@ class Route:
             kind = type(error).__name__
             _log.error("webhook.mapping_failed", source=self.source.name, error=kind)
             return _failed(error)
+
+    def dead_letter(self, body: bytes, received_at: datetime, fault: Unusable) -> Arrival:
+        """Return what to store for a body that cannot be split, and why it cannot."""
+        return self._dead_letter(body, sha256(body).hexdigest(), received_at, fault)
 
     def _dead_letter(
         self, body: bytes, digest: str, received_at: datetime, fault: Unusable | None

@@ -12,11 +12,11 @@ from relay.receiver.answers import RequestRefusedError
 from relay.receiver.body import Body
 from relay.receiver.budget import Budget
 from relay.receiver.buffered import Headers
-from relay.sources import Source, Verifier
+from relay.sources import Source, Verified, Verifier
 
 BODY_SECONDS: Final = 10
 MAX_UNVERIFIED_BYTES: Final = 16 * 2**20
-"""The most memory for bodies whose signatures cannot be checked before their end."""
+"""The most memory for bodies whose credentials cannot be checked before their end."""
 
 _IDENTITY: Final = frozenset({b"", b"identity"})
 _GZIPPED: Final = frozenset({b"gzip", b"x-gzip"})
@@ -70,9 +70,16 @@ class BodyReader:
                     read.cancel(answers.too_slow(BODY_SECONDS))
 
     async def read(
-        self, source: Source, headers: Headers, receive: Receive, verifier: Verifier
+        self, source: Source, headers: Headers, receive: Receive, verifier: Verifier | None
     ) -> Body:
         """Read a request's body, and feed it to the verifier.
+
+        Args:
+            source: the source of the request.
+            headers: of the request.
+            receive: receives the body.
+            verifier: checks the credentials; None if they are checked later. Unless it has nothing
+                left to check, the memory for the body is limited.
 
         Raises:
             RequestRefusedError: the body is too large, too slow, or compressed in a way that relay
@@ -93,13 +100,14 @@ class BodyReader:
                 if message["type"] == "http.disconnect":
                     raise SenderGoneError
                 piece = message.get("body", b"")
-                verifier.update(piece)
+                if verifier:
+                    verifier.update(piece)
                 body.add(piece)
                 if not message.get("more_body", False):
                     body.end()
                     is_complete = True
                     return body
-                if source.signs_body:
+                if not isinstance(verifier, Verified):
                     self._unverified.hold(read, body.held_bytes)
         except asyncio.CancelledError:
             if read.refusal is None:

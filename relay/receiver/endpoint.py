@@ -1,45 +1,42 @@
 """The endpoint for webhooks: authenticates, reads, stores and answers them, in plain ASGI."""
 
-import asyncio
-from collections.abc import Callable
-from contextlib import suppress
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from relay.errors import OutboxError
+from relay.errors import OutboxError, TooManyEventsError, UnreadableError
 from relay.events import Ignored
 from relay.logs.sampling import LogSampler
-from relay.metrics.definitions import WEBHOOKS
 from relay.outbox.entries import Arrival, Clock, utc_now
 from relay.receiver import answers
-from relay.receiver.answers import Answer, RequestRefusedError, answer_to
+from relay.receiver.answers import Answer, RequestRefusedError
 from relay.receiver.body import MAX_BODY_BYTES, Body
-from relay.receiver.body_reader import BODY_SECONDS, BodyReader, SenderGoneError, is_encoded
+from relay.receiver.body_reader import BodyReader, SenderGoneError, is_encoded
 from relay.receiver.buffered import Headers, Reply
 from relay.receiver.committer import Committer, StoreResult
+from relay.receiver.intake import accept_all, store_all
+from relay.receiver.outcomes import Refusals, count, count_unstored, counted_answer
+from relay.receiver.sending import send_answer
 from relay.routes import Route, Routes
 from relay.sources import Source, Verifier, Webhook
 
 _PASTED: Final = "/ \t\r\n"
-_WRONG_SIGNATURE: Final = (
-    "the signature does not match the body: it was made with another key, or the body was changed"
-)
 
 _log: Final = structlog.get_logger()
-_counter: Final = cache(WEBHOOKS.labels)
 
 
 class Webhooks:
     """The ASGI endpoint of `/webhooks/<source>` and `/webhooks/<source>/<secret>`."""
 
     def __init__(self, routes: Routes, committer: Committer, *, clock: Clock = utc_now) -> None:
-        self._routes = {route.source.name: route for route in routes.receiving}
+        self._routes = {route.source.name: route for route in routes if route.source.takes_webhooks}
         self._committer = committer
         self._clock = clock
         self._body_reader = BodyReader()
+        self._refusals = Refusals()
         self._sampler = LogSampler()
         self.cancel_slow_reads = self._body_reader.cancel_slow_reads
 
@@ -49,24 +46,24 @@ class Webhooks:
         try:
             route = self._route(scope["path"])
             source = route.source
-            self._check_method(scope["method"])
+            if scope["method"] not in source.methods:
+                raise answers.method_not_allowed(*source.methods)
             verifier = self._verifier(source, scope["path"], scope["headers"])
             body = await self._body_reader.read(source, scope["headers"], receive, verifier)
-            if not verifier.accepts():
-                raise answers.unauthorized(source, _WRONG_SIGNATURE, is_read=True)
-            answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._store(source, self._arrival(route, body), partial(_resolve, answer))
-            await _send(send, await answer)
+            if fault := verifier.fault():
+                raise answers.unauthorized(source, fault, is_read=True)
+            await send_answer(send, await self._answer(route, body))
         except RequestRefusedError as refusal:
-            self._report(source, refusal)
-            await _send(send, refusal.answer, drain=receive if refusal.drain else None)
+            self._refusals.report(source, refusal)
+            await send_answer(send, refusal.answer, drain=receive if refusal.drain else None)
         except SenderGoneError:
-            _count(source, "refused", "sender_gone")
+            count(source, "refused", "sender_gone")
 
     def handle_buffered(self, path: str, headers: Headers, body: bytes, reply: Reply) -> bool:
         """Handle a webhook that has come whole, by POST; call `reply`, now or later.
 
-        Return False if it must be refused: the ASGI endpoint then does that.
+        Return False if it must be refused, or has several events: the ASGI endpoint then handles
+        it.
         """
         if len(body) > MAX_BODY_BYTES or is_encoded(headers):
             return False
@@ -78,7 +75,13 @@ class Webhooks:
         webhook = Webhook(_path_secret(source, path), headers, body, self._clock())
         if not source.authenticate(webhook):
             return False
-        arrival = route.accept(body, self._clock())
+        try:
+            bodies = _split(route, body)
+        except RequestRefusedError:
+            return False
+        if len(bodies) != 1:
+            return False
+        arrival = route.accept(bodies[0], self._clock())
         self._store(source, arrival, lambda answer: reply(*answer.encoded()))
         return True
 
@@ -92,10 +95,6 @@ class Webhooks:
             raise answers.unknown_source()
         return route
 
-    def _check_method(self, method: str) -> None:
-        if method != "POST":
-            raise answers.method_not_allowed()
-
     def _verifier(self, source: Source, path: str, headers: Headers) -> Verifier:
         webhook = Webhook(_path_secret(source, path), headers, b"", self._clock())
         verifier = source.verifier(webhook)
@@ -103,37 +102,43 @@ class Webhooks:
             raise answers.unauthorized(source, _refusal_cause(source, webhook))
         return verifier
 
-    def _arrival(self, route: Route, body: Body) -> Arrival | Ignored:
-        now = self._clock()
-        if not body.is_truncated:
-            return route.accept(bytes(body.content), now)
+    async def _answer(self, route: Route, body: Body) -> Answer:
+        """Store what is in the body, and return the answer."""
+        source = route.source
+        if body.is_truncated:
+            accepted: Sequence[Arrival | Ignored] = [self._truncated(route, body)]
+        else:
+            accept = partial(route.accept, received_at=self._clock())
+            accepted = await accept_all(accept, _split(route, bytes(body.content)))
+        results = await store_all(self._committer, accepted)
+        if isinstance(results, OutboxError):
+            count_unstored(source, results, len(accepted))
+            return answers.unavailable()
+        each = [*map(partial(counted_answer, source), accepted, results)]
+        return each[0] if len(each) == 1 else answers.summary(each)
+
+    def _truncated(self, route: Route, body: Body) -> Arrival:
+        """Return what to store for a body that is too large to be kept whole."""
         name = route.source.name
         more = self._sampler.sample((name, "cut"))
         if more is not None:
             _log.warning("webhook.truncated", source=name, size=body.size, more=more)
-        return route.accept_truncated(body.content, now, size=body.size, digest=body.digest())
+        return route.accept_truncated(
+            body.content, self._clock(), size=body.size, digest=body.digest()
+        )
 
     def _store(
         self, source: Source, arrival: Arrival | Ignored, reply: Callable[[Answer], None]
     ) -> None:
         """Store the arrival, and only then reply."""
         if isinstance(arrival, Ignored):
-            reply(_counted_answer(source, arrival))
+            reply(counted_answer(source, arrival))
             return
 
         def on_stored(result: StoreResult) -> None:
-            reply(_counted_answer(source, arrival, result))
+            reply(counted_answer(source, arrival, result))
 
         self._committer.store(arrival, on_stored)
-
-    def _report(self, source: Source | None, refusal: RequestRefusedError) -> None:
-        """Count the refusal; log it unless the same kind was logged lately."""
-        status = refusal.answer.status
-        _count(source, "refused", str(status))
-        name = source.name if source else "unknown"
-        more = self._sampler.sample((name, status, refusal.why))
-        if more is not None:
-            _log.info("webhook.refused", source=name, status=status, why=refusal.why, more=more)
 
 
 def _path_secret(source: Source, path: str) -> str | None:
@@ -156,44 +161,15 @@ def _refusal_cause(source: Source, webhook: Webhook) -> str:
     return "the secret in the path is wrong"
 
 
-def _counted_answer(
-    source: Source, arrival: Arrival | Ignored, result: StoreResult | None = None
-) -> Answer:
-    """Count and log the answer, and return it."""
-    answer = answer_to(source, arrival, result)
-    outcome = answer.content["status"]
-    if isinstance(result, OutboxError):
-        _log.error("webhook.not_stored", source=source.name, error=str(result))
-        _count(source, outcome, "outbox")
-        return answer
-    what = answer.content.get("reason") or getattr(arrival, "collection", None) or ""
-    _count(source, outcome, what)
-    details = {name: value for name, value in answer.content.items() if name != "status"}
-    _log.debug("webhook." + outcome, source=source.name, what=what, **details)
-    return answer
+def _split(route: Route, body: bytes) -> Sequence[bytes]:
+    """Return the bodies to store; a body that cannot be split is stored as it is.
 
-
-def _resolve(future: "asyncio.Future[Answer]", answer: Answer) -> None:
-    if not future.done():  # its request may have been cancelled
-        future.set_result(answer)
-
-
-async def _send(send: Send, answer: Answer, *, drain: Receive | None = None) -> None:
-    """Send the answer; with `drain`, let the sender finish before the connection is closed.
-
-    A connection closed while its sender still sends is reset, and the answer may be lost.
+    Raises:
+        RequestRefusedError: there are too many.
     """
-    status, headers, body = answer.encoded()
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    if drain:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-        body = b""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(BODY_SECONDS):
-                while (await drain()).get("more_body", False):
-                    pass
-    await send({"type": "http.response.body", "body": body})
-
-
-def _count(source: Source | None, outcome: str, what: str) -> None:
-    _counter(source.name if source else "unknown", outcome, what).inc()
+    try:
+        return route.split(body)
+    except UnreadableError:
+        return (body,)
+    except TooManyEventsError as error:
+        raise answers.too_many_events(str(error)) from None

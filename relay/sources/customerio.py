@@ -27,7 +27,7 @@ from relay.sources.fields import (
     time_text,
     unknown_type,
 )
-from relay.sources.protocol import Verifier, Webhook
+from relay.sources.protocol import WRONG_SIGNATURE, Verifier, Webhook
 from relay.texts import as_id, as_object, as_text
 
 _COLLECTIONS: Final = {
@@ -142,6 +142,7 @@ class Customerio:
     name: ClassVar[str] = "customerio"
     destination: ClassVar[str] = "segment"
     settings_model: ClassVar[type[BaseModel]] = CustomerioSettings
+    methods: ClassVar[tuple[str, ...]] = ("POST",)
     signs_body: ClassVar[bool] = True
     blocks_on_error: ClassVar[bool] = True
     curl: ClassVar[str] = _CURL
@@ -151,7 +152,7 @@ class Customerio:
         self._keys: Sequence[SecretStr] = settings.signing_key
         self._tolerance = timedelta(seconds=settings.tolerance)
         self._drops_machines = settings.machine == "drop"
-        self.configured = bool(settings.signing_key)
+        self.configured = self.takes_webhooks = bool(settings.signing_key)
         # Segment's Customer.io destination would return the events, to be counted there twice.
         self.integrations: Mapping[str, bool] = {"Customer.io": False}
 
@@ -161,7 +162,7 @@ class Customerio:
         if verifier is None:
             return False
         verifier.update(webhook.body)
-        return verifier.accepts()
+        return verifier.fault() is None
 
     def verifier(self, webhook: Webhook) -> Verifier | None:
         """See `Source.verifier`."""
@@ -229,13 +230,13 @@ class _Signature:
         for mac in self._macs:
             mac.update(piece)
 
-    def accepts(self) -> bool:
-        """See `Verifier.accepts`."""
+    def fault(self) -> str | None:
+        """See `Verifier.fault`."""
         # Every key is tried, so that the time taken does not depend on which one matches.
         matches = [
             hmac.compare_digest(mac.hexdigest().encode(), self._signature) for mac in self._macs
         ]
-        return any(matches)
+        return None if any(matches) else WRONG_SIGNATURE
 
 
 def _kind(document: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import msgspec
 from pydantic import BaseModel
@@ -38,9 +38,17 @@ class Verifier(Protocol):
         """Take the next piece of the body."""
         ...
 
-    def accepts(self) -> bool:
-        """Return whether the credentials are right, once every piece has been taken."""
+    def fault(self) -> str | None:
+        """Return why the credentials are wrong, for the log; None if they are right.
+
+        Call it once every piece has been taken. The text repeats no part of the credentials.
+        """
         ...
+
+
+WRONG_SIGNATURE: Final = (
+    "the signature does not match the body: it was made with another key, or the body was changed"
+)
 
 
 class Verified:
@@ -49,9 +57,8 @@ class Verified:
     def update(self, piece: bytes) -> None:
         """See `Verifier.update`."""
 
-    def accepts(self) -> bool:
-        """See `Verifier.accepts`."""
-        return True
+    def fault(self) -> None:
+        """See `Verifier.fault`."""
 
 
 class Source(Protocol):
@@ -66,6 +73,8 @@ class Source(Protocol):
     """Name of the destination that its events go to."""
     settings_model: ClassVar[type[BaseModel]]
     """Its settings; the field `secret` is read from `RELAY_<NAME>_SECRET`, and so on."""
+    methods: ClassVar[tuple[str, ...]]
+    """The HTTP methods by which webhooks may come."""
     signs_body: ClassVar[bool]
     """Whether its credentials cover the body. If so, the body is read before they are checked; if
     not, they are in the path or a header and are checked first."""
@@ -82,6 +91,11 @@ class Source(Protocol):
     @property
     def configured(self) -> bool:
         """Whether it has a secret; without one its URL is not served."""
+        ...
+
+    @property
+    def takes_webhooks(self) -> bool:
+        """Whether `/webhooks/<name>` is served, for which it needs a secret."""
         ...
 
     @property
@@ -105,6 +119,7 @@ class Source(Protocol):
 
         Raises:
             UnreadableError: it cannot be told what events are in it.
+            TooManyEventsError: it has more events than relay takes at a time.
         """
         ...
 

@@ -118,6 +118,7 @@ class Vero:
     name: ClassVar[str] = "vero"
     destination: ClassVar[str] = "segment"
     settings_model: ClassVar[type[BaseModel]] = VeroSettings
+    methods: ClassVar[tuple[str, ...]] = ("POST",)
     signs_body: ClassVar[bool] = False
     blocks_on_error: ClassVar[bool] = False
     curl: ClassVar[str] = 'curl "$URL/webhooks/vero/$RELAY_VERO_SECRET" --data-raw "$body"'
@@ -126,7 +127,7 @@ class Vero:
     def __init__(self, settings: VeroSettings) -> None:
         self._secrets = SecretCheck(settings.secret)
         self._ignores_samples = settings.tests == "ignore"
-        self.configured = bool(settings.secret)
+        self.configured = self.takes_webhooks = bool(settings.secret)
         self.integrations: Mapping[str, bool] = {} if settings.loop == "allow" else {"Vero": False}
 
     def authenticate(self, webhook: Webhook) -> bool:

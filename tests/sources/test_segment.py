@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from relay.errors import UnreadableError
+from relay.errors import TooManyEventsError, UnreadableError
 from relay.events import Call, CallType, DeadReason, Ignored, Unusable
 from relay.sources import Webhook, source_classes
 from relay.sources.segment import (
@@ -21,6 +21,7 @@ from relay.sources.segment import (
     calls_in_webhook,
     write_key_in,
 )
+from relay.sources.segment.bodies import MAX_CALLS, MAX_MERGED_BYTES
 from relay.sources.segment.calls import RELAYED
 from tests.contracts.source import SourceContract
 from tests.harness.calls import CALLS, IDENTIFY, NOON, TRACK, call, parsed, segment_source
@@ -331,10 +332,28 @@ def test_an_empty_batch_has_no_calls() -> None:
     assert split('{"batch":[]}') == []
 
 
-def test_a_call_where_a_batch_is_expected_is_one_call() -> None:
-    assert split('{"type":"track","userId":"42","writeKey":"k"}') == [
-        '{"type":"track","userId":"42"}'
-    ]
+@pytest.mark.parametrize(
+    "body", ['{"type":"track","userId":"42"}', '{"batch":{}}', '{"batch":null}']
+)
+def test_without_a_batch_there_is_none(body: str) -> None:
+    with pytest.raises(UnreadableError, match="no list of calls in `batch`"):
+        split(body)
+
+
+def test_a_body_has_a_limited_number_of_calls() -> None:
+    assert len(split(f'{{"batch":[{",".join(["{}"] * MAX_CALLS)}]}}')) == MAX_CALLS
+    with pytest.raises(TooManyEventsError, match=f"{MAX_CALLS + 1} calls in one body"):
+        split(f'{{"batch":[{",".join(["{}"] * (MAX_CALLS + 1))}]}}')
+    with pytest.raises(TooManyEventsError, match=f"{MAX_CALLS + 1} calls in one body"):
+        calls_in_webhook(b"[" + b",".join([b"{}"] * (MAX_CALLS + 1)) + b"]")
+
+
+def test_what_a_batch_has_in_common_is_repeated_within_a_limit() -> None:
+    context = f'"context":{{"a":"{"x" * (MAX_MERGED_BYTES // 1_000)}"}}'
+
+    assert sum(map(len, split(f'{{"batch":[{",".join(["{}"] * 990)}],{context}}}')))
+    with pytest.raises(TooManyEventsError, match="repeated in each of its 1000 calls"):
+        split(f'{{"batch":[{",".join(["{}"] * 1_000)}],{context}}}')
 
 
 def test_no_write_key_is_stored() -> None:
@@ -527,8 +546,8 @@ def test_the_signature_of_an_array_covers_its_first_element(
     source = segment_source(shared_secret=f"{OTHER},{SECRET}")
     signed = webhook(body, signature(first))
 
-    assert source.coverage(signed) is Coverage.FIRST
-    assert source.authenticate(signed)
+    assert source.coverage(signed) is (Coverage.FIRST if others else Coverage.ALL)
+    assert source.authenticate(signed) == (not others)
     assert source.coverage(webhook(body, signature(body))) is Coverage.NOTHING
 
 
@@ -575,8 +594,8 @@ def test_the_credentials_say_how_much_of_an_array_is_to_be_trusted(
             verifier.update(bytes([byte]))
 
     assert source.coverage(request) is coverage
-    assert source.authenticate(request) == (coverage is not Coverage.NOTHING)
-    assert (verifier is not None and verifier.accepts()) == (coverage is not Coverage.NOTHING)
+    assert source.authenticate(request) == (coverage is Coverage.ALL)
+    assert (verifier is not None and verifier.fault() is None) == (coverage is Coverage.ALL)
 
 
 # Settings and write keys.

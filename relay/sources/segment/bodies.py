@@ -1,12 +1,12 @@
 """Splits the bodies of requests into calls to store. Values stay byte for byte as they came."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 from msgspec import Raw
 
-from relay.errors import UnreadableError
+from relay.errors import TooManyEventsError, UnreadableError
 from relay.sources.fields import decoded
 
 CALL_TYPES: Final[Mapping[str, str | None]] = {
@@ -29,6 +29,11 @@ CALL_TYPES: Final[Mapping[str, str | None]] = {
 }
 """The type of call that each path under `/v1/` takes; None for those that take a batch."""
 
+MAX_CALLS: Final = 5_000
+"""The most calls in a body. Segment itself takes 2,500."""
+MAX_MERGED_BYTES: Final = 8 * 2**20
+"""The most bytes of a batch, with what it has in common repeated in each of its calls."""
+
 _Members = dict[str, Raw]
 
 _encode: Final = msgspec.json.encode
@@ -46,22 +51,30 @@ def calls_in(body: bytes, *, call_type: str | None = None) -> list[bytes]:
 
     Args:
         body: one call, or `{"batch": [...]}`.
-        call_type: the type of the one call that this path takes; None if calls name their types.
+        call_type: the type of the one call that this path takes; None if it takes a batch.
 
     Raises:
-        UnreadableError: the body is not a JSON object.
+        UnreadableError: the body is not a JSON object, or has no batch.
+        TooManyEventsError: the batch has too many calls, or too much that they have in common.
     """
     envelope = decoded(body, _read_members)
     if call_type is not None:
         return [_encode(_without_key(envelope) | {"type": Raw(_encode(call_type))})]
     elements = _elements(envelope.get("batch"))
     if elements is None:
-        return [_encode(_without_key(envelope))]
+        raise UnreadableError("no list of calls in `batch`")
+    _check_count(elements)
     shared = {
         name: members
         for name in ("context", "integrations")
         if (members := _members(envelope.get(name)))
     }
+    size = len(body) + len(elements) * len(_encode(shared))
+    if size > MAX_MERGED_BYTES:
+        raise TooManyEventsError(
+            f"{size} bytes, with what the batch has in common repeated in each of its"
+            f" {len(elements)} calls; relay takes {MAX_MERGED_BYTES}"
+        )
     return [_call_of_batch(element, shared) for element in elements]
 
 
@@ -74,13 +87,14 @@ def calls_in_webhook(body: bytes) -> list[bytes]:
 
     Raises:
         UnreadableError: the body is neither a JSON object nor an array.
+        TooManyEventsError: the array has too many calls.
     """
-    if body.lstrip().startswith(b"["):
-        elements = [bytes(element) for element in decoded(body, _read_elements)]
-    else:
+    if not body.lstrip().startswith(b"["):
         decoded(body, _read_members)
-        elements = [body]
-    return [_for_vero(element) for element in elements]
+        return [_for_vero(body)]
+    elements = decoded(body, _read_elements)
+    _check_count(elements)
+    return [_for_vero(bytes(element)) for element in elements]
 
 
 def write_key_in(body: bytes) -> bytes | None:
@@ -90,6 +104,11 @@ def write_key_in(body: bytes) -> bytes | None:
     except UnreadableError:
         return None
     return key.encode()
+
+
+def _check_count(calls: Sequence[Raw]) -> None:
+    if len(calls) > MAX_CALLS:
+        raise TooManyEventsError(f"{len(calls)} calls in one body; relay takes {MAX_CALLS}")
 
 
 def _call_of_batch(element: Raw, shared: Mapping[str, _Members]) -> bytes:

@@ -43,10 +43,10 @@ class Signatures:
     def coverage(self, body: bytes, signature: bytes) -> Coverage:
         """Return what of the body the signature covers."""
         is_array = body.lstrip(_BLANKS).startswith(b"[")
-        signed = _first_element(body) if is_array else body
+        signed, others = _first_element(body) if is_array else (body, 0)
         if signed is None or not self._accepts(signed, signature):
             return Coverage.NOTHING
-        return Coverage.FIRST if is_array else Coverage.ALL
+        return Coverage.FIRST if others else Coverage.ALL
 
     def _accepts(self, signed: bytes, signature: bytes) -> bool:
         # Every key is tried, so that the time taken does not depend on which one matches.
@@ -57,15 +57,18 @@ class Signatures:
         return any(matches)
 
 
-def _first_element(body: bytes) -> bytes | None:
-    """Return the text of an array's first element; None if there is none."""
+def _first_element(body: bytes) -> tuple[bytes | None, int]:
+    """Return the text of an array's first element, and how many others there are.
+
+    The text is None if there is no element.
+    """
     try:
         elements = decoded(body, _read_elements)
     except UnreadableError:
-        return None
+        return None, 0
     if not elements:
-        return None
+        return None, 0
     # Its text is taken from the body and not from the decoder, which mends halves of surrogate
     # pairs. Mended text is as long as it was.
     text = body.lstrip(_BLANKS)[1:].lstrip(_BLANKS)
-    return text[: len(bytes(elements[0]))]
+    return text[: len(bytes(elements[0]))], len(elements) - 1

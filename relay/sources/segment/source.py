@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from relay.auth import SecretCheck, bearer_token
 from relay.events import ParseResult
-from relay.sources.protocol import Verified, Verifier, Webhook
+from relay.sources.protocol import WRONG_SIGNATURE, Verified, Verifier, Webhook
 from relay.sources.segment.bodies import calls_in_webhook
 from relay.sources.segment.calls import parse_call
 from relay.sources.segment.settings import SegmentSourceSettings
@@ -29,6 +29,12 @@ _CURL: Final = """curl "$URL/v1/batch" -u "$RELAY_SEGMENT_WRITE_KEY:" \\
   -H 'Content-Type: application/json' --data-raw "{\\"batch\\":[$body]}\""""
 
 
+_FIRST_ONLY: Final = (
+    "the signature covers only the first of several calls: in Segment, add the shared secret to the"
+    " end of the URL as well, or turn off batching"
+)
+
+
 class KeyKind(Enum):
     """Whose write key it is."""
 
@@ -46,6 +52,8 @@ class SegmentSource:
     name: ClassVar[str] = "segment"
     destination: ClassVar[str] = "vero"
     settings_model: ClassVar[type[BaseModel]] = SegmentSourceSettings
+    # The Actions destination lets its user choose.
+    methods: ClassVar[tuple[str, ...]] = ("POST", "PUT", "PATCH")
     signs_body: ClassVar[bool] = True
     blocks_on_error: ClassVar[bool] = False
     curl: ClassVar[str] = _CURL
@@ -91,15 +99,21 @@ class SegmentSource:
         return self._shared_secrets.accepts(in_path) or self._shared_secrets.accepts(token)
 
     def authenticate(self, webhook: Webhook) -> bool:
-        """See `Source.authenticate`; `coverage` says for how much of the body that holds."""
-        return self.coverage(webhook) is not Coverage.NOTHING
+        """See `Source.authenticate`. The credentials must cover all of the body.
+
+        If only the first call of an array were taken, Segment would take the answer for all.
+        """
+        return self.coverage(webhook) is Coverage.ALL
 
     def verifier(self, webhook: Webhook) -> Verifier | None:
         """See `Source.verifier`."""
         signature = webhook.header(b"x-signature")
+        has_secret = self._has_secret(webhook)
         if not signature:
-            return Verified() if self.authenticate(webhook) else None
-        return _WholeBody(self._signatures, signature) if SIGNATURE.fullmatch(signature) else None
+            return Verified() if has_secret else None
+        if not SIGNATURE.fullmatch(signature):
+            return None
+        return _WholeBody(self._signatures, signature, has_secret=has_secret)
 
     def split(self, body: bytes) -> Sequence[bytes]:
         """See `Source.split`."""
@@ -113,16 +127,19 @@ class SegmentSource:
 class _WholeBody:
     """A `Verifier` of a signature that can be checked once the whole body is there."""
 
-    def __init__(self, signatures: Signatures, signature: bytes) -> None:
+    def __init__(self, signatures: Signatures, signature: bytes, *, has_secret: bool) -> None:
         self._signatures = signatures
         self._signature = signature
+        self._has_secret = has_secret
         self._body = bytearray()
 
     def update(self, piece: bytes) -> None:
         """See `Verifier.update`."""
         self._body += piece
 
-    def accepts(self) -> bool:
-        """See `Verifier.accepts`."""
+    def fault(self) -> str | None:
+        """See `Verifier.fault`."""
         covered = self._signatures.coverage(bytes(self._body), self._signature)
-        return covered is not Coverage.NOTHING
+        if covered is Coverage.NOTHING:
+            return WRONG_SIGNATURE
+        return _FIRST_ONLY if covered is Coverage.FIRST and not self._has_secret else None

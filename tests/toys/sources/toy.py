@@ -22,6 +22,7 @@ class ToySource:
     name: ClassVar[str] = "toy"
     destination: ClassVar[str] = "toy"
     settings_model: ClassVar[type[BaseModel]] = ToySourceSettings
+    methods: ClassVar[tuple[str, ...]] = ("POST",)
     signs_body: ClassVar[bool] = False
     blocks_on_error: ClassVar[bool] = False
     curl: ClassVar[str] = 'curl "$URL/webhooks/toy/$RELAY_TOY_SECRET" --data-raw "$body"'
@@ -29,7 +30,7 @@ class ToySource:
 
     def __init__(self, settings: ToySourceSettings) -> None:
         self._secrets = SecretCheck(settings.secret)
-        self.configured = bool(settings.secret)
+        self.configured = self.takes_webhooks = bool(settings.secret)
         self.integrations: dict[str, bool] = {}
 
     def authenticate(self, webhook: Webhook) -> bool:
