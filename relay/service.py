@@ -36,9 +36,11 @@ from relay.receiver.committer import Committer
 from relay.receiver.endpoint import Webhooks
 from relay.receiver.metrics_page import MetricsPage
 from relay.receiver.server import base_url, serve_http
+from relay.receiver.tracking_api import TrackingApi
 from relay.routes import Routes
 from relay.settings import Settings
 from relay.sources import Source
+from relay.sources.segment import SegmentSource
 
 END_SECONDS: Final = 19
 """How long a shutdown may take, whatever hangs."""
@@ -91,6 +93,7 @@ class Service:
         self._outbox = cast("Outbox", self._awaited)
         self._committer = Committer(self._outbox, broken=self._break)
         self._webhooks = Webhooks(routes, self._committer)
+        self._tracking_api = TrackingApi(routes[SegmentSource.name], self._committer)
         self._exporter = OutboxExporter(
             self._outbox,
             [destination.name for destination in routes.destinations],
@@ -102,7 +105,7 @@ class Service:
             routes,
             endpoints=[
                 Endpoint(each.name, _path(each, ""), settings.webhook_secret(each.name))
-                for each in self._receiving
+                for each in self._taking_webhooks
             ],
             opened_by=settings.console_password or Links(base_url(listener), tell_link),
         )
@@ -126,6 +129,7 @@ class Service:
             WEBHOOKS.labels(source.name, "unavailable", "outbox")
         app = create_app(
             self._webhooks,
+            self._tracking_api,
             committer=self._committer,
             outbox=self._outbox,
             capacity=capacity_of(self._settings, self._outbox),
@@ -157,6 +161,10 @@ class Service:
     def _receiving(self) -> list[Source]:
         return [route.source for route in self._routes.receiving]
 
+    @property
+    def _taking_webhooks(self) -> list[Source]:
+        return [source for source in self._receiving if source.takes_webhooks]
+
     def _pages(self) -> list[BaseRoute]:
         metrics_page = MetricsPage(
             [RECEIVING],
@@ -168,18 +176,20 @@ class Service:
 
     def _log_start(self) -> None:
         url = base_url(self._listener)
-        webhooks = [f"{url}{_path(source, '***')}" for source in self._receiving]
+        webhooks = [f"{url}{_path(source, '***')}" for source in self._taking_webhooks]
+        calls = {"calls": f"{url}/v1"} if self._tracking_api.is_served else {}
         _log.info(
             "serve.started",
             version=__version__,
             **self._settings.shown(),
             webhooks=webhooks,
+            **calls,
             console=f"{url}{HOME}",
             console_opened_by="RELAY_CONSOLE_PASSWORD"
             if self._settings.console_password
             else "a link on standard output",
         )
-        if not webhooks:
+        if not self._receiving:
             _log.warning("serve.receives_nothing", missing="any source's secret")
 
     def _start(self) -> None:

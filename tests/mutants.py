@@ -56,8 +56,8 @@ MUTANTS = [
     Mutant(
         "an answer before the commit",
         "receiver/committer.py",
-        "        self._arriving.append(_Pending(arrival, on_stored))",
-        "        on_stored(True)\n        self._arriving.append(_Pending(arrival, _do_nothing))",
+        "        self._arriving.append(pending)",
+        "        self._answer(pending, True)\n        self._arriving.append(pending)",
         "tests/receiver/test_committer.py",
     ),
     Mutant(
@@ -368,9 +368,37 @@ MUTANTS = [
     Mutant(
         "an oversized body is stored without its signature",
         "receiver/endpoint.py",
-        "            if not verifier.accepts():",
-        "            if not verifier.accepts() and not body.is_cut:",
+        "            if fault := verifier.fault():",
+        "            if (fault := verifier.fault()) and not body.is_truncated:",
         "tests/receiver/test_large_bodies.py",
+    ),
+    Mutant(
+        "a browser's write key may do all",
+        "routes.py",
+        "if sender is Sender.RESTRICTED:",
+        "if False:",
+        "tests/receiver/test_browsers.py -k privilege",
+    ),
+    Mutant(
+        "a visitor can take the message id of a server's call",
+        "routes.py",
+        "if dedupe_key and sender is not Sender.TRUSTED:",
+        "if False:",
+        "tests/receiver/test_browsers.py -k message_id",
+    ),
+    Mutant(
+        "pages of any origin may call",
+        "receiver/cors.py",
+        "return not origin or origin in self._origins",
+        "return True",
+        "tests/receiver/test_browsers.py -k no_other_page",
+    ),
+    Mutant(
+        "a bad call refuses its batch",
+        "receiver/tracking_api.py",
+        "if is_batch or each[0].status",
+        "if each[0].status",
+        "tests/receiver/test_tracking_api.py -k bad_calls",
     ),
     Mutant(
         "open connections are closed when the end begins",
@@ -424,7 +452,7 @@ MUTANTS = [
     Mutant(
         "a signature vouches for the whole array",
         "sources/segment/signatures.py",
-        "return Coverage.FIRST if is_array else Coverage.ALL",
+        "return Coverage.FIRST if others else Coverage.ALL",
         "return Coverage.ALL",
         "tests/sources/test_segment.py -k signature",
     ),

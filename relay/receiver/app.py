@@ -1,4 +1,4 @@
-"""Builds the HTTP application: webhooks in plain ASGI, every other page in Starlette."""
+"""Builds the HTTP application: webhooks and calls in plain ASGI, every other page in Starlette."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -19,6 +19,7 @@ from relay.receiver.backpressure import Backpressure, Capacity
 from relay.receiver.committer import Committer
 from relay.receiver.endpoint import Webhooks
 from relay.receiver.health import Liveness, Readiness
+from relay.receiver.tracking_api import TrackingApi
 
 _FIRST_CHECK_SECONDS: Final = 1.0
 
@@ -27,6 +28,7 @@ _log: Final = structlog.get_logger()
 
 def create_app(  # noqa: PLR0913 (what it is built of)
     webhooks: Webhooks,
+    tracking_api: TrackingApi,
     *,
     committer: Committer,
     outbox: Outbox,
@@ -37,10 +39,11 @@ def create_app(  # noqa: PLR0913 (what it is built of)
     started: Callable[[], object] = lambda: None,
     healthy: Callable[[], object] = lambda: None,
 ) -> ASGIApp:
-    """Return the HTTP application: webhooks, health pages and further pages.
+    """Return the HTTP application: webhooks, calls, health pages and further pages.
 
     Args:
         webhooks: the endpoint of all sources.
+        tracking_api: the endpoint of Segment's libraries.
         committer: started and closed with the application.
         outbox: checked for readiness.
         capacity: limits of the outbox; beyond them nothing is accepted.
@@ -64,7 +67,12 @@ def create_app(  # noqa: PLR0913 (what it is built of)
         )
         tasks = [
             asyncio.create_task(_keep_running(watch))
-            for watch in (webhooks.cancel_slow_reads, backpressure.watch, liveness.watch)
+            for watch in (
+                webhooks.cancel_slow_reads,
+                tracking_api.cancel_slow_reads,
+                backpressure.watch,
+                liveness.watch,
+            )
         ]
         yield
         for task in tasks:
@@ -91,8 +99,11 @@ def create_app(  # noqa: PLR0913 (what it is built of)
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's routing and middleware would take a tenth of a webhook's time for nothing.
-        if scope["type"] == "http" and scope["path"].lstrip("/ ").startswith("webhooks/"):
+        path = scope["path"].lstrip("/ ") if scope["type"] == "http" else ""
+        if path.startswith("webhooks/"):
             await webhooks(scope, receive, send)
+        elif path.startswith("v1/"):
+            await tracking_api(scope, receive, send)
         else:
             await app(scope, receive, send)
 
