@@ -27,6 +27,13 @@ _KILLS = 2
 """Of one step: who has been in hand at more of them is tried alone, which is tested elsewhere."""
 
 
+_SESSIONS_OF_OTHERS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend'
+        AND pid <> pg_backend_pid()
+"""
+
+
 def accept(store: Store, ledger: Ledger, count: int) -> None:
     """Store webhooks as a receiver does, and note what it answers."""
     vero, segment = Vero(VeroSettings()), segment_at("http://127.0.0.1:1", WRITE_KEY)
@@ -59,8 +66,12 @@ def die_forwarding(step: str, store: Store, server: SegmentServer) -> int:
 
 
 def end_leases(store: Store, kind: str) -> None:
-    """Let the minute pass that claims of the dead last in PostgreSQL."""
+    """Let the minute pass that claims of the dead last in PostgreSQL.
+
+    Its server may still be at a statement of the dead, and claim for them afterwards.
+    """
     if kind == "postgres":
+        assert within(30, lambda: store.run_sql(_SESSIONS_OF_OTHERS) == [(0,)])
         store.run_sql("UPDATE entries SET due_at = now() WHERE state = 'pending'")
 
 
