@@ -65,7 +65,7 @@ class SegmentServer:
         self.received: list[Received] = []
         self.answers: deque[Answer] = deque()
         self.judge: Callable[[list[dict[str, Any]]], Answer] = lambda _batch: Answer()
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._server = LoopbackServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
         )
@@ -99,7 +99,9 @@ class SegmentServer:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
+class LoopbackServer(ThreadingHTTPServer):
+    """An HTTP server of a stand-in, which waits for no request when it is closed."""
+
     daemon_threads = True
     block_on_close = False
 
@@ -124,23 +126,28 @@ def _handler(server: SegmentServer) -> type[BaseHTTPRequestHandler]:
             server.received.append(
                 Received(connection, self.path, dict(self.headers), payload, answer)
             )
-            if not answer.status:
-                # Lingering for no time makes close() send a reset.
-                linger = struct.pack("ii", 1, 0)
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                self.close_connection = True
-                return
-            self.send_response(answer.status)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer.body)))
-            self.end_headers()
-            self.wfile.write(answer.body)
+            send(self, answer)
 
         def log_message(self, *_args: object) -> None:
             """Say nothing."""
 
     return Handler
+
+
+def send(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
+    """Answer the handler's request."""
+    if not answer.status:
+        # Lingering for no time makes close() send a reset.
+        linger = struct.pack("ii", 1, 0)
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        handler.close_connection = True
+        return
+    handler.send_response(answer.status)
+    for name, value in answer.headers.items():
+        handler.send_header(name, value)
+    handler.send_header("Content-Length", str(len(answer.body)))
+    handler.end_headers()
+    handler.wfile.write(answer.body)
 
 
 class Clock:
