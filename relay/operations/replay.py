@@ -123,7 +123,8 @@ def replay(
         rendered = routes.render(entry) if to_do else None
         if isinstance(rendered, Rendered):
             event = rendered.event
-            batch.append(Requeue(entry.id, event.collection, keys_of(event)))
+            keys = keys_of(event)
+            batch.append(Requeue(entry.id, event.collection, keys, rendered.lanes))
         if looked_at == BATCH_ROWS:
             yield looked_at, outbox.requeue(batch, operation)
             looked_at, batch = 0, []

@@ -81,7 +81,7 @@ class Arrival(Struct, frozen=True):
         fault: why it is a dead letter from the start; None if it is to be forwarded.
         collection: the collection it belongs to, or the type of call it is; None if unknown.
         keys: what it can be found by.
-        lanes: the lanes it is sent in; see `lane`.
+        lanes: the lanes it is sent in; see `lane`. Empty if its destination keeps no order.
     """
 
     source: str
@@ -103,6 +103,10 @@ class Entry(Struct, frozen=True):
         claim: number of the claim; a worker with an older claim cannot settle the entry.
         crashes: how many processes in a row ended while they held the entry; see
             `Outbox.begin_post`.
+        ordered: whether it is sent in lanes.
+        step: how many of its messages have been sent; see `Outbox.advance`.
+        failing_since: when the first of its failed attempts in a row was; None if the latest did
+            not fail. See `Outbox.postpone`.
     """
 
     id: int
@@ -114,6 +118,9 @@ class Entry(Struct, frozen=True):
     claim: int
     body: bytes
     crashes: int = 0
+    ordered: bool = False
+    step: int = 0
+    failing_since: datetime | None = None
 
 
 CRASHES_BEFORE_ISOLATION: Final = 2
@@ -186,6 +193,8 @@ class StoredEntry(Struct, frozen=True):
         delivered_at: when the destination's answer was noted; None unless it is delivered.
         reason: why it is a dead letter; `detail` is a sentence about that.
         history: what happened to it, oldest first; empty unless it was asked for.
+        lanes: the lanes it is sent in; empty unless it is pending.
+        step: how many of its messages have been sent.
     """
 
     id: int
@@ -202,6 +211,8 @@ class StoredEntry(Struct, frozen=True):
     keys: Keys
     body: bytes
     history: tuple[HistoryEvent, ...] = ()
+    lanes: tuple[int, ...] = ()
+    step: int = 0
 
 
 class Query(Struct, frozen=True, omit_defaults=True):
@@ -228,11 +239,12 @@ class Query(Struct, frozen=True, omit_defaults=True):
 
 
 class Requeue(Struct, frozen=True):
-    """An entry to make pending again, with its collection and keys by today's mapping."""
+    """An entry to make pending again, with its collection, keys and lanes by today's mapping."""
 
     id: int
     collection: str
     keys: Keys
+    lanes: tuple[int, ...] = ()
 
 
 class Operation(Struct, frozen=True):

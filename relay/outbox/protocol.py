@@ -75,15 +75,24 @@ class EntryStore(Protocol):
     def requeue(self, requeues: Sequence[Requeue], operation: Operation) -> int:
         """Make delivered and dead entries pending again; return how many.
 
-        The same transaction adds their number to the operation.
+        Each is put at the end of its lanes. Of an entry that was delivered all messages are sent
+        again; of a dead letter only those that had not been sent. The same transaction adds the
+        number of entries to the operation.
         """
         ...
 
     def erase(self, ids: Sequence[int], operation: Operation) -> int:
         """Delete entries in any state, and their histories; return how many.
 
-        As far as the store can, nothing of them is left on disk. The same transaction adds their
-        number to the operation.
+        As far as the store can, nothing of them is left on disk. What waited behind them in their
+        lanes does so no longer. The same transaction adds their number to the operation.
+        """
+        ...
+
+    def blocked_by(self, id_: int) -> int | None:
+        """Return the first unfinished entry of the entry's lanes, for which it waits.
+
+        Return None if the entry heads all its lanes, or has none.
         """
         ...
 
@@ -98,7 +107,8 @@ class EntryStore(Protocol):
     def restore(self, entries: Sequence[StoredEntry]) -> int:
         """Put entries back, with their states and histories; return how many were missing before.
 
-        When this returns, they are on disk.
+        They are put at the end of their lanes, in the order given. When this returns, they are on
+        disk.
         """
         ...
 
@@ -109,24 +119,43 @@ class Outbox(Protocol):
     def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
         """Store the arrivals that are new; return for each arrival whether it was new.
 
-        When this returns, all of them are on disk.
+        Each is put at the end of its lanes, in the order given. If any has a lane, either all
+        arrivals are stored or none. When this returns, all of them are on disk.
         """
         ...
 
-    def changed(self, destination: str) -> bool:
-        """Return whether entries may have been added since the last call for it. This is cheap."""
+    def changed(self, destination: str, *, ordered: bool = False) -> bool:
+        """Return whether entries may have become due since the last call for it. This is cheap.
+
+        Args:
+            destination: its name.
+            ordered: whether it keeps an order; see `claim`.
+        """
         ...
 
-    def claim(self, destination: str, limit: int, *, lease: timedelta) -> list[Entry]:
+    def claim(
+        self, destination: str, limit: int, *, lease: timedelta, ordered: bool = False
+    ) -> list[Entry]:
         """Lease up to `limit` of the destination's oldest due entries.
 
         No other worker gets them until the lease expires, or the claiming process is known to be
         gone. Suspects are not among them.
+
+        Args:
+            destination: its name.
+            limit: the most entries to lease.
+            lease: how long they are leased.
+            ordered: whether the destination keeps an order, so that each of its entries has a lane.
+                Then those are due that head all their lanes: two entries of one lane are never
+                leased at a time. However many others wait behind them, the claim takes no longer.
         """
         ...
 
     def claim_suspect(self, destination: str, *, lease: timedelta) -> list[Entry]:
-        """Lease one of the destination's due suspects, if there is any; otherwise as `claim`."""
+        """Lease one of the destination's due suspects, if there is any; otherwise as `claim`.
+
+        A suspect behind another entry in one of its lanes is not due.
+        """
         ...
 
     def begin_post(self, suspect: Entry, lineage: int) -> Entry:
@@ -168,6 +197,31 @@ class Outbox(Protocol):
         Args:
             entries: entries of one claim.
             answer: the result of sending them, for their histories; None if they were not sent.
+        """
+        ...
+
+    def postpone(
+        self, entry: Entry, *, retry_at: datetime, answer: str, failing_since: datetime
+    ) -> None:
+        """Release an entry whose failure concerns only itself, until a time; see `release`.
+
+        Only what is behind it in its lanes waits for it.
+
+        Args:
+            entry: an entry that heads its lanes.
+            retry_at: when it is due again, at most `LONGEST_WAIT` ahead. A time further ahead was
+                set before the clock was set back, and counts as past.
+            answer: the result of sending it, for its history.
+            failing_since: when the first of its failed attempts in a row was. The next claim
+                returns it.
+        """
+        ...
+
+    def advance(self, entry: Entry, step: int) -> None:
+        """Note that so many of the entry's messages are sent, unless another worker has claimed it.
+
+        After a crash of relay, the next claim knows that. After a power cut, or a crash of the
+        server, it may not, as with what `ack` settles.
         """
         ...
 

@@ -14,7 +14,7 @@ from relay.outbox.protocol import MAX_SORTED_ENTRIES
 
 STORED_ENTRY: Final = (
     "id, source, destination, message_id, state, collection, received_at, attempts, delivered_at,"
-    " reason, detail, user_key, address_key, email_key, body"
+    " reason, detail, user_key, address_key, email_key, body, step"
 )
 HISTORY: Final = "entry, at, what, detail"
 OPERATION: Final = "id, kind, what, started_at, finished_at, entries"
@@ -27,7 +27,7 @@ Row = Sequence[Any]
 def stored_entry(row: Row, time: Time) -> StoredEntry:
     """Return the entry of a row of `STORED_ENTRY`, without its history."""
     id_, source, destination, message_id, state, collection, received_at, attempts, *rest = row
-    delivered_at, reason, detail, user, address, email, body = rest
+    delivered_at, reason, detail, user, address, email, body, step = rest
     return StoredEntry(
         id=id_,
         source=source,
@@ -42,6 +42,7 @@ def stored_entry(row: Row, time: Time) -> StoredEntry:
         detail=detail,
         keys=Keys(user, address, email),
         body=body,
+        step=step,
     )
 
 
@@ -51,6 +52,14 @@ def histories(rows: Iterable[Row], time: Time) -> dict[int, tuple[HistoryEvent, 
     for entry, at, what, detail in rows:
         found.setdefault(entry, []).append(HistoryEvent(time(at), what, detail))
     return {entry: tuple(history) for entry, history in found.items()}
+
+
+def lanes(rows: Iterable[Row]) -> dict[int, tuple[int, ...]]:
+    """Return the lanes of entries by their ids, from rows of an entry and one of its lanes."""
+    found: dict[int, list[int]] = {}
+    for entry, lane in rows:
+        found.setdefault(entry, []).append(lane)
+    return {entry: tuple(lanes) for entry, lanes in found.items()}
 
 
 def operation(row: Row, time: Time) -> Operation:

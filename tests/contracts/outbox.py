@@ -36,7 +36,7 @@ MINUTE = timedelta(minutes=1)
 FAULT = Unusable(DeadReason.NO_RECIPIENT, "neither a user id nor an address")
 
 # How long an example takes says nothing but how busy the machine is.
-_law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 OpenStore = Callable[[str, Clock], Outbox]
 """Opens the store of a name. The first time it is made, and empty."""
@@ -401,7 +401,7 @@ class OutboxContract:
         numbers = count()
         run_state_machine_as_test(
             lambda: _Life(open_store, f"life{next(numbers)}"),  # type: ignore[arg-type]  # a factory will do
-            settings=settings(_law, max_examples=self.lives, stateful_step_count=40),
+            settings=settings(law, max_examples=self.lives, stateful_step_count=40),
         )
 
 

@@ -38,8 +38,10 @@ class DyingOutbox:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever it has)
         return getattr(self._outbox, name)
 
-    def claim(self, destination: str, limit: int, *, lease: timedelta) -> list[Entry]:
-        entries: list[Entry] = self._outbox.claim(destination, limit, lease=lease)
+    def claim(
+        self, destination: str, limit: int, *, lease: timedelta, ordered: bool = False
+    ) -> list[Entry]:
+        entries: list[Entry] = self._outbox.claim(destination, limit, lease=lease, ordered=ordered)
         if entries and self._step == "claimed":
             die()
         return entries

@@ -26,6 +26,7 @@ from tests.contracts.by_destination import ByDestinationContract
 from tests.contracts.changes import ChangesContract, RunSql
 from tests.contracts.counters import CountersContract
 from tests.contracts.entries import EntryStoreContract
+from tests.contracts.lanes import LanesContract, RunNamedSql
 from tests.contracts.outbox import (
     FAULT,
     MINUTE,
@@ -74,6 +75,7 @@ class TestPostgresOutbox(
     SuspectsContract,
     CountersContract,
     ByDestinationContract,
+    LanesContract,
 ):
     lives = 15  # each is a database
     claimers = 2
@@ -100,6 +102,10 @@ class TestPostgresOutbox(
     @pytest.fixture
     def run_sql(self, urls: dict[str, str]) -> RunSql:
         return lambda statement: query(urls["relay"], statement, search_path="relay")
+
+    @pytest.fixture
+    def run_named_sql(self, urls: dict[str, str]) -> RunNamedSql:
+        return lambda name, statement: query(urls[name], statement, search_path="relay")
 
 
 def fails(outbox: Outbox, operation: str) -> bool:
@@ -237,7 +243,12 @@ def test_processes_that_start_together_migrate_once(url: str) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(begin, range(8)))
 
-    assert query(url, "SELECT version FROM relay.migrations ORDER BY 1") == [(1,), (2,), (3,)]
+    assert query(url, "SELECT version FROM relay.migrations ORDER BY 1") == [
+        (1,),
+        (2,),
+        (3,),
+        (4,),
+    ]
 
 
 _OPENS = "import sys; from relay.outbox import open_outbox; open_outbox(sys.argv[1], create=True)"

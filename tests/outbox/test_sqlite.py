@@ -24,6 +24,7 @@ from tests.contracts.by_destination import ByDestinationContract
 from tests.contracts.changes import ChangesContract, RunSql
 from tests.contracts.counters import CountersContract
 from tests.contracts.entries import EntryStoreContract
+from tests.contracts.lanes import LanesContract, RunNamedSql
 from tests.contracts.outbox import (
     FAULT,
     MINUTE,
@@ -46,6 +47,7 @@ class TestSqliteOutbox(
     SuspectsContract,
     CountersContract,
     ByDestinationContract,
+    LanesContract,
 ):
     claimers = 1
 
@@ -59,6 +61,10 @@ class TestSqliteOutbox(
     @pytest.fixture
     def run_sql(self, path: Path) -> RunSql:
         return partial(run_sql, path)
+
+    @pytest.fixture
+    def run_named_sql(self, tmp_path: Path) -> RunNamedSql:
+        return lambda name, statement: run_sql(tmp_path / f"{name}.db", statement)
 
 
 class _Disk(apsw.VFS):

@@ -11,10 +11,10 @@ from msgspec import structs
 from psycopg import sql
 
 from relay.outbox import rows
-from relay.outbox.entries import Operation, Query, Requeue, StoredEntry
+from relay.outbox.entries import Operation, Query, Requeue, State, StoredEntry
 from relay.outbox.postgres import counters, queries
-from relay.outbox.postgres.rows import as_text, utc, values_of
-from relay.outbox.postgres.sessions import LONG_SECONDS, Session, Sessions
+from relay.outbox.postgres.rows import as_text, stored_entry_from_row, utc, values_of
+from relay.outbox.postgres.sessions import LOCK_LANES, LONG_SECONDS, Session, Sessions
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
 
@@ -58,7 +58,7 @@ class PostgresEntryStore:
             )
             values |= {"limit": limit, "bytes": _MOST_BYTES}
             cursor = session.execute(statement, values, binary=True)
-            found = [rows.stored_entry(row, utc) for row in cursor]
+            found = [stored_entry_from_row(row) for row in cursor]
             if with_history and found:
                 lines = session.execute(_HISTORIES, ([entry.id for entry in found],))
                 histories = rows.histories(lines, utc)
@@ -90,8 +90,14 @@ class PostgresEntryStore:
             "address_keys": [requeue.keys.address for requeue in requeues],
             "email_keys": [requeue.keys.email for requeue in requeues],
         }
+        places = [(lane, each.id) for each in requeues for lane in dict.fromkeys(each.lanes)]
         with self._transaction() as session:
+            if places:
+                session.execute(LOCK_LANES)
             changed = session.execute(_REQUEUE, requeued).rowcount
+            if places:
+                lanes, ids = map(list, zip(*places, strict=True))
+                session.execute(_JOIN_LANES, requeued | {"lanes": lanes, "ids": ids})
             session.execute(_NOTIFY)
             _advance(session, operation, changed)
         return changed
@@ -100,12 +106,18 @@ class PostgresEntryStore:
         """See `EntryStore.erase`. What was erased leaves the disk when the server vacuums."""
         gone = {"ids": list(ids)}
         with self._transaction() as session:
+            session.execute(LOCK_LANES)  # some may be in lanes
             # Entries before their keys, as everywhere, so that two transactions cannot deadlock.
             deletion = "DELETE FROM relay.entries WHERE id = ANY (%(ids)s)"
             changed = session.execute(deletion, gone).rowcount
             session.execute("DELETE FROM relay.keys WHERE entry = ANY (%(ids)s)", gone)
             _advance(session, operation, changed)
         return changed
+
+    def blocked_by(self, id_: int) -> int | None:
+        """See `EntryStore.blocked_by`."""
+        ahead = self._run(_AHEAD, {"id": id_})
+        return ahead[0][0] if ahead else None
 
     def finish(self, operation: Operation) -> None:
         """See `EntryStore.finish`."""
@@ -119,12 +131,17 @@ class PostgresEntryStore:
         """See `EntryStore.restore`."""
         restored = 0
         with self._transaction() as session:
+            if any(entry.lanes for entry in entries):
+                session.execute(LOCK_LANES)
             for entry in entries:
                 values = values_of(entry) | {"now": self._now()}
                 row = session.execute(_RESTORE, values).fetchone()
                 if row is None:
                     continue
                 restored += 1
+                if entry.lanes and entry.state is State.PENDING:
+                    lanes = {"ids": [*row] * len(entry.lanes), "lanes": [*entry.lanes], "claim": 0}
+                    session.execute(_JOIN_LANES, lanes)
                 for event in entry.history:
                     session.execute(
                         _RESTORE_HISTORY, (*row, event.at, event.what, as_text(event.detail))
@@ -206,8 +223,28 @@ _REQUEUE: Final = """
     UPDATE relay.entries AS entry
     SET state = 'pending', pending_since = coalesce(%(now)s::timestamptz, now()),
         due_at = coalesce(%(now)s::timestamptz, now()), delivered_at = NULL, reason = NULL,
-        detail = NULL, crashes = 0, claim = %(claim)s, collection = requeued.collection
+        detail = NULL, crashes = 0, claim = %(claim)s, collection = requeued.collection,
+        step = CASE requeued.state WHEN 'delivered' THEN 0 ELSE step END
     FROM requeued WHERE entry.id = requeued.id
+"""
+
+# Only of the entries that have just become pending, by the claim that they got.
+_JOIN_LANES: Final = """
+    INSERT INTO relay.lanes (lane, entry)
+    SELECT lane, id
+    FROM unnest(%(lanes)s::bigint[], %(ids)s::bigint[]) WITH ORDINALITY AS place (lane, id, number)
+    JOIN relay.entries USING (id)
+    WHERE state = 'pending' AND claim = %(claim)s
+    ORDER BY number
+"""
+
+_AHEAD: Final = """
+    SELECT entry FROM (
+        SELECT head.entry FROM relay.lanes AS own CROSS JOIN LATERAL (
+            SELECT entry, seq FROM relay.lanes WHERE lanes.lane = own.lane ORDER BY seq LIMIT 1
+        ) AS head
+        WHERE own.entry = %(id)s ORDER BY head.seq LIMIT 1
+    ) AS ahead WHERE entry <> %(id)s
 """
 
 _RESTORE_HISTORY: Final = """
@@ -218,14 +255,14 @@ _RESTORE: Final = """
     WITH restored AS (
         INSERT INTO relay.entries (
             source, destination, message_id, state, collection, received_at, pending_since, due_at,
-            attempts, delivered_at, reason, detail, claim, body
+            attempts, delivered_at, reason, detail, claim, body, step
         ) VALUES (
             %(source)s, %(destination)s, %(message_id)s, %(state)s, %(collection)s, %(received_at)s,
             CASE WHEN %(state)s = 'pending' THEN %(received_at)s::timestamptz END,
             CASE WHEN %(state)s = 'pending' THEN
                 least(%(received_at)s, coalesce(%(now)s::timestamptz, now()))
             END,
-            %(attempts)s, %(delivered_at)s, %(reason)s, %(detail)s, 0, %(body)b
+            %(attempts)s, %(delivered_at)s, %(reason)s, %(detail)s, 0, %(body)b, %(step)s
         )
         ON CONFLICT (message_id) DO NOTHING RETURNING id
     ), keyed AS (

@@ -299,4 +299,109 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
     INSERT INTO relay.throttles SELECT 'segment', pace FROM relay.pace WHERE pace <> '{}';
     DROP TABLE relay.pace;
     """,
+    # The order of entries that are sent in lanes. Entries without a lane pay nothing for it.
+    #
+    # An entry heads all its lanes if no other entry has an earlier row in one of them. Triggers
+    # keep `lanes` and `blocked` right. A trigger's queries see all that was committed before it
+    # took the lock of the lanes. So no entry stays blocked by one that another transaction settles.
+    #
+    # No row is written again: constant defaults are kept in the catalogue. To make the index, the
+    # server reads the entries once, and keeps everyone out of them meanwhile.
+    """
+    LOCK TABLE relay.entries IN ACCESS EXCLUSIVE MODE;
+
+    ALTER TABLE relay.entries
+        -- This and the next two of pending entries only. 1: behind another entry in a lane; 0: the
+        -- head of all its lanes; NULL: it has none.
+        ADD COLUMN blocked integer,
+        ADD COLUMN retry_at timestamptz NOT NULL DEFAULT '-infinity',  -- not claimed before
+        ADD COLUMN failing_since timestamptz,
+        ADD COLUMN step integer NOT NULL DEFAULT 0;  -- how many of its messages have been sent
+    CREATE INDEX entries_ordered ON relay.entries (destination, retry_at, pending_since)
+        WHERE state = 'pending' AND blocked = 0;
+    CREATE TABLE relay.lanes (
+        seq   bigint GENERATED ALWAYS AS IDENTITY,  -- the order
+        lane  bigint NOT NULL,
+        entry bigint NOT NULL,                      -- a pending one
+        PRIMARY KEY (lane, seq)
+    );
+    CREATE INDEX lanes_entry ON relay.lanes (entry);
+    -- As the entries'; and a scan for the head of a lane passes the dead rows of those before it.
+    ALTER TABLE relay.lanes SET (
+        autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+        autovacuum_vacuum_cost_delay = 1
+    );
+
+    -- Whoever changes lanes takes the lock first, before any row, so that none waits for another
+    -- that waits for it. The number is "RLLN", among the database's advisory locks.
+    CREATE FUNCTION relay.lock_lanes() RETURNS void LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp AS $$ BEGIN
+        IF current_setting('transaction_isolation') <> 'read committed' THEN
+            RAISE EXCEPTION 'relay needs the isolation level "read committed"';
+        END IF;
+        PERFORM pg_advisory_xact_lock(x'524c4c4e'::bigint);
+    END $$;
+
+    -- However few rows the tables had when a plan was made, there may be many by now.
+    CREATE FUNCTION relay.join_lanes() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$ BEGIN
+        PERFORM relay.lock_lanes();
+        UPDATE relay.entries SET blocked = greatest(entries.blocked, place.blocked)
+        FROM (
+            SELECT joined.entry, max(EXISTS (
+                SELECT FROM relay.lanes AS ahead
+                WHERE ahead.lane = joined.lane AND ahead.seq < joined.seq
+                    AND ahead.entry <> joined.entry
+                ORDER BY ahead.seq DESC LIMIT 1
+            )::integer) AS blocked
+            FROM joined GROUP BY joined.entry
+        ) AS place
+        WHERE id = place.entry
+            AND entries.blocked IS DISTINCT FROM greatest(entries.blocked, place.blocked);
+        RETURN NULL;
+    END $$;
+    CREATE FUNCTION relay.forget_order() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp AS $$ BEGIN
+        NEW.blocked = NULL;
+        NEW.retry_at = '-infinity';
+        NEW.failing_since = NULL;
+        RETURN NEW;
+    END $$;
+    CREATE FUNCTION relay.leave_lanes() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+    DECLARE
+        left_lanes bigint[];
+        heads bigint[];
+    BEGIN
+        PERFORM relay.lock_lanes();
+        WITH gone AS (DELETE FROM relay.lanes WHERE entry = OLD.id RETURNING lane)
+        SELECT array_agg(lane) INTO left_lanes FROM gone;
+        SELECT array_agg(head) INTO heads FROM (
+            SELECT (
+                SELECT entry FROM relay.lanes WHERE lanes.lane = one.lane ORDER BY seq LIMIT 1
+            ) FROM unnest(left_lanes) AS one (lane)
+        ) AS first (head)
+        WHERE head IS NOT NULL AND NOT EXISTS (
+            SELECT FROM relay.lanes AS own
+            WHERE own.entry = head AND own.entry <> (
+                SELECT entry FROM relay.lanes WHERE lanes.lane = own.lane ORDER BY seq LIMIT 1
+            )
+        );
+        IF heads IS NOT NULL THEN
+            UPDATE relay.entries SET blocked = 0 WHERE id = ANY (heads) AND blocked = 1;
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER join_lanes AFTER INSERT ON relay.lanes
+        REFERENCING NEW TABLE AS joined FOR EACH STATEMENT EXECUTE FUNCTION relay.join_lanes();
+    CREATE TRIGGER forget_order BEFORE UPDATE OF state ON relay.entries FOR EACH ROW
+        WHEN (OLD.blocked IS NOT NULL AND NEW.state <> 'pending')
+        EXECUTE FUNCTION relay.forget_order();
+    CREATE TRIGGER leave_lanes AFTER UPDATE OF state ON relay.entries FOR EACH ROW
+        WHEN (OLD.blocked IS NOT NULL AND NEW.state <> 'pending')
+        EXECUTE FUNCTION relay.leave_lanes();
+    CREATE TRIGGER leave_lanes_erased AFTER DELETE ON relay.entries FOR EACH ROW
+        WHEN (OLD.blocked IS NOT NULL)
+        EXECUTE FUNCTION relay.leave_lanes();
+    """,
 )

@@ -26,7 +26,11 @@ COUNT: Final = sql.SQL("""
     SELECT count(*) FROM {table} WHERE {condition}
 """)
 
-COLUMNS: Final = sql.SQL(rows.STORED_ENTRY)
+COLUMNS: Final = sql.SQL(f"""
+    {rows.STORED_ENTRY}, CASE WHEN blocked IS NOT NULL THEN ARRAY(
+        SELECT lane FROM relay.lanes WHERE lanes.entry = summed.id ORDER BY seq
+    ) END
+""")  # noqa: S608 (nothing but a constant is put in)
 """The columns of a row of `FIND`."""
 
 _BY_KEY: Final = sql.SQL("relay.keys JOIN relay.entries ON id = entry")

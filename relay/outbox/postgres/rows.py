@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from msgspec import structs
+
 from relay.outbox.entries import Entry, StoredEntry
+from relay.outbox.rows import stored_entry
 
 
 def utc(at: datetime) -> datetime:
@@ -19,7 +22,8 @@ def slot_time(slot: datetime) -> datetime | None:
 
 def entry_from_row(row: Sequence[Any]) -> Entry:
     """Return the claimed entry of a row."""
-    id_, source, destination, message_id, received_at, attempts, claim, body, crashes = row
+    id_, source, destination, message_id, received_at, attempts, claim, body, *rest = row
+    crashes, ordered, step, failing_since = rest
     return Entry(
         id=id_,
         source=source,
@@ -30,7 +34,17 @@ def entry_from_row(row: Sequence[Any]) -> Entry:
         claim=claim,
         body=body,
         crashes=crashes,
+        ordered=ordered,
+        step=step,
+        failing_since=None if failing_since is None else utc(failing_since),
     )
+
+
+def stored_entry_from_row(row: Sequence[Any]) -> StoredEntry:
+    """Return the entry of a row of `STORED_ENTRY` and its lanes, without its history."""
+    *columns, lanes = row
+    entry = stored_entry(columns, utc)
+    return structs.replace(entry, lanes=tuple(lanes)) if lanes else entry
 
 
 def values_of(entry: StoredEntry) -> dict[str, Any]:
@@ -50,6 +64,7 @@ def values_of(entry: StoredEntry) -> dict[str, Any]:
         "address": entry.keys.address,
         "email": entry.keys.email,
         "body": entry.body,
+        "step": entry.step,
     }
 
 

@@ -39,6 +39,14 @@ _CONNECTIONS: Final = 6  # a claim, four posts to settle, and one for all else
 _WAIT_SECONDS: Final = 1.5  # for a connection, while the server is away: senders wait meanwhile
 
 
+LOCK_LANES: Final = "SELECT relay.lock_lanes()"
+"""Locks the lanes until the transaction ends; the first statement of each that may change them.
+
+Otherwise two transactions could wait for each other: one has the lock and needs a row, and the
+other has the row.
+"""
+
+
 class BrokenError(psycopg.OperationalError):
     """The connection was lost; the statement may or may not have been carried out."""
 
@@ -107,6 +115,7 @@ class Sessions:
         values: dict[str, Any],
         *,
         flushed: bool = False,
+        in_lanes: bool = False,
         seconds: float = SHORT_SECONDS,
     ) -> list[Any]:
         """Run one statement, a transaction by itself; return its rows, if it has any.
@@ -115,11 +124,14 @@ class Sessions:
             statement: SQL, with `%(name)s` for values.
             values: the values by their names.
             flushed: whether the changes must be on disk when this returns.
+            in_lanes: whether the statement may change lanes: see `LOCK_LANES`.
             seconds: how long the server may take.
         """
         with translated(), self._session(seconds) as session:
             with session.pipeline():  # without a BEGIN, what is sent together is one transaction
                 session.execute(settings(flushed=flushed, seconds=seconds))
+                if in_lanes:
+                    session.execute(LOCK_LANES)
                 cursor = session.execute(statement, values, binary=True)
             return cursor.fetchall() if cursor.description else []
 

@@ -172,5 +172,20 @@ _SHAPE_3: Final = {name: made for name, made in _SHAPE_2.items() if name not in 
     "unique index counters_pkey on counters": "0094f6ed",
     "unique index throttles_pkey on throttles": "7a396efa",
 }
-SHAPES: Final = (_SHAPE_1, _SHAPE_2, _SHAPE_3)
+_SHAPE_4: Final = _SHAPE_3 | {
+    "function forget_order": "d4469f02",
+    "function join_lanes": "6e47c6ed",
+    "function leave_lanes": "a74c759c",
+    "function lock_lanes": "a75dd0d5",
+    "index entries_ordered on entries": "b037bf6a",
+    "index lanes_entry on lanes": "bc061041",
+    "table entries": "b66cc69f",
+    "table lanes": "5f841e65",
+    "trigger forget_order on entries": "9c51f1d8",
+    "trigger join_lanes on lanes": "3e8ccbdb",
+    "trigger leave_lanes on entries": "cf5063ad",
+    "trigger leave_lanes_erased on entries": "aa64785c",
+    "unique index lanes_pkey on lanes": "435a4c0a",
+}
+SHAPES: Final = (_SHAPE_1, _SHAPE_2, _SHAPE_3, _SHAPE_4)
 """What `shape` returns at each version; a test compares the last with the migrations."""

@@ -71,6 +71,7 @@ class PostgresOutbox:
     def __init__(self, url: str, *, create: bool = True, clock: Clock | None = None) -> None:
         self._clock = clock
         self._quiet_until: dict[str, float] = {}
+        self._freed: set[str] = set()  # the destinations at which lanes may have a new head
         with translated():
             parameters, ignored = connection_parameters(url)
             exposed = prepare(parameters, create=create)
@@ -89,8 +90,12 @@ class PostgresOutbox:
         """See `Outbox.add`."""
         if not arrivals:
             return []
-        # In one order everywhere, so that two groups with the same entries cannot deadlock.
-        ordered = sorted(arrivals, key=lambda arrival: arrival.message_id)
+        # In one order everywhere, so that two groups with the same entries cannot deadlock. Those
+        # in lanes come last, as they arrived: their groups wait for each other before they begin.
+        ordered = sorted(
+            arrivals,
+            key=lambda arrival: (bool(arrival.lanes), "" if arrival.lanes else arrival.message_id),
+        )
         faults = [arrival.fault for arrival in ordered]
         group = {
             "now": self._now(),
@@ -106,7 +111,7 @@ class PostgresOutbox:
             "address_keys": [arrival.keys.address for arrival in ordered],
             "email_keys": [arrival.keys.email for arrival in ordered],
             "bodies": [arrival.body for arrival in ordered],
-        }
+        } | _places(arrivals)
         new: list[bool] = []
         added = {message_id for (message_id,) in self._insert(group)}
         for arrival in arrivals:
@@ -115,17 +120,19 @@ class PostgresOutbox:
         return new
 
     def _insert(self, group: dict[str, Any]) -> list[Any]:
+        in_lanes = bool(group["lanes"])
+        add = statements.ADD_IN_LANES if in_lanes else statements.ADD
         notify = self._is_time_to_notify(set(group["destinations"]))
-        statement = statements.ADD_AND_NOTIFY if notify else statements.ADD
+        statement = add + statements.NOTIFY if notify else add
         seconds = SHORT_SECONDS + sum(map(len, group["bodies"])) // _BYTES_A_SECOND
         try:
-            return self._run(statement, group, flushed=True, seconds=seconds)
+            return self._run(statement, group, flushed=True, in_lanes=in_lanes, seconds=seconds)
         except OutboxError as error:
             if not isinstance(error.__cause__, BrokenError):
                 raise
         # The connection broke, and the group may or may not be on disk. An entry with the group's
         # claim is new, whichever of the two tries has stored it.
-        added = self._run(statements.ADD, group, flushed=True, seconds=seconds)
+        added = self._run(add, group, flushed=True, in_lanes=in_lanes, seconds=seconds)
         return added + self._run(statements.ADDED, group)
 
     def _is_time_to_notify(self, destinations: set[str]) -> bool:
@@ -139,18 +146,25 @@ class PostgresOutbox:
         self._quiet_until.update(dict.fromkeys(destinations, now + _NOTIFY_SECONDS))
         return True
 
-    def changed(self, destination: str) -> bool:
+    def changed(self, destination: str, *, ordered: bool = False) -> bool:
         """See `Outbox.changed`."""
+        if destination in self._freed:
+            self._freed.discard(destination)
+            return True
         return self._listener.notified(destination) or (
-            self._listener.due_to_look(destination) and self._any_due(destination)
+            self._listener.due_to_look(destination) and self._any_due(destination, ordered=ordered)
         )
 
-    def _any_due(self, destination: str) -> bool:
-        return bool(self._run(statements.ANY_DUE, self._now_at(destination)))
+    def _any_due(self, destination: str, *, ordered: bool) -> bool:
+        statement = statements.ANY_HEAD_DUE if ordered else statements.ANY_DUE
+        return bool(self._run(statement, self._now_at(destination) | {"limit": 1}))
 
-    def claim(self, destination: str, limit: int, *, lease: timedelta) -> list[Entry]:
+    def claim(
+        self, destination: str, limit: int, *, lease: timedelta, ordered: bool = False
+    ) -> list[Entry]:
         """See `Outbox.claim`."""
-        return self._claim(statements.CLAIM, destination, limit, lease)
+        statement = statements.CLAIM_ORDERED if ordered else statements.CLAIM
+        return self._claim(statement, destination, limit, lease)
 
     def claim_suspect(self, destination: str, *, lease: timedelta) -> list[Entry]:
         """See `Outbox.claim_suspect`."""
@@ -222,12 +236,33 @@ class PostgresOutbox:
             "reason": fault.reason.value if fault else None,
             "detail": as_text(fault.detail) if fault else None,
         }
+        ordered = {entry.destination for entry in entries if entry.ordered}
+        in_lanes = bool(ordered) and state is not State.PENDING
         if event is None:
-            self._run(statements.SETTLE, settled)
+            self._run(statements.SETTLE, settled, in_lanes=in_lanes)
         else:
             what, detail = event
             history = {"what": what, "event_detail": detail}
-            self._run(statements.SETTLE_WITH_HISTORY, settled | history)
+            self._run(statements.SETTLE_WITH_HISTORY, settled | history, in_lanes=in_lanes)
+        self._freed |= ordered
+
+    def postpone(
+        self, entry: Entry, *, retry_at: datetime, answer: str, failing_since: datetime
+    ) -> None:
+        """See `Outbox.postpone`."""
+        postponed = {
+            "now": self._now(),
+            "id": entry.id,
+            "claim": entry.claim,
+            "retry_at": retry_at,
+            "failing_since": failing_since,
+            "answer": answer,
+        }
+        self._run(statements.POSTPONE, postponed)
+
+    def advance(self, entry: Entry, step: int) -> None:
+        """See `Outbox.advance`."""
+        self._run(statements.ADVANCE, {"id": entry.id, "claim": entry.claim, "step": step})
 
     def throttle(self, destination: str, change: Callable[[Throttle, float], T]) -> T:
         """See `Outbox.throttle`."""
@@ -301,6 +336,23 @@ class PostgresOutbox:
         values: dict[str, Any],
         *,
         flushed: bool = False,
+        in_lanes: bool = False,
         seconds: float = SHORT_SECONDS,
     ) -> list[Any]:
-        return self._sessions.run(statement, values, flushed=flushed, seconds=seconds)
+        return self._sessions.run(
+            statement, values, flushed=flushed, in_lanes=in_lanes, seconds=seconds
+        )
+
+
+def _places(arrivals: Sequence[Arrival]) -> dict[str, list[Any]]:
+    """Return the places in lanes of the arrivals, in their order: message ids, and lanes."""
+    new: dict[str, Arrival] = {}
+    for arrival in arrivals:
+        new.setdefault(arrival.message_id, arrival)  # the first of several copies
+    places = [
+        (arrival.message_id, lane)
+        for arrival in new.values()
+        if not arrival.fault
+        for lane in dict.fromkeys(arrival.lanes)
+    ]
+    return {"laned": [name for name, _ in places], "lanes": [lane for _, lane in places]}

@@ -60,7 +60,8 @@ class Claims:
         number = secrets.randbits(62)
         until = self._elapsed() + lease.total_seconds()
         entries, claims, size = [], {}, 0
-        for id_, source, message_id, received_at, attempts, crashes, body in rows:
+        for id_, source, message_id, received_at, attempts, crashes, body, *order in rows:
+            ordered, step, failing_since = order
             last = self._last(id_)
             claim = _Claim(number, until, (last.attempts if last else attempts) + 1)
             claims[id_] = claim
@@ -75,6 +76,11 @@ class Claims:
                     claim=number,
                     body=body,
                     crashes=crashes,
+                    ordered=bool(ordered),
+                    step=step,
+                    failing_since=(
+                        None if failing_since is None else from_milliseconds(failing_since)
+                    ),
                 )
             )
             size += len(body)

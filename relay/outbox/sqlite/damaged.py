@@ -14,6 +14,9 @@ From step 2 on the age of a copy is not known, so pending copies come first. An 
 twice under its `messageId` does no harm; a pending entry taken for a delivered one would be lost.
 Entries that were purged may come back, mostly as delivered, and are purged again. Erased entries do
 not come back, as far as erasing has overwritten them.
+
+Pending entries come with all lanes of which any row is left. Their order is that of their ids, as
+far as pages are in order: replayed ones are not at the end.
 """
 
 import re
@@ -43,17 +46,18 @@ from relay.outbox.sqlite.times import MILLISECONDS, from_milliseconds
 _ROOT: Final = 2  # of `entries`, which is the first table made
 
 # The types of the columns of `entries`; a capital is never NULL. The id is not among the values.
-_COLUMNS: Final = "-TTStIiIIittiiiBT"
-_OPTIONAL: Final = 1  # the last column: rows of version 1 lack it
-_DESTINATION: Final = "segment"  # of rows of version 1
+_COLUMNS: Final = "-TTStIiIIittiiiBTiIiI"
+_LENGTHS: Final = frozenset({16, 17, len(_COLUMNS)})  # of rows by version
+_ADDED: Final = ["segment", None, 0, None, 0]  # the values of columns that older rows lack
+_LANE_COLUMNS: Final = "-II"  # likewise, of `lanes`
 _TYPES: Final = {"T": str, "S": str, "I": int, "B": bytes}
 _STATES: Final = {13 + 2 * len(state): state for state in State}  # by serial type: by their lengths
 
-_ATTEMPTS: Final = range(2**31)
+_COUNTS: Final = range(2**31)
 _DIGESTS: Final = range(2**32)
 
 _ROW_HEAD: Final = re.compile(
-    rb"(?=[\x11-\x1f]\x00[\x0f-\x7f](?:[\x81-\xff][\x00-\x7f]|[\x0f-\x7f])[\x15\x1b\x1f])",
+    rb"(?=[\x11-\x23]\x00[\x0f-\x7f](?:[\x81-\xff][\x00-\x7f]|[\x0f-\x7f])[\x15\x1b\x1f])",
     re.DOTALL,
 )
 """Its length, then the serial types of an entry's id, source, `message_id` and state."""
@@ -92,6 +96,7 @@ class DamagedOutbox:
         self._torn: list[int] = []  # the places of damaged pages
         self._placed = bytearray(self.pages + 1)  # whether a page is in the tree, or free
         self._owners: dict[int, int] = {}  # the ids that overflow pages belong to, by their places
+        self._lanes: dict[int, set[int]] = {}  # by the ids of entries
 
     def __enter__(self) -> Self:
         return self
@@ -106,6 +111,7 @@ class DamagedOutbox:
 
     def entries(self) -> Iterator[StoredEntry]:
         """Return every entry that can be read, without its history. Call it once."""
+        self._read_lanes()
         yield from self._in_tree()
         free = self._free()
         yield from self._doubtful(self._pages, self._cut_off(), _listed)
@@ -114,6 +120,15 @@ class DamagedOutbox:
         if not self._sound or self._torn:
             yield from self._doubtful(self._pages, self._torn, _carved)
             yield from self._doubtful(self._pages, free, _listed)
+
+    def _read_lanes(self) -> None:
+        for number in range(1, self.pages + 1):
+            page = self._pages[number]
+            # All rows of a page are of one table.
+            if page[:1] == LEAF and (first := fileformat.first_cell(page)) and _is_lane(first):
+                for cell in filter(_is_lane, fileformat.cells(page)):
+                    _, lane, entry = _values(cell, cell.here)
+                    self._lanes.setdefault(entry, set()).add(lane)
 
     def _in_tree(self) -> Iterator[StoredEntry]:
         left = [(_ROOT, -1, 2**63)]
@@ -182,7 +197,7 @@ class DamagedOutbox:
     ) -> Iterator[StoredEntry]:
         for cell in cells:
             data, places = _data(pages, cell)
-            entry = None if data is None else _stored_entry(cell, data)
+            entry = None if data is None else self._stored_entry(cell, data)
             # A page has one owner. The entry with the higher id is likely to be the younger.
             lost = in_doubt and any(self._owners.get(place, -1) > cell.id for place in places)
             if entry is None or lost:
@@ -190,6 +205,45 @@ class DamagedOutbox:
             else:
                 self._owners.update(dict.fromkeys(places, cell.id))
                 yield entry
+
+    def _stored_entry(self, cell: Cell, data: bytes) -> StoredEntry | None:
+        """Return the entry without damaged numbers; None if its time of receipt is damaged."""
+        values = _values(cell, data)
+        values += _ADDED[len(values) - len(_COLUMNS) :] if len(values) < len(_COLUMNS) else []
+        _, source, message_id, _, collection, received_at, _, attempts, *rest = values
+        _, delivered_at, reason, detail, user, address, email, body, destination, *order = rest
+        blocked, _, _, step = order
+        if received_at not in MILLISECONDS:
+            return None
+        if delivered_at is not None and delivered_at not in MILLISECONDS:
+            delivered_at = received_at
+        state = _state(cell)
+        lanes: tuple[int, ...] = ()
+        if state is State.PENDING and blocked is not None:
+            # A lane of its own if nothing is left of them: without any it would never be claimed.
+            lanes = tuple(sorted(self._lanes.get(cell.id, {-cell.id})))
+        return StoredEntry(
+            id=cell.id,
+            source=source,
+            destination=destination,
+            message_id=message_id,
+            state=state,
+            collection=collection,
+            received_at=from_milliseconds(received_at),
+            attempts=attempts if attempts in _COUNTS else 0,
+            delivered_at=None if delivered_at is None else from_milliseconds(delivered_at),
+            reason=reason,
+            detail=detail,
+            keys=Keys(
+                *(
+                    None if key is None or key not in _DIGESTS else key
+                    for key in (user, address, email)
+                )
+            ),
+            body=body,
+            lanes=lanes,
+            step=step if step in _COUNTS else 0,
+        )
 
 
 def _listed(page: bytes) -> list[Cell]:
@@ -228,10 +282,14 @@ def _data(pages: Pages, cell: Cell) -> tuple[bytes | None, list[int]]:
 
 def _is_entry(cell: Cell) -> bool:
     return (
-        0 <= len(_COLUMNS) - len(cell.kinds) <= _OPTIONAL
+        len(cell.kinds) in _LENGTHS
         and all(map(_fits, _COLUMNS, cell.kinds))
         and cell.id < 2**63  # relay's are positive
     )
+
+
+def _is_lane(cell: Cell) -> bool:
+    return len(cell.kinds) == len(_LANE_COLUMNS) and all(map(_fits, _LANE_COLUMNS, cell.kinds))
 
 
 @lru_cache(10_000)
@@ -253,31 +311,3 @@ def _values(cell: Cell, data: bytes) -> list[Any]:
         values.append(fileformat.value_of(kind, data[start:end]))
         start = end
     return values
-
-
-def _stored_entry(cell: Cell, data: bytes) -> StoredEntry | None:
-    """Return the entry without damaged numbers; None if its time of receipt is damaged."""
-    _, source, message_id, _, collection, received_at, _, attempts, *rest = _values(cell, data)
-    _, delivered_at, reason, detail, user, address, email, body, *added = rest
-    (destination,) = added or [_DESTINATION]
-    if received_at not in MILLISECONDS:
-        return None
-    if delivered_at is not None and delivered_at not in MILLISECONDS:
-        delivered_at = received_at
-    return StoredEntry(
-        id=cell.id,
-        source=source,
-        destination=destination,
-        message_id=message_id,
-        state=_state(cell),
-        collection=collection,
-        received_at=from_milliseconds(received_at),
-        attempts=attempts if attempts in _ATTEMPTS else 0,
-        delivered_at=None if delivered_at is None else from_milliseconds(delivered_at),
-        reason=reason,
-        detail=detail,
-        keys=Keys(
-            *(None if key is None or key not in _DIGESTS else key for key in (user, address, email))
-        ),
-        body=body,
-    )

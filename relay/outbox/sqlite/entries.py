@@ -2,12 +2,13 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import NoneType
 from typing import Any, Final
 
 import apsw
-from msgspec import json, structs
+from msgspec import structs
 
 from relay.errors import OutboxError
 from relay.outbox import rows
@@ -20,11 +21,10 @@ from relay.outbox.entries import (
     State,
     StoredEntry,
 )
-from relay.outbox.protocol import RARE_COLLECTIONS
-from relay.outbox.sqlite import counters, statements
+from relay.outbox.sqlite import counters, queries, statements
+from relay.outbox.sqlite.adding import join_lanes
 from relay.outbox.sqlite.connection import translated
 from relay.outbox.sqlite.disk import Disk
-from relay.outbox.sqlite.migrations import BLOCK_BITS, IS_RARE
 from relay.outbox.sqlite.times import from_milliseconds, to_milliseconds
 
 _MOST_BYTES: Final = 8 * 2**20  # of bodies returned at a time
@@ -56,7 +56,7 @@ class SqliteEntryStore:
         with_history: bool = False,
     ) -> list[StoredEntry]:
         """See `EntryStore.find`."""
-        source, condition, values = _where(query)
+        source, condition, values = queries.where(query)
         behind, up_to = ("<", ">=") if newest_first else (">", "<=")
         if start is not None:
             condition, values["start"] = f"{condition} AND entries.id {behind} :start", start
@@ -64,7 +64,7 @@ class SqliteEntryStore:
             condition, values["end"] = f"{condition} AND entries.id {up_to} :end", end
         found: list[StoredEntry] = []
         size = 0
-        with self._disk.used(), self._using:
+        with self._disk.used(), self._using, self._snapshot():
             # A plus keeps SQLite from walking the whole table in the order of its ids.
             order = "+entries.id" if self._are_few(query) else "entries.id"
             statement = f"""
@@ -76,21 +76,39 @@ class SqliteEntryStore:
                 size += len(found[-1].body)
                 if size >= _MOST_BYTES:
                     break
+            pending = [entry.id for entry in found if entry.state is State.PENDING]
+            lanes = self._lanes(pending) if pending else {}
             histories = self._histories([entry.id for entry in found]) if with_history else {}
-        if with_history:
-            return [structs.replace(entry, history=histories.get(entry.id, ())) for entry in found]
-        return found
+        return [
+            structs.replace(
+                entry, lanes=lanes.get(entry.id, ()), history=histories.get(entry.id, ())
+            )
+            for entry in found
+        ]
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Have all that is read meanwhile be of one moment."""
+        self._connection.execute("BEGIN DEFERRED")
+        try:
+            yield
+        finally:
+            if self._connection.in_transaction:  # an error may have ended it
+                self._connection.execute("COMMIT")
+
+    def _lanes(self, ids: Sequence[int]) -> dict[int, tuple[int, ...]]:
+        return rows.lanes(self._connection.execute(_LANES, {"ids": queries.as_json(ids)}))
 
     def _are_few(self, query: Query) -> bool:
         return rows.are_few(query, lambda: counters.changes(self._connection))
 
     def _histories(self, ids: Sequence[int]) -> dict[int, tuple[HistoryEvent, ...]]:
-        found = self._connection.execute(_HISTORIES, {"ids": _json(ids)})
+        found = self._connection.execute(_HISTORIES, {"ids": queries.as_json(ids)})
         return rows.histories(found, from_milliseconds)
 
     def count(self, query: Query) -> int:
         """See `EntryStore.count`."""
-        source, condition, values = _where(query)
+        source, condition, values = queries.where(query)
         statement = f"SELECT count(*) FROM {source} WHERE {condition}"  # noqa: S608 (as above)
         with self._disk.used(), self._using:
             counted: int = self._connection.execute(statement, values).get
@@ -111,21 +129,28 @@ class SqliteEntryStore:
             (each.id, each.collection, each.keys.user, each.keys.address, each.keys.email)
             for each in requeues
         ]
-        requeued = {"requeues": _json(values), "now": to_milliseconds(self._clock())}
+        requeued = {"requeues": queries.as_json(values), "now": to_milliseconds(self._clock())}
         with self._disk.used(), self._using, self._connection:
             self._connection.execute(_NOTE_REQUEUED, requeued)
-            self._connection.execute(_REQUEUE, requeued)
-            changed = self._connection.changes()
-            self._advance(operation, changed)
-        return changed
+            changed = {id_ for (id_,) in self._connection.execute(_REQUEUE, requeued)}
+            lanes = ((each.id, each.lanes) for each in requeues if each.id in changed)
+            join_lanes(self._connection, lanes)
+            self._advance(operation, len(changed))
+        return len(changed)
 
     def erase(self, ids: Sequence[int], operation: Operation) -> int:
         """See `EntryStore.erase`."""
         with self._disk.used(), self._using, self._connection:
-            self._connection.execute(_ERASE, {"ids": _json(ids)})
+            self._connection.execute(_ERASE, {"ids": queries.as_json(ids)})
             changed = self._connection.changes()
             self._advance(operation, changed)
         return changed
+
+    def blocked_by(self, id_: int) -> int | None:
+        """See `EntryStore.blocked_by`."""
+        with self._disk.used(), self._using:
+            ahead: int | None = self._connection.execute(_AHEAD, {"id": id_}).get
+        return ahead
 
     def _advance(self, operation: Operation, changed: int) -> None:
         self._connection.execute(_ADVANCE, (changed, operation.id))
@@ -172,9 +197,11 @@ class SqliteEntryStore:
         with self._disk.used(), self._using, self._connection:
             for entry in entries:
                 values = statements.restored_row(entry)
-                row: Any = self._connection.execute(_RESTORE, values).fetchone()
+                row: Any = self._connection.execute(statements.RESTORE, values).fetchone()
                 if row is not None:
                     restored += 1
+                    if entry.state is State.PENDING:
+                        join_lanes(self._connection, [(*row, entry.lanes)])
                     self._connection.executemany(
                         _RESTORE_HISTORY,
                         [(*row, to_milliseconds(h.at), h.what, h.detail) for h in entry.history],
@@ -191,27 +218,27 @@ _TEXT: Final = (str, NoneType)
 _NUMBER: Final = (int, NoneType)
 _TYPES: Final[tuple[Any, ...]] = (
     *(int, str, str, str, str, _TEXT, int, int, _NUMBER),
-    *(_TEXT, _TEXT, _NUMBER, _NUMBER, _NUMBER, bytes),
+    *(_TEXT, _TEXT, _NUMBER, _NUMBER, _NUMBER, bytes, int),
 )
 """Of the columns of an entry."""
 _STATE: Final = 4  # the place of that column
 _STATES: Final = frozenset(State)
 
-_IDS: Final = "SELECT value FROM json_each(:ids)"
+_HISTORIES: Final = f"""
+    SELECT {rows.HISTORY} FROM history WHERE entry IN ({queries.IDS}) ORDER BY rowid
+"""  # noqa: S608 (this and those below: nothing but constants is put in)
 
-_BLOCKS: Final = f"""
-    (
-        WITH RECURSIVE blocks (block) AS (
-            SELECT max(id) >> {BLOCK_BITS} FROM entries
-            UNION ALL SELECT block - 1 FROM blocks WHERE block > 0
-        )
-        SELECT block FROM blocks
-    ) CROSS JOIN entries
-"""  # noqa: S608 (nothing but a constant is put in)
+_LANES: Final = f"SELECT entry, lane FROM lanes WHERE entry IN ({queries.IDS}) ORDER BY seq"  # noqa: S608
 
-_HISTORIES: Final = f"SELECT {rows.HISTORY} FROM history WHERE entry IN ({_IDS}) ORDER BY rowid"  # noqa: S608 (this and those below: nothing but constants is put in)
+_AHEAD: Final = """
+    SELECT entry FROM lanes
+    WHERE entry <> :id AND seq = (
+        SELECT min((SELECT min(seq) FROM lanes WHERE lane = own.lane)) FROM lanes AS own
+        WHERE entry = :id
+    )
+"""
 
-_ERASE: Final = f"DELETE FROM entries WHERE id IN ({_IDS})"  # noqa: S608
+_ERASE: Final = f"DELETE FROM entries WHERE id IN ({queries.IDS})"  # noqa: S608
 
 _UNFINISHED: Final = f"""
     SELECT {rows.OPERATION} FROM operations
@@ -248,57 +275,15 @@ _NOTE_REQUEUED: Final = """
 _REQUEUE: Final = """
     UPDATE entries
     SET state = 'pending', pending_since = :now, delivered_at = NULL, reason = NULL, detail = NULL,
-        crashes = 0, collection = requeue.value ->> 1, user_key = requeue.value ->> 2,
+        crashes = 0, step = CASE state WHEN 'delivered' THEN 0 ELSE step END,
+        collection = requeue.value ->> 1, user_key = requeue.value ->> 2,
         address_key = requeue.value ->> 3, email_key = requeue.value ->> 4
     FROM json_each(:requeues) AS requeue
     WHERE entries.id = requeue.value ->> 0 AND state <> 'pending'
+    RETURNING id
 """
 
-_RESTORE: Final = f"{statements.add(1)} RETURNING id"
-
 _RESTORE_HISTORY: Final = f"INSERT INTO history ({rows.HISTORY}) VALUES (?, ?, ?, ?)"  # noqa: S608
-
-
-_EQUALS: Final = {
-    "source": "source = :source",
-    "destination": "destination = :destination",
-    "collection": "collection = :collection",
-    "reason": "reason = :reason AND state = 'dead'",  # the index is of these
-    "message_id": "message_id = :message_id",
-}
-
-
-def _where(query: Query) -> tuple[str, str, dict[str, Any]]:
-    """Return the tables to select from, the conditions as SQL, and the values in them."""
-    source = "entries"
-    conditions = ["TRUE"]
-    values: dict[str, Any] = {}
-    if query.ids:
-        conditions.append(f"entries.id IN ({_IDS})")
-        values["ids"] = _json(query.ids)
-    if query.states:
-        # Literals, so that SQLite uses the index of a single state.
-        states = ", ".join(f"'{State(state).value}'" for state in query.states)
-        conditions.append(f"state IN ({states})" if len(query.states) > 1 else f"state = {states}")
-    if query.key:
-        name, values["key"] = query.key
-        source = _BLOCKS
-        conditions += [f"id >> {BLOCK_BITS} = block", f"{name}_key = :key"]
-    if query.keyless:
-        conditions.append("user_key IS NULL AND address_key IS NULL AND email_key IS NULL")
-    for column, condition in _EQUALS.items():
-        if (value := getattr(query, column)) is not None:
-            conditions.append(condition)
-            values[column] = value
-    if query.collection in RARE_COLLECTIONS:
-        conditions.append(IS_RARE)
-    if query.since:
-        conditions.append("received_at >= :since")
-        values["since"] = to_milliseconds(query.since)
-    if query.until:
-        conditions.append("received_at < :until")
-        values["until"] = to_milliseconds(query.until)
-    return source, " AND ".join(conditions), values
 
 
 def _stored_entry(row: Sequence[Any]) -> StoredEntry:
@@ -314,7 +299,3 @@ def _stored_entry(row: Sequence[Any]) -> StoredEntry:
         return rows.stored_entry(row, from_milliseconds)
     except OutboxError as error:
         raise OutboxError(f"entry {row[0]} has {error}") from None
-
-
-def _json(value: object) -> str:
-    return json.encode(value).decode()

@@ -238,6 +238,11 @@ def cells(page: bytes) -> list[Cell]:
     return [found for place in places if (found := cell(page, place))]
 
 
+def first_cell(page: bytes) -> Cell | None:
+    """Return the first readable row of a leaf page; None if there is none."""
+    return cell(page, integer(page, 8, 2)) if _count(page) else None
+
+
 def is_whole(page: bytes, rows: Iterable[Cell]) -> bool:
     """Return whether a leaf page has these rows and free space, and nothing else."""
     taken = integer(page, 5, 2) + integer(page, 7, 1) + sum(row.end - row.start for row in rows)

@@ -220,5 +220,54 @@ _VERSION_2: Final = f"""
     END;
 """  # noqa: S608 (nothing but constants is put in)
 
-MIGRATIONS: Final = (_VERSION_1, _VERSION_2)
+# An entry heads all its lanes if no other entry has an earlier row in one of them. Who changes a
+# state or deletes an entry need not know of lanes: triggers keep `lanes` and `blocked` right.
+#
+# The new columns are the last ones, as above: no row is written again.
+_VERSION_3: Final = """
+    -- This and the next two of pending entries only. 1: behind another entry in a lane; 0: the head
+    -- of all its lanes; NULL: it has none.
+    ALTER TABLE entries ADD COLUMN blocked INTEGER;
+    ALTER TABLE entries ADD COLUMN retry_at INTEGER NOT NULL DEFAULT 0;  -- not claimed before
+    ALTER TABLE entries ADD COLUMN failing_since INTEGER;
+    ALTER TABLE entries ADD COLUMN step INTEGER NOT NULL DEFAULT 0;  -- messages that are sent
+    CREATE INDEX entries_ordered ON entries (destination, retry_at, pending_since)
+        WHERE state = 'pending' AND blocked = 0;
+    CREATE TABLE lanes (
+        seq   INTEGER PRIMARY KEY,  -- the order: a new row has the highest
+        lane  INTEGER NOT NULL,
+        entry INTEGER NOT NULL      -- a pending one
+    ) STRICT;
+    CREATE INDEX lanes_lane ON lanes (lane);  -- and by seq within a lane
+    CREATE INDEX lanes_entry ON lanes (entry);
+    CREATE TRIGGER lane_joined AFTER INSERT ON lanes BEGIN
+        UPDATE entries
+        SET blocked = coalesce(blocked, 0) OR EXISTS (
+            SELECT 1 FROM lanes
+            WHERE lane = new.lane AND seq < new.seq AND entry <> new.entry
+        )
+        WHERE id = new.entry;
+    END;
+    CREATE TRIGGER lane_left AFTER DELETE ON lanes BEGIN
+        UPDATE entries SET blocked = 0
+        WHERE id = (SELECT entry FROM lanes WHERE lane = old.lane ORDER BY seq LIMIT 1)
+            AND blocked = 1
+            AND NOT EXISTS (
+                SELECT 1 FROM lanes AS own CROSS JOIN lanes AS ahead
+                WHERE own.entry = entries.id
+                    AND ahead.lane = own.lane AND ahead.seq < own.seq AND ahead.entry <> own.entry
+            );
+    END;
+    CREATE TRIGGER entry_left_lanes AFTER UPDATE OF state ON entries
+    WHEN old.blocked IS NOT NULL AND new.state <> 'pending' BEGIN
+        DELETE FROM lanes WHERE entry = old.id;
+        UPDATE entries SET blocked = NULL, retry_at = 0, failing_since = NULL WHERE id = old.id;
+    END;
+    CREATE TRIGGER entry_gone_from_lanes AFTER DELETE ON entries
+    WHEN old.blocked IS NOT NULL BEGIN
+        DELETE FROM lanes WHERE entry = old.id;
+    END;
+"""
+
+MIGRATIONS: Final = (_VERSION_1, _VERSION_2, _VERSION_3)
 """A script for each version. A file of version n has had the first n."""

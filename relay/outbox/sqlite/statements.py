@@ -1,10 +1,12 @@
 """The SQL statements that add, claim and settle entries in SQLite."""
 
+from datetime import timedelta
 from functools import cache
 from typing import Final
 
 from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Arrival, State, StoredEntry
 from relay.outbox.sqlite.times import to_milliseconds
+from relay.throttle import LONGEST_WAIT
 
 _ADDED: Final = (
     "source, destination, message_id, state, collection, received_at, pending_since, attempts,"
@@ -63,24 +65,68 @@ def restored_row(entry: StoredEntry) -> tuple[str | int | bytes | None, ...]:
         keys.address,
         keys.email,
         entry.body,
+        entry.step,
     )
 
 
-NEW: Final = "SELECT message_id FROM entries WHERE :count > 0 AND id >= :first_id"
+_RESTORED: Final = f"{_ADDED}, step"
 
-_SELECT: Final = "SELECT id, source, message_id, received_at, attempts, crashes, body FROM entries"
+RESTORE: Final = f"""
+    INSERT INTO entries ({_RESTORED}) VALUES ({", ".join("?" * len(_RESTORED.split()))})
+    ON CONFLICT (message_id) DO NOTHING RETURNING id
+"""  # noqa: S608 (nothing but placeholders is put in)
+
+NEW: Final = "SELECT message_id, id FROM entries WHERE :count > 0 AND id >= :first_id"
+
+JOIN_LANES: Final = """
+    INSERT INTO lanes (lane, entry)
+    SELECT value ->> 0, value ->> 1 FROM json_each(:rows) ORDER BY key
+"""
+
+_CLAIMED: Final = (
+    "id, source, message_id, received_at, attempts, crashes, body, blocked IS NOT NULL, step,"
+    " failing_since"
+)
+
+_SELECT: Final = f"SELECT {_CLAIMED} FROM entries"  # noqa: S608 (nothing but a constant is put in)
 
 _IS_DUE: Final = """
     state = 'pending' AND destination = :destination
     AND id NOT IN (SELECT value FROM json_each(:held))
 """
 
-_IS_SUSPECT: Final = f"crashes >= {CRASHES_BEFORE_ISOLATION}"
+_IS_SUSPECT: Final = f"crashes >= {CRASHES_BEFORE_ISOLATION} AND blocked IS NOT 1"
 
 CLAIM: Final = f"""
     {_SELECT} WHERE {_IS_DUE} AND crashes < {CRASHES_BEFORE_ISOLATION}
     ORDER BY pending_since LIMIT :limit
 """
+
+_LONGEST_WAIT: Final = LONGEST_WAIT // timedelta(milliseconds=1)
+
+
+def _heads(when: str, order: str) -> str:
+    return f"""
+        SELECT * FROM (
+            SELECT id, max(pending_since, retry_at) AS due_since FROM entries
+            WHERE {_IS_DUE} AND crashes < {CRASHES_BEFORE_ISOLATION} AND blocked = 0 AND {when}
+            ORDER BY {order} LIMIT :limit
+        )
+    """  # noqa: S608 (nothing but constants is put in)
+
+
+# Three ranges of one index, so that no entry is looked at that is not due. The third is of times
+# that were set before the clock was set back.
+CLAIM_ORDERED: Final = f"""
+    WITH due AS (
+        {_heads("retry_at = 0", "pending_since")}
+        UNION ALL {_heads("retry_at > 0 AND retry_at <= :now", "retry_at")}
+        UNION ALL {_heads(f"retry_at > :now + {_LONGEST_WAIT}", "retry_at")}
+    ), oldest AS MATERIALIZED (
+        SELECT id, due_since FROM due ORDER BY due_since LIMIT :limit
+    )
+    SELECT {_CLAIMED} FROM oldest CROSS JOIN entries USING (id) ORDER BY due_since
+"""  # noqa: S608 (as above)
 
 # A random one: the same innocent suspect must not be claimed at every crash.
 CLAIM_SUSPECT: Final = f"""
@@ -116,6 +162,18 @@ NOTE_HISTORY: Final = """
     SELECT entries.id, :at, :what, :happened
     FROM json_each(:held) AS held JOIN entries ON entries.id = held.value ->> 0
     WHERE entries.message_id = held.value ->> 2 AND entries.state = 'pending'
+"""
+
+POSTPONE: Final = """
+    UPDATE entries SET retry_at = :retry_at, failing_since = :failing_since
+    FROM json_each(:held) AS held
+    WHERE entries.id = held.value ->> 0 AND entries.message_id = held.value ->> 2
+        AND entries.state = 'pending'
+"""
+
+ADVANCE: Final = """
+    UPDATE entries SET step = :step
+    WHERE id = :id AND message_id = :message_id AND state = 'pending'
 """
 
 PURGE: Final = """

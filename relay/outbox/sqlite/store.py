@@ -10,18 +10,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
 
 import apsw
 import structlog
-from msgspec import json
 
 from relay.errors import OutboxBrokenError, OutboxError, OutboxUnusableError
 from relay.events import Unusable
 from relay.outbox.counters import CounterRow
 from relay.outbox.entries import Arrival, Clock, Counts, Entry, LogState, Role, State, utc_now
 from relay.outbox.protocol import T
-from relay.outbox.sqlite import counters, statements, throttles
+from relay.outbox.sqlite import adding, counters, statements, throttles
 from relay.outbox.sqlite.checkpointer import LONG_BYTES, Checkpointer
 from relay.outbox.sqlite.claims import NO_LINEAGE, Claims, Prepared
 from relay.outbox.sqlite.connection import (
@@ -36,11 +34,10 @@ from relay.outbox.sqlite.entries import SqliteEntryStore
 from relay.outbox.sqlite.fileformat import log_of, size_on_disk
 from relay.outbox.sqlite.files import OutboxFiles, exposed, is_in_memory, kept, rescue
 from relay.outbox.sqlite.locks import RoleLocks, is_in_use
+from relay.outbox.sqlite.queries import as_json
 from relay.outbox.sqlite.schema import migrate
 from relay.outbox.sqlite.times import to_milliseconds
 from relay.throttle import DestinationStatus, Throttle
-
-_MOST_ROWS: Final = 2_000  # a statement; SQLite takes 32,766 variables
 
 _log = structlog.get_logger()
 
@@ -121,29 +118,15 @@ class SqliteOutbox:
 
     def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
         """See `Outbox.add`."""
-        new: list[bool] = []
         with self._disk.used(), self._writing:
-            for start in range(0, len(arrivals), _MOST_ROWS):
-                new += self._insert(arrivals[start : start + _MOST_ROWS])
-        return new
+            return adding.add(self._adder, arrivals)
 
-    def _insert(self, arrivals: Sequence[Arrival]) -> list[bool]:
-        values = [value for arrival in arrivals for value in statements.arrival_row(arrival)]
-        self._adder.execute(statements.add(len(arrivals)), values)  # a transaction by itself
-        count = self._adder.changes()
-        if count == len(arrivals):
-            return [True] * count
-        # SQLite numbers the rows of one statement in sequence.
-        first = {"count": count, "first_id": self._adder.last_insert_rowid() - count + 1}
-        rows: list[Any] = self._adder.execute(statements.NEW, first).fetchall()
-        inserted = {message_id for (message_id,) in rows}
-        new = []
-        for arrival in arrivals:
-            new.append(arrival.message_id in inserted)
-            inserted.discard(arrival.message_id)  # its copies in the same group are not new
-        return new
-
-    def changed(self, destination: str) -> bool:
+    def changed(
+        self,
+        destination: str,
+        *,
+        ordered: bool = False,  # noqa: ARG002 (as every store)
+    ) -> bool:
         """See `Outbox.changed`. SQLite knows that something was written, but not for which one."""
         with self._disk.used(), self._reading:
             version: int = self._reader.pragma("data_version")
@@ -151,9 +134,12 @@ class SqliteOutbox:
             self._seen_versions[destination] = version
         return version != seen
 
-    def claim(self, destination: str, limit: int, *, lease: timedelta) -> list[Entry]:
+    def claim(
+        self, destination: str, limit: int, *, lease: timedelta, ordered: bool = False
+    ) -> list[Entry]:
         """See `Outbox.claim`."""
-        return self._claim(statements.CLAIM, destination, limit, lease)
+        statement = statements.CLAIM_ORDERED if ordered else statements.CLAIM
+        return self._claim(statement, destination, limit, lease)
 
     def claim_suspect(self, destination: str, *, lease: timedelta) -> list[Entry]:
         """See `Outbox.claim_suspect`."""
@@ -163,7 +149,12 @@ class SqliteOutbox:
         self.lock_role(Role.FORWARDER)
         with self._disk.used(), self._claiming:
             self._count_crashes()
-            due = {"destination": destination, "held": self._claims.held(), "limit": limit}
+            due = {
+                "destination": destination,
+                "held": self._claims.held(),
+                "limit": limit,
+                "now": to_milliseconds(self._clock()),
+            }
             with self._reading:
                 rows = self._reader.execute(statement, due)
                 prepared = self._claims.prepare(rows, destination, lease)
@@ -218,58 +209,77 @@ class SqliteOutbox:
 
     def ack(self, entries: Sequence[Entry]) -> None:
         """See `Outbox.ack`."""
-        self._settle(entries, State.DELIVERED, delivered_at=to_milliseconds(self._clock()))
+        self._settle(entries, State.DELIVERED)
 
     def dead_letter(self, entry: Entry, fault: Unusable) -> None:
         """See `Outbox.dead_letter`."""
-        self._settle(
-            [entry],
-            State.DEAD,
-            history=("dead", fault.reason),
-            reason=fault.reason,
-            detail=fault.detail,
-        )
+        self._settle([entry], State.DEAD, fault=fault, event=("dead", fault.reason))
 
     def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
         """See `Outbox.release`."""
-        history = None if answer is None else ("posted", answer)
-        self._settle(entries, State.PENDING, history=history)
+        event = None if answer is None else ("posted", answer)
+        self._settle(entries, State.PENDING, event=event)
+
+    def postpone(
+        self, entry: Entry, *, retry_at: datetime, answer: str, failing_since: datetime
+    ) -> None:
+        """See `Outbox.postpone`."""
+        retry = (to_milliseconds(retry_at), to_milliseconds(failing_since))
+        self._settle([entry], State.PENDING, event=("posted", answer), retry=retry)
 
     def _settle(
         self,
         entries: Sequence[Entry],
         state: State,
         *,
-        history: tuple[str, str] | None = None,
-        delivered_at: int | None = None,
-        reason: str | None = None,
-        detail: str | None = None,
+        fault: Unusable | None = None,
+        event: tuple[str, str] | None = None,
+        retry: tuple[int, int] | None = None,
     ) -> None:
+        """Bring entries into the state.
+
+        Args:
+            entries: the entries, of which those are left alone that another worker has claimed.
+            state: their new state.
+            fault: why they are dead letters.
+            event: what happened, and its detail, for their histories.
+            retry: when they are due again, and since when they fail.
+        """
         with self._disk.used(), self._claiming:
             own = [entry for entry in entries if self._claims.holds(entry)]
-            settled = {
-                "held": _json([(entry.id, entry.attempts, entry.message_id) for entry in own]),
+            now = to_milliseconds(self._clock())
+            settled: dict[str, int | str | None] = {
+                "held": as_json([(entry.id, entry.attempts, entry.message_id) for entry in own]),
                 "state": state,
-                "delivered_at": delivered_at,
-                "reason": reason,
-                "detail": detail,
+                "delivered_at": now if state is State.DELIVERED else None,
+                "reason": fault.reason if fault else None,
+                "detail": fault.detail if fault else None,
             }
             if state is State.PENDING:
                 self._claims.release(own)  # even if that cannot be written
             with self._writing:
-                if history is None:
+                if event is None:
                     self._settler.execute(statements.SETTLE, settled)
                 else:
-                    what, happened = history
-                    noted = {"at": to_milliseconds(self._clock()), "what": what}
+                    what, happened = event
+                    settled |= {"at": now, "what": what, "happened": happened}
                     with self._settler:
                         # Before the update: it needs to know which entries are still pending.
-                        self._settler.execute(
-                            statements.NOTE_HISTORY, settled | noted | {"happened": happened}
-                        )
+                        self._settler.execute(statements.NOTE_HISTORY, settled)
                         self._settler.execute(statements.SETTLE, settled)
+                        if retry:
+                            settled |= {"retry_at": retry[0], "failing_since": retry[1]}
+                            self._settler.execute(statements.POSTPONE, settled)
             if state is not State.PENDING:
                 self._claims.forget(own)
+
+    def advance(self, entry: Entry, step: int) -> None:
+        """See `Outbox.advance`."""
+        with self._disk.used(), self._claiming:
+            if self._claims.holds(entry):
+                advanced = {"id": entry.id, "message_id": entry.message_id, "step": step}
+                with self._writing:
+                    self._settler.execute(statements.ADVANCE, advanced)
 
     def throttle(self, destination: str, change: Callable[[Throttle, float], T]) -> T:
         """See `Outbox.throttle`."""
@@ -362,7 +372,3 @@ class SqliteOutbox:
             _log.error("outbox.rescued", file=str(rescued), next=f"relay restore {rescued}")
         except (OSError, apsw.Error) as error:
             _log.critical("outbox.not_rescued", error=f"{type(error).__name__}: {error}")
-
-
-def _json(value: object) -> str:
-    return json.encode(value).decode()
