@@ -95,14 +95,24 @@ class UnavailableError(DestinationError):
         retry_after: how long the destination asked relay to wait; None if it did not.
         affects_all: whether nothing else would be accepted either; if not, it may be this batch
             that the destination fails at.
+        may_have_arrived: whether the destination may have taken the batch all the same.
+        too_many: whether the destination says that it gets too many requests.
     """
 
     def __init__(
-        self, answer: str, *, retry_after: timedelta | None = None, affects_all: bool = True
+        self,
+        answer: str,
+        *,
+        retry_after: timedelta | None = None,
+        affects_all: bool = True,
+        may_have_arrived: bool = False,
+        too_many: bool = False,
     ) -> None:
         super().__init__(answer)
         self.retry_after = retry_after
         self.affects_all = affects_all
+        self.may_have_arrived = may_have_arrived
+        self.too_many = too_many
 
 
 class RefusedError(DestinationError):

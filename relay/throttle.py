@@ -23,6 +23,10 @@ _ROUNDING: Final = 0.001
 _PROBE_UNDER_WAY: Final = 0.25
 
 
+STRAYS: Final = 3
+"""A destination that fails at so many entries, one after the other, is down."""
+
+
 class Permit(Struct, frozen=True):
     """Permission to send one request. Report its answer to the `Throttle` that gave it.
 
@@ -69,6 +73,8 @@ class Throttle(Struct):
         hold: the destination's answer if forwarding to it is on hold; otherwise None.
         answer: the latest answer.
         answered_at: when it came.
+        accepted_at: when the destination last accepted a request; None before the first.
+        strays: the entries at which the destination has failed since.
     """
 
     taken_at: list[float] = []
@@ -79,6 +85,8 @@ class Throttle(Struct):
     hold: str | None = None
     answer: str | None = None
     answered_at: float = 0.0
+    accepted_at: float | None = None
+    strays: list[int] = []
 
     @property
     def probing(self) -> bool:
@@ -116,6 +124,28 @@ class Throttle(Struct):
             self._start_generation(next_at=0.0)
             self.failures = 0
             self.hold = None
+
+    def accepted(self, at: float) -> None:
+        """Note that the destination accepted a request."""
+        self.accepted_at = at
+        self.strays = []
+
+    def failed_at(
+        self,
+        entry: int,
+        permit: Permit,
+        now: float,
+        answer: str,
+        retry_after: timedelta | None,
+        jitter: Callable[[float], float] = backoff.full_jitter,
+    ) -> None:
+        """Note a failure at one entry; back off if the destination fails at others, too."""
+        if entry not in self.strays:
+            self.strays = [*self.strays, entry][-STRAYS:]
+        if permit.probe or len(self.strays) == STRAYS:
+            self.failed(permit, now, answer, retry_after, jitter)
+        else:
+            self.record(answer, now)
 
     def failed(
         self,

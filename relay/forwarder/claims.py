@@ -1,21 +1,22 @@
 """Claims: entries leased from the outbox, rendered and cut into batches."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 from msgspec import Struct, field
 
-from relay.destinations import Destination, batches
+from relay.destinations import Destination
 from relay.errors import OutboxError
 from relay.events import DeadReason, Unusable
+from relay.forwarder.batches import Batch, in_batches
 from relay.forwarder.permits import Permits
 from relay.forwarder.unsettled import UnsettledEntries
 from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Entry
 from relay.outbox.protocol import Outbox
-from relay.routes import Routes
+from relay.routes import Rendered, Routes
 from relay.throttle import Permit
 
 LEASE: Final = timedelta(seconds=60)
@@ -28,8 +29,6 @@ A crash while it is rendered counts. A crash while it is sent counts if the supe
 _LARGE_CLAIM_BYTES: Final = 2**20  # an outbox may cut a claim short at this size
 
 _log = structlog.get_logger()
-
-Batch = list[tuple[Entry, bytes]]
 
 
 class Claim(Struct):
@@ -79,6 +78,7 @@ class Claims:
     ) -> None:
         self._outbox = outbox
         self._name = destination.name
+        self._ordered = destination.ordered
         self._limits = destination.limits
         self._routes = routes
         self._unsettled = unsettled
@@ -96,7 +96,8 @@ class Claims:
         claim = self._take(permit, self._lease_suspect)
         if claim is None or not claim.batches:
             return claim
-        ((suspect, encoded),) = claim.batches.pop()
+        (batch,) = claim.batches
+        (suspect,) = batch.entries
         try:
             # It has been rendered without a crash. If this process ends while it waits for the
             # destination, most likely all of relay ends, and that must not count against it.
@@ -106,7 +107,7 @@ class Claims:
             raise
         self._unsettled.replace(suspect)
         claim.entries = [suspect]
-        claim.batches.append([(suspect, encoded)])
+        batch.entries = [suspect]
         return claim
 
     def end(self, claim: Claim) -> None:
@@ -116,23 +117,48 @@ class Claims:
             claim.permit = None
         left = [entry for entry in claim.entries if entry in self._unsettled]
         if left:
-            self._unsettled.settle(left)
-            self._outbox.release(left)
+            self.release(left)
+
+    def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
+        """Make entries due at once; see `Outbox.release`."""
+        self._unsettled.settle(entries)
+        self._outbox.release(entries, answer)
+
+    def postpone(
+        self, entry: Entry, *, retry_at: datetime, answer: str, failing_since: datetime
+    ) -> None:
+        """Make the entry due at a time; see `Outbox.postpone`."""
+        self._unsettled.settle([entry])
+        self._outbox.postpone(entry, retry_at=retry_at, answer=answer, failing_since=failing_since)
+
+    def ack(self, entries: Sequence[Entry], note: str | None = None) -> None:
+        """Settle entries as delivered; see `Outbox.ack`."""
+        self._outbox.ack(entries, note)
+        self._settled(entries)
+
+    def advance(self, entry: Entry, step: int) -> None:
+        """Note that so many of the entry's messages are sent; see `Outbox.advance`."""
+        self._outbox.advance(entry, step)
 
     def dead_letter(self, entry: Entry, fault: Unusable) -> None:
         """Make the entry a dead letter, and log it."""
         self._outbox.dead_letter(entry, fault)
-        self._unsettled.settle([entry])
+        self._settled([entry])
         if fault.reason is DeadReason.IGNORED:  # by a setting
             _log.info("forward.ignored", message_id=entry.message_id, detail=fault.detail)
         else:
             _log.warning("forward.dead_letter", message_id=entry.message_id, reason=fault.reason)
 
+    def _settled(self, entries: Sequence[Entry]) -> None:
+        self._unsettled.settle(entries)
+        if self._ordered:
+            self.more_are_due = True  # what waited behind them in their lanes
+
     def _take(self, permit: Permit, lease: Callable[[], list[Entry]]) -> Claim | None:
         claim = Claim(permit=permit, ends_at=self._clock() + LEASE.total_seconds())
         try:
             claim.entries = self._unsettled.claim(self._name, lease) or []
-            claim.batches.extend(batches(self._encoded(claim.entries), self._limits))
+            claim.batches.extend(in_batches(self._rendered(claim.entries), self._limits))
         except Exception:  # a suspect waits for as long as any entry is unsettled
             self.end(claim)
             raise
@@ -142,7 +168,7 @@ class Claims:
 
     def _lease_due(self) -> list[Entry]:
         most = self._limits.batch_messages
-        entries = self._outbox.claim(self._name, most, lease=LEASE)
+        entries = self._outbox.claim(self._name, most, lease=LEASE, ordered=self._ordered)
         size = sum(len(entry.body) for entry in entries)
         self.more_are_due = len(entries) == most or size > _LARGE_CLAIM_BYTES
         return entries
@@ -150,8 +176,8 @@ class Claims:
     def _lease_suspect(self) -> list[Entry]:
         return self._outbox.claim_suspect(self._name, lease=LEASE)
 
-    def _encoded(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes]]:
-        """Yield each entry with its encoded message; dead-letter those that have none."""
+    def _rendered(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Rendered]]:
+        """Yield each entry with its messages; dead-letter those that have none."""
         for entry in entries:
             if entry.crashes >= CRASHES_BEFORE_ISOLATION + CRASHES_IN_ISOLATION:
                 detail = f"relay crashed {CRASHES_IN_ISOLATION} times with no other entry claimed"
@@ -161,4 +187,4 @@ class Claims:
             if isinstance(rendered, Unusable):
                 self.dead_letter(entry, rendered)
             else:
-                yield entry, rendered.messages[0].encoded
+                yield entry, rendered

@@ -9,6 +9,7 @@ import structlog
 
 from relay.backoff import full_jitter
 from relay.errors import OutboxError
+from relay.outbox.entries import Entry
 from relay.outbox.protocol import Outbox
 from relay.throttle import Permit, Throttle
 
@@ -42,6 +43,7 @@ class Permits:
         self._jitter = jitter
         self._unreported: deque[Callable[[Throttle, float], None]] = deque()
         self._latest: tuple[str, float] | None = None
+        self._accepted_at: float | None = None
 
     def acquire(self) -> Permit | float:
         """Return a permit, or the seconds after which to ask again.
@@ -57,7 +59,8 @@ class Permits:
         self._report(lambda throttle, _: throttle.release(permit))
 
     def succeeded(self, permit: Permit) -> None:
-        """Report that the destination took the request, which matters only to a probe."""
+        """Report that the destination took the request: of a probe at once, else in time."""
+        self._accepted_at = self._clock()
         if permit.probe:
             self._report(lambda throttle, _: throttle.succeeded(permit))
 
@@ -65,6 +68,24 @@ class Permits:
         """Report that the destination is unavailable."""
         jitter = self._jitter
         self._report(lambda t, now: t.failed(permit, now, answer, retry_after, jitter))
+
+    def failed_at(
+        self, entry: Entry, permit: Permit, answer: str, retry_after: timedelta | None
+    ) -> timedelta | None:
+        """Report that the destination failed at an entry, and may take others.
+
+        Return how long ago it last took one; None if that is not known.
+        """
+        ago: timedelta | None = None
+
+        def fail(throttle: Throttle, now: float) -> None:
+            nonlocal ago
+            throttle.failed_at(entry.id, permit, now, answer, retry_after, self._jitter)
+            if throttle.accepted_at is not None:
+                ago = timedelta(seconds=max(0, now - throttle.accepted_at))
+
+        self._report(fail)
+        return ago
 
     def refused(self, permit: Permit, answer: str) -> None:
         """Report that the destination refuses relay."""
@@ -75,16 +96,29 @@ class Permits:
         self._latest = answer, self._clock()
 
     def _acquire(self, throttle: Throttle, now: float) -> Permit | float:
+        self._catch_up(throttle, now)
+        return throttle.acquire(now, self._requests_per_second)
+
+    def _catch_up(self, throttle: Throttle, now: float) -> None:
+        """Note what has happened since the throttle was last changed."""
+        late = self._clock() - now
+        accepted_at, self._accepted_at = self._accepted_at, None
+        if accepted_at is not None:
+            throttle.accepted(accepted_at - late)
         latest, self._latest = self._latest, None
         if latest:
             answer, at = latest
-            throttle.record(answer, now - (self._clock() - at))
-        return throttle.acquire(now, self._requests_per_second)
+            throttle.record(answer, at - late)
 
     def _report(self, change: Callable[[Throttle, float], None]) -> None:
         """Change the throttle, or once the outbox is back: others may wait for a probe's answer."""
+
+        def caught_up(throttle: Throttle, now: float) -> None:
+            self._catch_up(throttle, now)
+            change(throttle, now)
+
         try:
-            self._outbox.throttle(self._destination, change)
+            self._outbox.throttle(self._destination, caught_up)
         except OutboxError as error:
             self._unreported.append(change)
             _log.warning(

@@ -46,12 +46,12 @@ class DyingOutbox:
             die()
         return entries
 
-    def ack(self, entries: Sequence[Entry]) -> None:
+    def ack(self, entries: Sequence[Entry], note: str | None = None) -> None:
         if self._step == "answered":
             die()
         if self._step == "settling":
             threading.Timer(Random().uniform(0, 0.002), die).start()  # noqa: S311 (no secret)
-        self._outbox.ack(entries)
+        self._outbox.ack(entries, note)
         die()
 
 

@@ -418,11 +418,11 @@ class MortalOutbox(SqliteOutbox):
 
     dead = False
 
-    def ack(self, entries: Sequence[Entry]) -> None:
+    def ack(self, entries: Sequence[Entry], note: str | None = None) -> None:
         """See `Outbox.ack`."""
         if self.dead:
             raise OutboxError("dead")
-        super().ack(entries)
+        super().ack(entries, note)
 
     def release(self, entries: Sequence[Entry], answer: str | None = None) -> None:
         """See `Outbox.release`."""

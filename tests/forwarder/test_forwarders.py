@@ -246,7 +246,7 @@ def test_a_claim_that_fails_leaves_nothing_unsettled(
         outbox.add([arrival("vero", "segment", n) for n in range(3)])
         forwarder = Forwarder(outbox, to_both.destinations[0], to_both, unsettled=unsettled)
         with monkeypatch.context() as patched:
-            patched.setattr(claims, "batches", fail)
+            patched.setattr(claims, "in_batches", fail)
             with pytest.raises(MemoryError):
                 forwarder.step()
         left = len(unsettled)
