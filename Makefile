@@ -13,15 +13,16 @@ VENV := .venv
 # Most tests wait for something; more of them at a time than there are cores take half as long.
 WORKERS ?= 4
 BIN := $(VENV)/bin
+SERVES := $(SEGMENT_WRITE_KEY)$(VERO_AUTH_TOKEN)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-run: $(VENV)/run  ## relay serve with SEGMENT_WRITE_KEY set, otherwise the demo
-	@exec $(BIN)/relay $(if $(SEGMENT_WRITE_KEY),serve,demo)
+run: $(VENV)/$(if $(SERVES),run,demo)  ## relay serve with SEGMENT_WRITE_KEY or VERO_AUTH_TOKEN set, otherwise the demo
+	@exec $(BIN)/relay $(if $(SERVES),serve,demo)
 
-demo: $(VENV)/run  ## the real relay between a stand-in for Vero and one for Segment
+demo: $(VENV)/demo  ## the real relay between stand-ins for Vero and Segment, both ways
 	@exec $(BIN)/relay demo
 
 check: lint types imports  ## lint, types, imports and the quick tests, in about a minute
@@ -58,10 +59,12 @@ format: $(VENV)/dev  ## format, and mend what lint can mend
 
 bench: $(VENV)/dev  ## CPU, rate, latency and loss beside the script one would write instead
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.calls
 
 lock: $(VENV)/dev  ## lock the newest allowed version of every dependency
 	$(BIN)/uv pip compile pyproject.toml --group build -o requirements.txt $(LOCK)
 	$(BIN)/uv pip compile pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt $(LOCK)
+	$(BIN)/uv pip compile --group demo -c requirements-dev.txt -o requirements-demo.txt $(LOCK)
 
 LOCK := --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-config \
 	--no-header --quiet
@@ -73,6 +76,10 @@ $(VENV)/run: requirements.txt pyproject.toml | $(VENV)/made
 	@echo "Setting up $(VENV) (once, about a minute) ..."
 	@$(PIP) install --require-hashes -r requirements.txt
 	@$(PIP) install --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+$(VENV)/demo: requirements-demo.txt $(VENV)/run
+	@$(PIP) install --require-hashes -r requirements-demo.txt
 	@touch $@
 
 $(VENV)/dev: requirements-dev.txt $(VENV)/run

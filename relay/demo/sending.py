@@ -1,4 +1,4 @@
-"""The stand-in for Vero, which posts made-up webhooks to relay."""
+"""Posts made-up webhooks to relay, as Vero does."""
 
 import json
 import threading

@@ -1,10 +1,10 @@
-"""The stand-in for Segment, which is down now and then."""
+"""The stand-ins for Segment, which is down now and then, and for Vero."""
 
 import gzip
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Self
 
@@ -21,22 +21,23 @@ _OUTAGE_EVERY_SECONDS: Final = 30
 _OUTAGE_SECONDS: Final = 4
 
 
-class SegmentStandIn:
-    """Segment's Tracking API on loopback; while it is `down` it answers 503."""
+class StandIn:
+    """An HTTP server on loopback.
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.down = False
-        self._refused_some = False
-        self._ledger = ledger
+    Args:
+        routes: what it serves.
+    """
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._app = Starlette(routes=routes)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     @contextmanager
     def running(self) -> Iterator[Self]:
         """Serve requests, in a thread."""
-        app = Starlette(routes=[Route("/v1/batch", self._batch, methods=["POST"])])
         server = uvicorn.Server(
-            uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
+            uvicorn.Config(self._app, lifespan="off", log_config=None, access_log=False)
         )
         thread = threading.Thread(target=server.run, args=([self._listener],), daemon=True)
         thread.start()
@@ -45,6 +46,16 @@ class SegmentStandIn:
         finally:
             server.should_exit = True
             thread.join()
+
+
+class SegmentStandIn(StandIn):
+    """Segment's Tracking API; while it is `down` it answers 503."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__([Route("/v1/batch", self._batch, methods=["POST"])])
+        self.down = False
+        self._refused_some = False
+        self._ledger = ledger
 
     async def _batch(self, request: Request) -> JSONResponse:
         body = await request.body()
@@ -55,6 +66,19 @@ class SegmentStandIn:
         messages = json.loads(gzip.decompress(body))["batch"]
         await run_in_threadpool(self._ledger.arrived, messages, after_outage=after_outage)
         return JSONResponse({"success": True})
+
+
+class VeroStandIn(StandIn):
+    """Vero's Track API, which takes everything."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__([Route("/api/v2/{path:path}", self._take, methods=["POST", "PUT"])])
+        self._ledger = ledger
+
+    async def _take(self, request: Request) -> JSONResponse:
+        path, body = request.path_params["path"], json.loads(await request.body())
+        await run_in_threadpool(self._ledger.requested, path, body)
+        return JSONResponse({"status": 200, "message": "Success."})
 
 
 def outages(segment: SegmentStandIn, ledger: Ledger, stopping: threading.Event) -> None:

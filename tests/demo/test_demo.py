@@ -285,10 +285,12 @@ def test_the_demo_shows_delivered_events_and_ends_cleanly(tmp_path: Path) -> Non
     with _demo(tmp_path, "--port", "0") as process:
         assert process.stdout
         shown = next((line for line in process.stdout if " accepted Email " in line), "")
+        called = next((line for line in process.stdout if "() " in line), "")
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate()
 
     assert re.search(r"accepted Email \w.* userId \d+ .*\d\.\d\d s$", shown)
+    assert re.search(r"identify\(\) +\S+ +accepted users/track +id ", called)
     assert "webhooks sent: " in rest
     assert (process.returncode, errors) == (0, "")
     assert list(tmp_path.iterdir()) == []
