@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import click
 import uvloop
 
-from bench.webhooks import body, templates
+from bench.webhooks import body
 
 _WRK: Final = shutil.which("wrk")
 _SCRIPT: Final = Path(__file__).with_name("webhooks.lua")
@@ -44,11 +44,11 @@ class Load:
     failed: int
 
 
-def load(url: str, *, connections: int, seconds: float, first: int) -> Load:
-    """Post webhooks, numbered from `first` on, each as soon as the one before is answered."""
+def load(url: str, bodies: Sequence[str], *, connections: int, seconds: float, first: int) -> Load:
+    """Post the bodies in turn, numbered from `first` on, each once the one before is answered."""
     if _WRK:
-        return _wrk(_WRK, url, connections=connections, seconds=seconds, first=first)
-    exact = post(url, connections=connections, seconds=seconds, first=first)
+        return _wrk(_WRK, url, bodies, connections=connections, seconds=seconds, first=first)
+    exact = post(url, bodies, connections=connections, seconds=seconds, first=first)
     percentiles = statistics.quantiles(exact.milliseconds, n=100)
     accepted = len(exact.accepted)
     return Load(
@@ -56,9 +56,11 @@ def load(url: str, *, connections: int, seconds: float, first: int) -> Load:
     )
 
 
-def _wrk(wrk: str, url: str, *, connections: int, seconds: float, first: int) -> Load:
+def _wrk(
+    wrk: str, url: str, bodies: Sequence[str], *, connections: int, seconds: float, first: int
+) -> Load:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.writelines(f"{template}\n" for template in templates())
+        file.writelines(f"{template}\n" for template in bodies)
         file.flush()
         options = ("-t1", f"-c{connections}", f"-d{round(seconds)}s", "-s", str(_SCRIPT))
         run = subprocess.run(  # noqa: S603 (our own command)
@@ -92,22 +94,27 @@ class Posted:
 
 def post(
     url: str,
+    bodies: Sequence[str],
     *,
     connections: int,
     seconds: float,
     first: int,
     kill: Callable[[], None] | None = None,
 ) -> Posted:
-    """Post webhooks for so many seconds; then call `kill`, if given, in the middle of requests."""
-    return uvloop.run(_post(url, connections, seconds, first, kill))
+    """Post the bodies in turn for so many seconds; then call `kill`, if given, amid requests."""
+    return uvloop.run(_post(url, bodies, connections, seconds, first, kill))
 
 
 async def _post(
-    url: str, connections: int, seconds: float, first: int, kill: Callable[[], None] | None
+    url: str,
+    bodies: Sequence[str],
+    connections: int,
+    seconds: float,
+    first: int,
+    kill: Callable[[], None] | None,
 ) -> Posted:
     posted = Posted()
     numbers = count(first)
-    bodies = templates()
     address = urlsplit(url)
     head = f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: %d\r\n\r\n"
     started = time.monotonic()

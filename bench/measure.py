@@ -11,6 +11,7 @@ from typing import Final
 from bench import load
 from bench.peers import Peer, Process
 from bench.segment import StandIn
+from bench.webhooks import templates
 
 _WARM_UP_SECONDS: Final = 2
 _LOSS_CONNECTIONS: Final = 32
@@ -91,7 +92,7 @@ def _load(
     """Return the result of the load, and how many webhooks were answered 2xx and not delivered."""
     first = next(_first_numbers)
     url = process.url + peer.path
-    result = load.load(url, connections=connections, seconds=seconds, first=first)
+    result = load.load(url, templates(), connections=connections, seconds=seconds, first=first)
     if not peer.forwards:
         return result, 0
     # wrk does not count the requests under way at its end, so a few more may be delivered.
@@ -108,6 +109,7 @@ def loss(peer: Peer, stand_in: StandIn, scenario: Scenario) -> Loss:
         stand_in.set_well(well=not scenario.outage)
         accepted = load.post(
             process.url + peer.path,
+            templates(),
             connections=_LOSS_CONNECTIONS,
             seconds=_LOSS_SECONDS,
             first=first,

@@ -51,18 +51,19 @@ class Peer:
         return Process(self.arguments, environ, directory / f"{self.name}.log")
 
 
-def _uvicorn(app: str) -> tuple[str, ...]:
+def uvicorn(app: str) -> tuple[str, ...]:
+    """Return the arguments that serve an ASGI application."""
     choices = ("--loop", "uvloop", "--http", "httptools", "--no-access-log")
     return ("-m", "uvicorn", app, *choices, "--log-level", "warning")
 
 
-SCRIPT: Final = Peer("script", _uvicorn("bench.script:app"))
+SCRIPT: Final = Peer("script", uvicorn("bench.script:app"))
 RELAY: Final = Peer(
     "relay",
     ("-m", "relay", "serve"),
     path=f"/webhooks/vero/{_SECRET}",
 )
-BARE: Final = Peer("bare", _uvicorn("bench.bare:app"), forwards=False)
+BARE: Final = Peer("bare", uvicorn("bench.bare:app"), forwards=False)
 STAND_IN: Final = ("-m", "bench.segment")
 
 
@@ -84,7 +85,7 @@ class Process:
         self._listens = listens
         port = ("--port", str(self.port)) if listens else ()
         self._command = (sys.executable, *arguments, *port)
-        ours = ("SEGMENT_", "RELAY_", "PORT", "DYNO", "DATABASE_URL")
+        ours = ("SEGMENT_", "RELAY_", "VERO_", "PORT", "DYNO", "DATABASE_URL")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self._environ = {**kept, **environ}
         self._log = log
