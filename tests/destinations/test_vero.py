@@ -278,6 +278,8 @@ def test_what_may_be_due_to_one_call_holds_only_that_one(
 
     assert isinstance(found, UnavailableError)
     assert found.affects_all == affects_all
+    assert found.too_many == affects_all
+    assert found.may_have_arrived != affects_all
 
 
 def test_a_host_that_cannot_be_reached_affects_all() -> None:
@@ -287,6 +289,7 @@ def test_a_host_that_cannot_be_reached_affects_all() -> None:
             vero.send(messages(TRACK, vero))
 
         assert caught.value.affects_all
+        assert not caught.value.may_have_arrived
 
 
 def test_a_call_that_is_never_answered_holds_only_itself() -> None:
@@ -297,6 +300,7 @@ def test_a_call_that_is_never_answered_holds_only_itself() -> None:
 
     assert str(caught.value) == "TimeoutError"
     assert not caught.value.affects_all
+    assert caught.value.may_have_arrived
 
 
 @pytest.mark.parametrize("status", [404, 405, 410])

@@ -59,13 +59,16 @@ def _meaning(
     if _is_about_the_call(status, response, text):
         done_if_repeated = status in _ALREADY_DONE.get(path, ())
         return RejectedError(answer, text=text[:MAX_QUOTED], done_if_repeated=done_if_repeated)
+    too_many = status == HTTPStatus.TOO_MANY_REQUESTS
     if status in _TEMPORARY or (
         status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PERMANENT
     ):
         return UnavailableError(
             answer,
             retry_after=retry_after(response.headers.get("Retry-After")),
-            affects_all=status == HTTPStatus.TOO_MANY_REQUESTS,
+            affects_all=too_many,
+            may_have_arrived=not too_many,
+            too_many=too_many,
         )
     # 401, 403, 405, 410, 501, 505, redirects, and every status that Vero does not document:
     # waiting behind a hold loses nothing.

@@ -196,8 +196,10 @@ class VeroDestination:
         except UnusableUrlError as error:
             raise RefusedError(str(error)) from None
         except HttpError as error:
-            affects_all = str(error).startswith(_NOT_CONNECTED)
-            raise UnavailableError(str(error), affects_all=affects_all) from None
+            not_sent = str(error).startswith(_NOT_CONNECTED)
+            raise UnavailableError(
+                str(error), affects_all=not_sent, may_have_arrived=not not_sent
+            ) from None
 
     def _masked(self, text: str) -> str:
         """Return the text without the token, which answers may repeat."""
