@@ -19,17 +19,17 @@ from typing import Final
 from urllib.request import urlopen
 
 import click
-from relay.destinations.vero import VeroDestination
-from relay.destinations.vero.settings import VeroDestinationSettings
-from relay.sources.segment import SegmentSource
-from relay.sources.segment.settings import SegmentSourceSettings
 
 from bench import load
 from bench.peers import Process, uvicorn
 from bench.webhooks import templates
+from relay.destinations.vero import VeroDestination
+from relay.destinations.vero.settings import VeroDestinationSettings
 from relay.outbox import open_outbox
 from relay.outbox.entries import Arrival
 from relay.routes import Route
+from relay.sources.segment import SegmentSource
+from relay.sources.segment.settings import SegmentSourceSettings
 
 _KEY: Final = "a-write-key-for-the-bench"
 _SECRET: Final = "a-secret-for-the-bench"  # noqa: S105 (guards nothing)

@@ -183,8 +183,13 @@ class Outbox(Protocol):
         """Return whether any suspect of the destination is due."""
         ...
 
-    def ack(self, entries: Sequence[Entry]) -> None:
-        """Settle entries as delivered, unless another worker has claimed them since."""
+    def ack(self, entries: Sequence[Entry], note: str | None = None) -> None:
+        """Settle entries as delivered, unless another worker has claimed them since.
+
+        Args:
+            entries: entries of one claim.
+            note: what is remarkable about it, for their histories; None if nothing is.
+        """
         ...
 
     def dead_letter(self, entry: Entry, fault: Unusable) -> None:

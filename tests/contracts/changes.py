@@ -95,6 +95,22 @@ class ChangesContract:
 
         assert happened == ["delivered", "replayed"] * 3
 
+    def test_a_delivery_with_a_note_has_it_in_the_history(self, outbox: Outbox) -> None:
+        outbox.add([arrival("a"), arrival("b")])
+        first, second = outbox.claim("segment", 2, lease=MINUTE)
+        outbox.ack([first], "sent twice")
+        outbox.ack([second])
+        histories = {
+            entry.message_id: [(event.what, event.detail) for event in entry.history]
+            for entry in by_name(outbox.entries).values()
+        }
+
+        assert histories == {
+            first.message_id: [("posted", "sent twice")],
+            second.message_id: [],
+        }
+        assert states(outbox)["delivered"] == 2
+
     def test_only_delivered_and_dead_entries_are_requeued(
         self, outbox: Outbox, clock: Clock
     ) -> None:

@@ -38,12 +38,14 @@ class Said:
     name: ClassVar[str] = "said"
     destination: ClassVar[str] = "ordered"
     settings_model: ClassVar[type[BaseModel]] = NoSettings
+    methods: ClassVar[tuple[str, ...]] = ("POST",)
+    takes_webhooks: ClassVar[bool] = True
     signs_body: ClassVar[bool] = False
     blocks_on_error: ClassVar[bool] = False
     curl: ClassVar[str] = "curl"
     example: ClassVar[str] = "{}"
     configured: ClassVar[bool] = True
-    integrations: ClassVar[dict[str, bool]] = {}
+    integrations: ClassVar[Mapping[str, bool]] = {}
 
     def __init__(self, settings: NoSettings | None = None) -> None:
         """Need no settings."""
@@ -151,8 +153,12 @@ class Ordered:
             self.requests.append((who, what))
             self.judge(who, what)
 
-    def connect(self) -> None:
+    def privilege(self, event: Call) -> None:
+        """See `Destination.privilege`."""
+
+    def connect(self) -> str:
         """See `Destination.connect`."""
+        return "can be reached"
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -196,7 +202,7 @@ class Relay:
             arrival = self.routes["said"].accept(json.encode(call), self.clock.now())
             assert not hasattr(arrival, "setting")
             arrivals.append(arrival)
-        assert all(self.outbox.add(arrivals))  # type: ignore[arg-type]
+        assert all(self.outbox.add(arrivals))
 
     def forward(self) -> None:
         """Step until nothing is due."""

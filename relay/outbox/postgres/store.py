@@ -206,9 +206,10 @@ class PostgresOutbox:
         }
         return [entry_from_row(row) for row in self._run(statement, claim, flushed=flushed)]
 
-    def ack(self, entries: Sequence[Entry]) -> None:
+    def ack(self, entries: Sequence[Entry], note: str | None = None) -> None:
         """See `Outbox.ack`."""
-        self._settle(entries, State.DELIVERED)
+        event = None if note is None else ("posted", note)
+        self._settle(entries, State.DELIVERED, event=event)
 
     def dead_letter(self, entry: Entry, fault: Unusable) -> None:
         """See `Outbox.dead_letter`."""

@@ -207,9 +207,10 @@ class SqliteOutbox:
         with self._writing:
             self._settler.execute("UPDATE status SET claims = ?", (claims,))
 
-    def ack(self, entries: Sequence[Entry]) -> None:
+    def ack(self, entries: Sequence[Entry], note: str | None = None) -> None:
         """See `Outbox.ack`."""
-        self._settle(entries, State.DELIVERED)
+        event = None if note is None else ("posted", note)
+        self._settle(entries, State.DELIVERED, event=event)
 
     def dead_letter(self, entry: Entry, fault: Unusable) -> None:
         """See `Outbox.dead_letter`."""
