@@ -28,7 +28,7 @@ demo: $(VENV)/demo  ## the real relay between stand-ins for Vero and Segment, bo
 check: lint types imports  ## lint, types, imports and the quick tests, in about a minute
 	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal -m "not (browser or fault or postgres or slow)"
 
-test: $(VENV)/dev  ## the whole test suite, and how much of relay it runs in its own processes
+test: $(VENV)/dev  ## the whole test suite, and how much of relay its quick tests run in their own processes
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal
 	$(BIN)/coverage combine --quiet

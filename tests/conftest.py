@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from coverage import Coverage
 from hypothesis import settings
 
 from tests.harness.fakes import SegmentServer
@@ -81,6 +82,20 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("postgres")
     if "browser" in fixtures:
         item.add_marker("browser")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Measure coverage in quick tests only: it would double the time of the others."""
+    coverage = Coverage.current()
+    measured = not (item.get_closest_marker("slow") or item.get_closest_marker("fault"))
+    if coverage is None or measured:
+        return (yield)
+    coverage.stop()
+    try:
+        return (yield)
+    finally:
+        coverage.start()
 
 
 @pytest.hookimpl(trylast=True)
