@@ -104,10 +104,10 @@ MUTANTS = [
     ),
     Mutant(
         "settled before it is posted",
-        "forwarder/forwarder.py",
-        "                try:\n                    self._send(batch, permit)",
-        "                try:\n                    self._ack(entries, claim.ends_at)\n"
-        "                    self._send(batch, permit)",
+        "forwarder/delivery.py",
+        "        try:\n            self._send(batch)\n",
+        "        try:\n            self._claims.ack(batch.entries)\n"
+        "            self._send(batch)\n",
         "tests/faults/test_kills.py -k sqlite",
     ),
     Mutant(
@@ -210,11 +210,11 @@ MUTANTS = [
     ),
     Mutant(
         "a rejected batch dies whole",
-        "forwarder/forwarder.py",
-        "                    if len(batch) == 1:\n",
-        "                    for entry in entries[1:]:\n"
-        '                        self._bury(entry, Unusable(DeadReason.REJECTED, ""))\n'
-        "                    if True:\n",
+        "forwarder/delivery.py",
+        "        if len(batch.entries) > 1:\n            claim.batches.extendleft",
+        "        if len(batch.entries) > 1:\n            for entry in batch.entries:\n"
+        '                self._claims.dead_letter(entry, Unusable(DeadReason.REJECTED, ""))\n'
+        "            return\n            claim.batches.extendleft",
         "tests/forwarder/test_forwarder.py -k guilty",
     ),
     Mutant(
@@ -438,9 +438,37 @@ MUTANTS = [
     Mutant(
         "one call that fails pauses everything to Vero",
         "destinations/vero/answers.py",
-        "affects_all=status == HTTPStatus.TOO_MANY_REQUESTS",
+        "affects_all=too_many",
         "affects_all=True",
         "tests/destinations/test_vero.py -k due_to_one_call",
+    ),
+    Mutant(
+        "a crash between a call and its tags repeats the call",
+        "forwarder/delivery.py",
+        "self._claims.advance(entry, following.sent)",
+        "None",
+        "tests/forwarder/test_ordered.py -k crash",
+    ),
+    Mutant(
+        "one person whose calls fail holds all others",
+        "forwarder/failures.py",
+        "if error.affects_all or not self._destination.ordered:",
+        "if True:",
+        "tests/forwarder/test_ordered.py -k holds_only",
+    ),
+    Mutant(
+        "a call that fails for ever is kept for ever",
+        "forwarder/failures.py",
+        "if now - since >= PATIENCE:",
+        "if False:",
+        "tests/forwarder/test_ordered.py -k four_hours",
+    ),
+    Mutant(
+        "what nobody can have done is taken for done",
+        "forwarder/delivery.py",
+        "if error.done_if_repeated and may_have_arrived_at(self._outbox.entries, entry):",
+        "if error.done_if_repeated:",
+        "tests/forwarder/test_ordered.py -k no_earlier_attempt",
     ),
     Mutant(
         "a wrong URL taken for calls that Vero refuses",
