@@ -102,6 +102,11 @@ class EmailEvent(Struct, frozen=True):
     properties: Mapping[str, str]
 
     @property
+    def people(self) -> tuple[str, ...]:
+        """The ids of the people that it names: the recipient's, if there is one."""
+        return (self.user_id,) if self.user_id else ()
+
+    @property
     def email_id(self) -> str | None:
         """The source's id of the email."""
         return self.properties.get("email_id")
@@ -132,6 +137,8 @@ class Call(Struct, frozen=True):
         user_id: the customer's id for the person.
         anonymous_id: the client's id for a visitor.
         previous_id: the id that an alias replaces.
+        other_ids: ids of other people that the call names: the one that an alias replaces, and
+            those that an opt-out and tags are for.
         email: the person's address, trimmed: among the traits of an identify, or else among the
             traits in the context.
         group_id: the group that the person belongs to.
@@ -149,6 +156,7 @@ class Call(Struct, frozen=True):
     user_id: str | None = None
     anonymous_id: str | None = None
     previous_id: str | None = None
+    other_ids: tuple[str, ...] = ()
     email: str | None = None
     group_id: str | None = None
     event: str | None = None
@@ -161,6 +169,12 @@ class Call(Struct, frozen=True):
     def collection(self) -> CallType:
         """What it is counted and found by, as the collection of an email event."""
         return self.type
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """The ids of the people that it names, the one that it is about first; each once."""
+        named = (self.user_id or self.anonymous_id, *self.other_ids)
+        return tuple(dict.fromkeys(filter(None, named)))
 
     @property
     def email_id(self) -> None:

@@ -14,7 +14,8 @@ from msgspec import Struct
 
 from relay import truncation
 from relay.destinations import Destination, Message, Rendering
-from relay.events import DeadReason, Event, Ignored, ParseResult, Unusable
+from relay.errors import UnreadableError
+from relay.events import Call, DeadReason, EmailEvent, Event, Ignored, ParseResult, Unusable
 from relay.outbox.entries import Arrival, keys_of, lane
 from relay.sources import Source
 
@@ -97,6 +98,19 @@ class Route:
         """Return the bodies to store for the body of a request; see `Source.split`."""
         return self.source.split(body)
 
+    def split_line(self, line: bytes) -> Sequence[bytes]:
+        """Return the bodies to store for what an operator imports or pastes.
+
+        A line that cannot be split is one body, of which `accept` finds the fault.
+
+        Raises:
+            TooManyEventsError: there are too many events in it.
+        """
+        try:
+            return self.source.split_line(line)
+        except UnreadableError:
+            return [line]
+
     def accept(
         self,
         body: bytes,
@@ -178,6 +192,17 @@ class Route:
             cause = f"set by {rendered.setting}" if rendered.setting else "by today's mapping"
             return Unusable(DeadReason.IGNORED, f"{rendered.reason}: {cause}")
         return rendered
+
+    def event(self, stored: Stored) -> Event | None:
+        """Return the event in a stored body, also if nothing can be sent for it; None without one.
+
+        A body that is cut short, or makes the mapping fail, has none.
+        """
+        try:
+            event = self.source.parse(stored.body, stored.received_at)
+        except Exception:  # noqa: BLE001 (as in `render`)
+            return None
+        return event if isinstance(event, EmailEvent | Call) else None
 
     def _rendered(self, event: Event, message_id: str) -> Rendered | Ignored | Unusable:
         try:
@@ -266,6 +291,11 @@ class Routes:
         """The destinations that are configured and that routes lead to."""
         destinations = {route.destination.name: route.destination for route in self}
         return [each for each in destinations.values() if each.configured]
+
+    def event(self, stored: Stored) -> Event | None:
+        """Return the event in a stored body; see `Route.event`."""
+        route = self._routes.get(stored.source)
+        return route.event(stored) if route else None
 
     def render(self, stored: Stored) -> Rendered | Unusable:
         """Render a stored body by the route it came on; see `Route.render`."""

@@ -13,11 +13,14 @@ from relay.operations.lineage import Path, leaves
 from relay.sources.fields import read_object
 from relay.texts import as_text
 
-# Names of fields that hold a user's id, or an object with one.
+# Names of fields that hold a user's id, or an object with one. The tags of a call are such an
+# object; those of an email are none.
 _PERSON: Final = re.compile(
-    r"user(?![_-]?agent)|customer|recipient|subscriber|contact|profile|person|identif",
+    r"user(?![_-]?agent)|customer|recipient|subscriber|contact|profile|person|identif"
+    r"|previous|anonymous|tags\W+\{",
     re.IGNORECASE,
 )
+_TAGS_ID: Final = ("tags", "id")
 _CONTEXT_CHARACTERS: Final = 200
 
 
@@ -44,6 +47,8 @@ def mentions(
 
 
 def _is_about_person(path: Path) -> bool:
+    if path[-2:] == _TAGS_ID:
+        return True
     return any(isinstance(step, str) and _PERSON.search(step) for step in path)
 
 
@@ -72,5 +77,7 @@ def _ends_in_person_field(text: str) -> bool:
     """Return whether what follows the text is in a field, or in an object, named like a person."""
     text = text.rpartition("}")[2]
     found = [*_PERSON.finditer(text)]
-    since_name = text[found[-1].end() :] if found else ","
-    return "{" in since_name or not set(since_name) & set(",&")
+    if not found:
+        return False
+    since_name = text[found[-1].end() :]
+    return "{" in found[-1][0] + since_name or not set(since_name) & set(",&")

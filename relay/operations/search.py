@@ -1,19 +1,20 @@
 """Finds entries by their columns, and by the person or the email that they are about."""
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from heapq import merge
+from itertools import groupby
 from typing import Any, Final, Literal
 
 from msgspec import Struct, structs
 
-from relay.addresses import matches
+from relay.addresses import is_address, matches
 from relay.events import Call, EmailEvent, Event, ParseResult
 from relay.operations.mentions import mentions
 from relay.outbox.counters import population
-from relay.outbox.entries import Query, State, StoredEntry, digest
+from relay.outbox.entries import Query, State, StoredEntry, digest, person_key
 from relay.outbox.protocol import EntryStore, Outbox
 from relay.sources import Source
 
@@ -30,9 +31,10 @@ class Criteria(Query, frozen=True, omit_defaults=True):
 
     Attributes:
         email_id: the source's id of the email.
-        user_id: the customer's id for the recipient.
-        address: the recipient's address, in upper or lower case; or its SHA-256 in hex, as Segment
-            knows it if `RELAY_ANONYMOUS_ID` is `sha256`.
+        user_id: the customer's id for the recipient, or for a person that a call names.
+        address: the address of the recipient, or of the person whom a call is about, in upper or
+            lower case; or its SHA-256 in hex, as Segment knows it if `RELAY_ANONYMOUS_ID` is
+            `sha256`.
     """
 
     email_id: str | None = None
@@ -41,22 +43,29 @@ class Criteria(Query, frozen=True, omit_defaults=True):
 
 
 class Reason(Struct, frozen=True):
-    """A reason of dead letters: how many have it, and the newest of them."""
+    """A reason of dead letters.
+
+    Attributes:
+        count: how many have it; `by_destination`: of those for each destination.
+        example: the newest of them.
+    """
 
     reason: str
     count: int
+    by_destination: Mapping[str, int]
     example: StoredEntry
 
 
 def reasons(outbox: Outbox) -> list[Reason]:
     """Return the reasons of the dead letters, the commonest first."""
-    counted: Counter[str] = Counter()
+    counted: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for kind, count in population(outbox.counters()).items():
         if kind.state is State.DEAD:
-            counted[kind.reason or ""] += count
+            counted[kind.reason or ""][kind.destination] += count
+    commonest = sorted(counted.items(), key=lambda item: (-item[1].total(), item[0]))
     return [
-        Reason(reason, count, example)
-        for reason, count in sorted(counted.items(), key=lambda one: (-one[1], one[0]))
+        Reason(reason, by_destination.total(), by_destination, example)
+        for reason, by_destination in commonest
         for example in outbox.entries.find(Query(reason=reason), 1)
     ]
 
@@ -88,14 +97,16 @@ class Search:
             with_history: also read each entry's history.
             looked_at: called with the size of each batch read, found or not.
         """
-        options = {"end": end, "newest_first": newest_first, "with_history": with_history}
-        queries = [_query(criteria)]
+        queries = _queries(criteria)
         # A body that could not be parsed has no keys, but it may name the person or the email.
         if queries[0].key and (not criteria.states or State.DEAD in criteria.states):
             queries.append(_unread(criteria))
-        found = [self._pages(query, start, looked_at, **options) for query in queries]
-        entries = merge(*found, key=lambda entry: entry.id, reverse=newest_first)
-        return (entry for entry in entries if self._is_meant(entry, criteria))
+        options: dict[str, Any] = {
+            "end": end,
+            "newest_first": newest_first,
+            "with_history": with_history,
+        }
+        return self._merged(queries, criteria, start, looked_at, **options)
 
     def find_read(
         self, criteria: Criteria, *, start: int | None, end: int | None
@@ -104,8 +115,7 @@ class Search:
 
         An index finds them.
         """
-        found = self._pages(_query(criteria), start, lambda _count: None, end=end)
-        return (entry for entry in found if self._is_meant(entry, criteria))
+        return self._merged(_queries(criteria), criteria, start, lambda _count: None, end=end)
 
     def find_unread(
         self,
@@ -149,6 +159,24 @@ class Search:
                 above = middle
         return below
 
+    def _merged(
+        self,
+        queries: Iterable[Query],
+        criteria: Criteria,
+        start: int | None,
+        looked_at: Callable[[int], None],
+        *,
+        newest_first: bool = True,
+        **options: Any,  # noqa: ANN401 (passed on)
+    ) -> Iterator[StoredEntry]:
+        """Yield what any of the queries finds and the criteria mean, each entry once."""
+        options["newest_first"] = newest_first
+        found = [self._pages(query, start, looked_at, **options) for query in queries]
+        entries = merge(*found, key=_id, reverse=newest_first)
+        for _, (entry, *_) in groupby(entries, key=_id):
+            if self._is_meant(entry, criteria):
+                yield entry
+
     def _pages(
         self,
         query: Query,
@@ -162,7 +190,7 @@ class Search:
             start = page[-1].id
 
     def _is_meant(self, entry: StoredEntry, criteria: Criteria) -> bool:
-        if _key(criteria) is None:
+        if not (criteria.user_id or criteria.email_id or criteria.address):
             return True
         parsed = self._parse(entry)
         if isinstance(parsed, EmailEvent | Call):
@@ -181,9 +209,14 @@ class Search:
             return None
 
 
-def _query(criteria: Criteria) -> Query:
-    """Return the query for the store, which may find more entries than meet the criteria."""
-    return structs.replace(criteria, key=_key(criteria))
+def _id(entry: StoredEntry) -> int:
+    return entry.id
+
+
+def _queries(criteria: Criteria) -> list[Query]:
+    """Return queries for the store, which together may find more entries than are meant."""
+    keys = _keys(criteria)
+    return [structs.replace(criteria, key=key) for key in keys] if keys else [criteria]
 
 
 def _unread(criteria: Criteria) -> Query:
@@ -191,22 +224,40 @@ def _unread(criteria: Criteria) -> Query:
     return structs.replace(criteria, states=(State.DEAD,), keyless=True)
 
 
-def _key(criteria: Criteria) -> tuple[Literal["user", "address", "email"], int] | None:
-    """Return the key to search by: of those given, the one that fewest entries share."""
+_Key = tuple[Literal["user", "address", "email"], int]
+
+
+def _keys(criteria: Criteria) -> list[_Key]:
+    """Return the keys to search by, for that of the criteria which fewest entries meet.
+
+    The key of a person may be in any place of an entry's keys: see `Keys`.
+    """
     if criteria.email_id:
-        return "email", digest(criteria.email_id)
-    if criteria.address:
-        if _SHA256.fullmatch(criteria.address):
-            return "address", int(criteria.address[:8], 16)
-        return "address", digest(criteria.address.lower())
-    if criteria.user_id:
-        return "user", digest(criteria.user_id)
-    return None
+        return [("email", digest(criteria.email_id))]
+    if criteria.address and _SHA256.fullmatch(criteria.address):
+        return _in_any_place(int(criteria.address[:8], 16))
+    if person := criteria.address or criteria.user_id:
+        keys = _in_any_place(person_key(person))
+        # An email event has a user id that looks like an address as it was sent.
+        own: _Key = ("user", digest(person))
+        return keys if own in keys else [*keys, own]
+    return []
+
+
+def _in_any_place(key: int) -> list[_Key]:
+    return [("user", key), ("address", key), ("email", key)]
 
 
 def _is_about(event: Event, criteria: Criteria) -> bool:
-    if criteria.user_id and event.user_id != criteria.user_id:
+    if criteria.user_id and criteria.user_id not in event.people:
         return False
     if criteria.email_id and event.email_id != criteria.email_id:
         return False
-    return not criteria.address or matches(criteria.address, event.email or "")
+    return not criteria.address or any(
+        matches(criteria.address, address) for address in (event.email or "", *_addresses(event))
+    )
+
+
+def _addresses(event: Event) -> list[str]:
+    """Return the ids of people in a call that are addresses."""
+    return [person for person in event.people if isinstance(event, Call) and is_address(person)]

@@ -8,7 +8,8 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from relay.events import Event, Unusable
+from relay.addresses import is_address
+from relay.events import Call, Event, Unusable
 
 Clock = Callable[[], datetime]
 
@@ -34,6 +35,9 @@ class Keys(Struct, frozen=True):
 
     Two texts may have the same digest, so the texts of the entries found must still be compared.
 
+    A call may name several people, each by an id or by an address: their keys are in any of the
+    three places.
+
     Attributes:
         user: digest of the user id.
         address: digest of the address in lower case.
@@ -50,12 +54,30 @@ NO_KEYS: Final = Keys()
 
 def keys_of(event: Event) -> Keys:
     """Return the keys that find the event's entry."""
+    if isinstance(event, Call):
+        return _keys_of_call(event)
     user, address, email = event.user_id, event.email, event.email_id
     return Keys(
         digest(user) if user else None,
         digest(address.lower()) if address else None,
         digest(email) if email else None,
     )
+
+
+def _keys_of_call(call: Call) -> Keys:
+    """Return keys for the people that a call names, ids before the address.
+
+    There are three at most, unless an alias with tags for a third person has an address, too.
+    """
+    user, email, address, *_ = [*map(person_key, call.people), None, None, None]
+    if address is None and call.email:
+        address = person_key(call.email)
+    return Keys(user, address, email)
+
+
+def person_key(person: str) -> int:
+    """Return a person's id or address as a key; of an address, that of its lower case."""
+    return digest(person.lower() if is_address(person) else person)
 
 
 def digest(text: str) -> int:
@@ -195,6 +217,8 @@ class StoredEntry(Struct, frozen=True):
         history: what happened to it, oldest first; empty unless it was asked for.
         lanes: the lanes it is sent in; empty unless it is pending.
         step: how many of its messages have been sent.
+        retry_at: when the latest failure to send it, which concerned only this entry, lets it be
+            sent again; None if there was none.
     """
 
     id: int
@@ -213,6 +237,7 @@ class StoredEntry(Struct, frozen=True):
     history: tuple[HistoryEvent, ...] = ()
     lanes: tuple[int, ...] = ()
     step: int = 0
+    retry_at: datetime | None = None
 
 
 class Query(Struct, frozen=True, omit_defaults=True):

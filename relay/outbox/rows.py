@@ -25,9 +25,9 @@ Row = Sequence[Any]
 
 
 def stored_entry(row: Row, time: Time) -> StoredEntry:
-    """Return the entry of a row of `STORED_ENTRY`, without its history."""
+    """Return the entry of a row of `STORED_ENTRY` and `retry_at`, without its history."""
     id_, source, destination, message_id, state, collection, received_at, attempts, *rest = row
-    delivered_at, reason, detail, user, address, email, body, step = rest
+    delivered_at, reason, detail, user, address, email, body, step, retry_at = rest
     return StoredEntry(
         id=id_,
         source=source,
@@ -43,6 +43,7 @@ def stored_entry(row: Row, time: Time) -> StoredEntry:
         keys=Keys(user, address, email),
         body=body,
         step=step,
+        retry_at=None if retry_at is None else time(retry_at),
     )
 
 

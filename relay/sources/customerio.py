@@ -141,10 +141,12 @@ class Customerio:
 
     name: ClassVar[str] = "customerio"
     destination: ClassVar[str] = "segment"
+    collections: ClassVar[type[Collection]] = Collection
     settings_model: ClassVar[type[BaseModel]] = CustomerioSettings
     methods: ClassVar[tuple[str, ...]] = ("POST",)
     signs_body: ClassVar[bool] = True
     blocks_on_error: ClassVar[bool] = True
+    takes_calls: ClassVar[bool] = False
     curl: ClassVar[str] = _CURL
     example: ClassVar[str] = _EXAMPLE
 
@@ -186,6 +188,10 @@ class Customerio:
     def split(self, body: bytes) -> tuple[bytes, ...]:
         """See `Source.split`."""
         return (body,)
+
+    def split_line(self, line: bytes) -> tuple[bytes, ...]:
+        """See `Source.split_line`."""
+        return (line,)
 
     def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """See `Source.parse`."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Protocol
 import msgspec
 from pydantic import BaseModel
 
-from relay.events import ParseResult
+from relay.events import CallType, Collection, ParseResult
 
 
 class Webhook(msgspec.Struct, frozen=True):
@@ -89,6 +89,11 @@ class Source(Protocol):
     def __init__(self, settings: Any) -> None: ...  # noqa: ANN401 (an instance of settings_model)
 
     @property
+    def collections(self) -> type[Collection] | type[CallType]:
+        """What its events are counted and found by: email collections, or types of calls."""
+        ...
+
+    @property
     def configured(self) -> bool:
         """Whether it has a secret; without one its URL is not served."""
         ...
@@ -96,6 +101,11 @@ class Source(Protocol):
     @property
     def takes_webhooks(self) -> bool:
         """Whether `/webhooks/<name>` is served, for which it needs a secret."""
+        ...
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether Segment's libraries may send it calls, at `/v1/`."""
         ...
 
     @property
@@ -120,6 +130,15 @@ class Source(Protocol):
         Raises:
             UnreadableError: it cannot be told what events are in it.
             TooManyEventsError: it has more events than relay takes at a time.
+        """
+        ...
+
+    def split_line(self, line: bytes) -> Sequence[bytes]:
+        """Return the bodies to store for what an operator imports or pastes; see `split`.
+
+        Raises:
+            UnreadableError: it cannot be told what events are in it.
+            TooManyEventsError: there are too many events in it.
         """
         ...
 

@@ -117,10 +117,12 @@ class Vero:
 
     name: ClassVar[str] = "vero"
     destination: ClassVar[str] = "segment"
+    collections: ClassVar[type[Collection]] = Collection
     settings_model: ClassVar[type[BaseModel]] = VeroSettings
     methods: ClassVar[tuple[str, ...]] = ("POST",)
     signs_body: ClassVar[bool] = False
     blocks_on_error: ClassVar[bool] = False
+    takes_calls: ClassVar[bool] = False
     curl: ClassVar[str] = 'curl "$URL/webhooks/vero/$RELAY_VERO_SECRET" --data-raw "$body"'
     example: ClassVar[str] = _EXAMPLE
 
@@ -146,6 +148,10 @@ class Vero:
     def split(self, body: bytes) -> tuple[bytes, ...]:
         """See `Source.split`."""
         return (body,)
+
+    def split_line(self, line: bytes) -> tuple[bytes, ...]:
+        """See `Source.split_line`."""
+        return (line,)
 
     def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """See `Source.parse`."""

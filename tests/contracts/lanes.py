@@ -218,6 +218,19 @@ class LanesContract:
             HistoryEvent(NOON + timedelta(seconds=30), "posted", DOWN),
         )
 
+    def test_an_operator_sees_when_a_postponed_entry_is_due_again(
+        self, outbox: Outbox, clock: Clock
+    ) -> None:
+        outbox.add([call("a", A), call("b", B)])
+        postpone(outbox, claim(outbox, 1)[0], clock, 30)
+        postponed, other = everything(outbox.entries)
+        clock.sleep(30)
+        outbox.ack(claim(outbox))
+        delivered = everything(outbox.entries)
+
+        assert (postponed.retry_at, other.retry_at) == (NOON + timedelta(seconds=30), None)
+        assert [entry.retry_at for entry in delivered] == [None, None]
+
     @_every_end
     def test_what_an_entry_failed_with_is_forgotten_when_it_ends(
         self, outbox: Outbox, clock: Clock, outcome: State

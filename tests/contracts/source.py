@@ -139,6 +139,14 @@ class SourceContract:
             body = json.dumps(document, indent=1).encode()
 
             assert list(self.source(self.first).split(body)) == [body]
+            assert list(self.source(self.first).split_line(body)) == [body]
+
+    def test_its_events_are_counted_by_one_of_its_collections(self) -> None:
+        events = [self.parsed(json.dumps(document).encode()) for document in self.documents]
+        collections = [each.collection for each in events if isinstance(each, EmailEvent | Call)]
+
+        assert collections
+        assert {*collections} <= {*self.source().collections}
 
     def test_the_same_body_gives_the_same_result(self) -> None:
         @_law
@@ -180,7 +188,7 @@ def _assert_lawful(result: ParseResult) -> None:
     """Assert that it can be stored, logged and sent."""
     json.dumps(msgspec.to_builtins(result), ensure_ascii=False).encode()
     if isinstance(result, Call):
-        ids = (result.user_id, result.anonymous_id, result.previous_id, result.group_id)
+        ids = (*result.people, result.anonymous_id, result.previous_id, result.group_id)
         texts = [text for text in (*ids, result.email, result.event) if text is not None]
 
         assert all(type(text) is str and text and text == text.strip() for text in texts)

@@ -37,6 +37,8 @@ class Said:
 
     name: ClassVar[str] = "said"
     destination: ClassVar[str] = "ordered"
+    collections: ClassVar[type[CallType]] = CallType
+    takes_calls: ClassVar[bool] = False
     settings_model: ClassVar[type[BaseModel]] = NoSettings
     methods: ClassVar[tuple[str, ...]] = ("POST",)
     takes_webhooks: ClassVar[bool] = True
@@ -61,6 +63,10 @@ class Said:
     def split(self, body: bytes) -> Sequence[bytes]:
         """See `Source.split`."""
         return (body,)
+
+    def split_line(self, line: bytes) -> Sequence[bytes]:
+        """See `Source.split_line`."""
+        return (line,)
 
     def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """See `Source.parse`."""

@@ -11,9 +11,12 @@ from relay.destinations import Rendering
 from relay.destinations.vero import VeroDestination
 from relay.destinations.vero.settings import VeroDestinationSettings
 from relay.events import Call, CallType, Ignored, Unusable
+from relay.outbox.entries import Arrival
+from relay.routes import Routes
 from relay.sources.segment import SegmentSource
 from relay.sources.segment.settings import SegmentSourceSettings
-from tests.harness.routes import NOBODY
+from tests.harness.routes import NOBODY, segment_at
+from tests.harness.routes import vero as vero_source
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 AUTH_TOKEN = "an/auth+token=="
@@ -142,3 +145,18 @@ def requests(
         (f"{each['method']} {each['path'].removeprefix('/api/v2/')}", each["body"])
         for each in (message.document for message in rendering.messages)
     ]
+
+
+def routes_both_ways(vero: VeroDestination | None = None) -> Routes:
+    """Return the routes from Vero to Segment, and from Segment to Vero."""
+    return Routes([vero_source(), segment_source()], [segment_at(), vero or vero_at()])
+
+
+def accepted(routes: Routes, *documents: object, received_at: datetime = NOON) -> list[Arrival]:
+    """Return what is stored for the calls."""
+    arrivals = [
+        routes["segment"].accept(json.dumps(document).encode(), received_at)
+        for document in documents
+    ]
+    assert all(isinstance(arrival, Arrival) for arrival in arrivals)
+    return [arrival for arrival in arrivals if isinstance(arrival, Arrival)]

@@ -21,7 +21,7 @@ from relay.sources.segment import (
     calls_in_webhook,
     write_key_in,
 )
-from relay.sources.segment.bodies import MAX_CALLS, MAX_MERGED_BYTES
+from relay.sources.segment.bodies import MAX_CALLS, MAX_MERGED_BYTES, calls_in_line
 from relay.sources.segment.calls import RELAYED
 from tests.contracts.source import SourceContract
 from tests.harness.calls import CALLS, IDENTIFY, NOON, TRACK, call, parsed, segment_source
@@ -466,6 +466,20 @@ def test_a_write_key_may_stand_in_the_body(body: bytes, key: bytes | None) -> No
 
 
 # Bodies of webhooks.
+
+
+def test_a_line_of_a_file_is_one_call_a_batch_or_an_array() -> None:
+    call = b'{"type":"a","integrations":{"All":false}}'
+
+    assert calls_in_line(call) == [call]
+    assert calls_in_line(b' {"type":"a","writeKey":"w"} ') == [b'{"type":"a"}']
+    assert calls_in_line(b'{"batch":[{"type":"a"},{"type":"b"}],"context":{"ip":"0"}}') == [
+        b'{"type":"a","context":{"ip":"0"}}',
+        b'{"type":"b","context":{"ip":"0"}}',
+    ]
+    assert calls_in_line(b"[%b]" % call) == calls_in_webhook(b"[%b]" % call) != [call]
+    with pytest.raises(UnreadableError):
+        calls_in_line(b'{"type"')
 
 
 def test_a_webhook_is_one_call_or_an_array_of_them() -> None:

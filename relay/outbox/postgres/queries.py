@@ -27,7 +27,7 @@ COUNT: Final = sql.SQL("""
 """)
 
 COLUMNS: Final = sql.SQL(f"""
-    {rows.STORED_ENTRY}, CASE WHEN blocked IS NOT NULL THEN ARRAY(
+    {rows.STORED_ENTRY}, nullif(retry_at, '-infinity'), CASE WHEN blocked IS NOT NULL THEN ARRAY(
         SELECT lane FROM relay.lanes WHERE lanes.entry = summed.id ORDER BY seq
     ) END
 """)  # noqa: S608 (nothing but a constant is put in)

@@ -41,7 +41,7 @@ def entry_from_row(row: Sequence[Any]) -> Entry:
 
 
 def stored_entry_from_row(row: Sequence[Any]) -> StoredEntry:
-    """Return the entry of a row of `STORED_ENTRY` and its lanes, without its history."""
+    """Return the entry of a row of `STORED_ENTRY`, `retry_at` and its lanes; no history."""
     *columns, lanes = row
     entry = stored_entry(columns, utc)
     return structs.replace(entry, lanes=tuple(lanes)) if lanes else entry

@@ -68,7 +68,7 @@ class SqliteEntryStore:
             # A plus keeps SQLite from walking the whole table in the order of its ids.
             order = "+entries.id" if self._are_few(query) else "entries.id"
             statement = f"""
-                SELECT {rows.STORED_ENTRY} FROM {source} WHERE {condition}
+                SELECT {rows.STORED_ENTRY}, nullif(retry_at, 0) FROM {source} WHERE {condition}
                 ORDER BY {order} {"DESC" if newest_first else "ASC"} LIMIT :limit
             """  # noqa: S608 (values are bound)
             for row in self._connection.execute(statement, {**values, "limit": limit}):
@@ -218,7 +218,7 @@ _TEXT: Final = (str, NoneType)
 _NUMBER: Final = (int, NoneType)
 _TYPES: Final[tuple[Any, ...]] = (
     *(int, str, str, str, str, _TEXT, int, int, _NUMBER),
-    *(_TEXT, _TEXT, _NUMBER, _NUMBER, _NUMBER, bytes, int),
+    *(_TEXT, _TEXT, _NUMBER, _NUMBER, _NUMBER, bytes, int, _NUMBER),
 )
 """Of the columns of an entry."""
 _STATE: Final = 4  # the place of that column

@@ -97,6 +97,20 @@ def calls_in_webhook(body: bytes) -> list[bytes]:
     return [_for_vero(bytes(element)) for element in elements]
 
 
+def calls_in_line(line: bytes) -> list[bytes]:
+    """Return the calls in a line of a file: one call, a batch, or an array as webhooks have it.
+
+    Raises:
+        UnreadableError: the line is neither a JSON object nor an array.
+        TooManyEventsError: it has too many calls; see `calls_in`.
+    """
+    if line.lstrip().startswith(b"["):
+        return calls_in_webhook(line)
+    if _elements(decoded(line, _read_members).get("batch")) is None:
+        return [_call_of_batch(Raw(line), {})]
+    return calls_in(line)
+
+
 def write_key_in(body: bytes) -> bytes | None:
     """Return the write key in the body of a request to the Tracking API; None without one."""
     try:

@@ -9,6 +9,7 @@ from relay.addresses import is_email
 from relay.errors import UnreadableError
 from relay.events import Call, CallType, DeadReason, Ignored, Unusable
 from relay.sources.fields import parse_time, plausible_time, read_object, unknown_type
+from relay.sources.segment.people import other_ids
 from relay.texts import as_id, as_object
 
 _TYPES: Final = frozenset(CallType)
@@ -39,6 +40,8 @@ def parse_call(body: bytes, received_at: datetime) -> Call | Ignored | Unusable:
         return unknown_type(kind)
     reported_at, occurred_at = _times(document, received_at)
     message_id = as_id(document.get("messageId"))
+    # The sample of an alias in the documentation of Segment's Webhooks has keys with blanks.
+    previous_id = as_id(document.get("previousId")) or as_id(document.get("Previous ID"))
     traits = as_object(document.get("traits"))
     call_type = CallType(kind)
     return Call(
@@ -46,10 +49,10 @@ def parse_call(body: bytes, received_at: datetime) -> Call | Ignored | Unusable:
         occurred_at=occurred_at,
         reported_at=reported_at,
         dedupe_key=(message_id,) if message_id else None,
-        # The sample of an alias in the documentation of Segment's Webhooks has keys with blanks.
         user_id=as_id(document.get("userId")) or as_id(document.get("User ID")),
         anonymous_id=as_id(document.get("anonymousId")),
-        previous_id=as_id(document.get("previousId")) or as_id(document.get("Previous ID")),
+        previous_id=previous_id,
+        other_ids=other_ids(document, previous_id=previous_id),
         email=_email(call_type, traits, as_object(context.get("traits"))),
         group_id=as_id(document.get("groupId")),
         event=as_id(document.get(_NAMES.get(call_type, ""))),

@@ -8,9 +8,9 @@ from typing import ClassVar, Final
 from pydantic import BaseModel
 
 from relay.auth import SecretCheck, bearer_token
-from relay.events import ParseResult
+from relay.events import CallType, ParseResult
 from relay.sources.protocol import WRONG_SIGNATURE, Verified, Verifier, Webhook
-from relay.sources.segment.bodies import calls_in_webhook
+from relay.sources.segment.bodies import calls_in_line, calls_in_webhook
 from relay.sources.segment.calls import parse_call
 from relay.sources.segment.settings import SegmentSourceSettings
 from relay.sources.segment.signatures import SIGNATURE, Coverage, Signatures
@@ -51,6 +51,7 @@ class SegmentSource:
 
     name: ClassVar[str] = "segment"
     destination: ClassVar[str] = "vero"
+    collections: ClassVar[type[CallType]] = CallType
     settings_model: ClassVar[type[BaseModel]] = SegmentSourceSettings
     # The Actions destination lets its user choose.
     methods: ClassVar[tuple[str, ...]] = ("POST", "PUT", "PATCH")
@@ -118,6 +119,10 @@ class SegmentSource:
     def split(self, body: bytes) -> Sequence[bytes]:
         """See `Source.split`."""
         return calls_in_webhook(body)
+
+    def split_line(self, line: bytes) -> Sequence[bytes]:
+        """See `Source.split_line`."""
+        return calls_in_line(line)
 
     def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """See `Source.parse`."""

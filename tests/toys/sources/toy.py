@@ -21,10 +21,12 @@ class ToySource:
 
     name: ClassVar[str] = "toy"
     destination: ClassVar[str] = "toy"
+    collections: ClassVar[type[Collection]] = Collection
     settings_model: ClassVar[type[BaseModel]] = ToySourceSettings
     methods: ClassVar[tuple[str, ...]] = ("POST",)
     signs_body: ClassVar[bool] = False
     blocks_on_error: ClassVar[bool] = False
+    takes_calls: ClassVar[bool] = False
     curl: ClassVar[str] = 'curl "$URL/webhooks/toy/$RELAY_TOY_SECRET" --data-raw "$body"'
     example: ClassVar[str] = "opened mail-1 to 42"
 
@@ -44,6 +46,10 @@ class ToySource:
     def split(self, body: bytes) -> tuple[bytes, ...]:
         """See `Source.split`."""
         return (body,)
+
+    def split_line(self, line: bytes) -> tuple[bytes, ...]:
+        """See `Source.split_line`."""
+        return (line,)
 
     def parse(self, body: bytes, received_at: datetime) -> ParseResult:
         """See `Source.parse`."""
