@@ -16,7 +16,7 @@ import structlog
 from starlette.routing import BaseRoute, Route
 
 from relay import __version__
-from relay.console import HOME, Console, Endpoint, Links, print_link
+from relay.console import CALLS_PATH, HOME, Console, Endpoint, Links, print_link
 from relay.errors import CrashError, OutboxBrokenError, RelayError
 from relay.forwarder.forwarder import new_lineage
 from relay.forwarder.supervisor import Supervisor
@@ -104,8 +104,11 @@ class Service:
             self._outbox,
             routes,
             endpoints=[
-                Endpoint(each.name, _path(each, ""), settings.webhook_secret(each.name))
-                for each in self._taking_webhooks
+                *(
+                    Endpoint(each.name, _path(each, ""), settings.webhook_secret(each.name))
+                    for each in self._taking_webhooks
+                ),
+                *(Endpoint(each.name, CALLS_PATH) for each in self._receiving if each.takes_calls),
             ],
             opened_by=settings.console_password or Links(base_url(listener), tell_link),
         )

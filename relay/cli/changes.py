@@ -22,6 +22,7 @@ from relay.cli.output import Output, counted, progress
 from relay.operations.replay import Plan, plan
 from relay.operations.replay import replay as requeue
 from relay.operations.search import BATCH_ROWS, Criteria
+from relay.operations.views import documents
 from relay.outbox.entries import Operation, State
 from relay.times import isoformat
 
@@ -43,11 +44,11 @@ def replay(
     reveal: bool,
     **filters: Any,  # noqa: ANN401 (the filter options)
 ) -> None:
-    """Send stored webhooks again, each under its messageId.
+    """Send stored webhooks and calls again, each under its messageId.
 
-    Each is mapped as a new webhook would be. Without --state, --id or --message-id, only dead
-    letters are replayed. If it is interrupted, run the same command again: nothing is replayed
-    twice.
+    Each is mapped as a new one would be. Without --state, --id or --message-id, only dead letters
+    are replayed. A call to Vero is sent after all that was received later about the same person,
+    and may undo it. If it is interrupted, run the same command again: nothing is replayed twice.
     """
     if not any(filters.values()):
         raise click.UsageError("choose entries: --id, --state, --reason, --since or another filter")
@@ -64,8 +65,8 @@ def replay(
         if dry_run:
             _show_examples(ctx.output, planned)
             return
-        if planned.again and not yes:
-            click.confirm(f"Send {planned.again:,} delivered entries again?", abort=True, err=True)
+        if (planned.again or planned.in_lanes) and not yes:
+            click.confirm(_question(planned), abort=True, err=True)
         requeued = _replay(ctx, criteria, planned, what, began_at)
         if as_json:
             ctx.output.lines([{**_numbers(planned), "replayed": requeued}])
@@ -84,10 +85,16 @@ def _unfinished(ctx: Context, kind: str, what: str) -> Operation | None:
     return None
 
 
+def _are_chosen(criteria: Criteria) -> bool:
+    """Return whether the operator has chosen entries by their ids or their reason."""
+    return bool(criteria.ids or criteria.message_id or criteria.reason)
+
+
 def _planned(ctx: Context, criteria: Criteria, began_at: datetime) -> Plan:
     with progress("mapping") as tick:
         found = ctx.search.find(criteria, newest_first=False, with_history=True, looked_at=tick)
-        return plan(found, ctx.routes, now=datetime.now(UTC), began_at=began_at)
+        now, chosen = datetime.now(UTC), _are_chosen(criteria)
+        return plan(found, ctx.routes, now=now, began_at=began_at, chosen=chosen)
 
 
 def _replay(ctx: Context, criteria: Criteria, planned: Plan, what: str, began_at: datetime) -> int:
@@ -97,7 +104,12 @@ def _replay(ctx: Context, criteria: Criteria, planned: Plan, what: str, began_at
     requeued = 0
     with progress("replaying", planned.found) as tick:
         for looked_at, made_pending in requeue(
-            entries, found, ctx.routes, operation, began_at=began_at
+            entries,
+            found,
+            ctx.routes,
+            operation,
+            began_at=began_at,
+            chosen=_are_chosen(criteria),
         ):
             requeued += made_pending
             tick(looked_at)
@@ -105,10 +117,21 @@ def _replay(ctx: Context, criteria: Criteria, planned: Plan, what: str, began_at
     return requeued
 
 
+def _question(planned: Plan) -> str:
+    """Return the question whether to do what may do harm."""
+    harms = []
+    if again := planned.again.total():
+        harms.append(f"{again:,} delivered entries again")
+    if in_lanes := planned.in_lanes.total():
+        harms.append(f"{in_lanes:,} after what was received later about the same people")
+    return f"Send {' and '.join(harms)}?"
+
+
 def _numbers(planned: Plan) -> dict[str, Any]:
     numbers = structs.asdict(planned)
     del numbers["examples"]
-    return numbers
+    totals = {name: numbers[name].total() for name in ("in_lanes", "again", "too_late")}
+    return {**numbers, **totals}
 
 
 def _print_plan(output: Output, planned: Plan, unfinished: Operation | None) -> None:
@@ -118,12 +141,17 @@ def _print_plan(output: Output, planned: Plan, unfinished: Operation | None) -> 
             f" interrupted; {counted(unfinished.entries)} replayed so far"
         )
     output.print(f"{counted(planned.to_send)} to send")
-    if planned.again:
-        output.print(f"  {planned.again:,} of them delivered to Segment before")
-    if planned.too_late:
+    for title, count in planned.again.items():
+        output.print(f"  {count:,} of them delivered to {title} before")
+    for title, count in planned.too_late.items():
         output.print(
-            f"  {planned.too_late:,} of these so long ago that the destination no longer recognises"
-            " their messageId: they may count twice"
+            f"  {count:,} of these so long ago that {title} no longer recognises them: they may"
+            " count twice"
+        )
+    for title, count in planned.in_lanes.items():
+        output.print(
+            f"  {count:,} of them go to {title} after what was received later about the same"
+            " people: they may undo it"
         )
     if planned.pending:
         output.print(f"{counted(planned.pending)} left alone: pending already")
@@ -136,12 +164,14 @@ def _print_plan(output: Output, planned: Plan, unfinished: Operation | None) -> 
 def _show_examples(output: Output, planned: Plan) -> None:
     if output.as_json:
         shown = [
-            {"id": entry.id, "track": rendered.document} for entry, rendered in planned.examples
+            {"id": entry.id, "messages": documents(rendered)}
+            for entry, rendered in planned.examples
         ]
         output.lines([{**_numbers(planned), "examples": shown}])
         return
     for entry, rendered in planned.examples:
-        output.print("", f"entry {entry.id} would be sent as", output.pretty(rendered.document))
+        output.print("", f"entry {entry.id} would be sent as")
+        output.print(*map(output.pretty, documents(rendered)))
     output.print("", _DRY_RUN)
 
 
@@ -153,10 +183,10 @@ def _show_examples(output: Output, planned: Plan) -> None:
 def erase(
     *, user_id: str | None, address: str | None, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
-    """Erase every entry about one person.
+    """Erase every entry about one person: events, and calls that name the person anywhere.
 
-    Dead letters that cannot be read are erased, too, if they name the person. What was delivered to
-    Segment must be deleted there.
+    Dead letters that cannot be read are erased, too, if they name the person. What was delivered
+    must be deleted at its destination.
     """
     if (user_id is None) == (address is None):
         raise click.UsageError("choose a person: --user-id or --address")
@@ -177,7 +207,7 @@ def erase(
         else:
             output.print(f"{counted(erased)} erased")
             if states.get(State.PENDING):
-                output.print("Entries that were being sent at this moment may still reach Segment.")
+                output.print("Entries that were being sent at this moment may still be delivered.")
 
 
 def _about(ctx: Context, criteria: Criteria) -> tuple[list[int], dict[State, int]]:

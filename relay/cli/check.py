@@ -9,6 +9,7 @@ from relay.cli.app import load_settings, main
 from relay.cli.outbox import NoOutboxError, open_outbox_or_exit, outbox_errors
 from relay.destinations import Destination
 from relay.errors import DestinationError
+from relay.operations.waiting import stranded
 from relay.outbox.entries import total
 from relay.routes import Routes
 from relay.settings import Settings
@@ -16,14 +17,15 @@ from relay.settings import Settings
 
 @main.command()
 def check() -> None:
-    """Check settings, outbox and destinations; print the webhook URLs."""
+    """Check settings, outbox and destinations; print the URLs at which relay receives."""
     settings, routes = load_settings()
     click.echo("settings  ok")
     for destination in routes.destinations:
         _print_warnings(destination.warnings())
-    _check_outbox(settings)
-    for destination in routes.destinations:
-        _check_destination(destination)
+    _check_outbox(settings, routes)
+    faults = [fault for each in routes.destinations if (fault := _check_destination(each))]
+    if faults:
+        raise click.ClickException("; ".join(faults))
     _print_urls(routes)
 
 
@@ -32,12 +34,13 @@ def _print_warnings(warnings: list[str]) -> None:
         click.echo(f"warning   {warning}")
 
 
-def _check_outbox(settings: Settings) -> None:
+def _check_outbox(settings: Settings, routes: Routes) -> None:
     try:
         with open_outbox_or_exit(settings) as outbox, outbox_errors():
             outbox.check()
-            counts = total(outbox.counts())
-            warnings = outbox.warnings()
+            by_destination = outbox.counts()
+            counts = total(by_destination)
+            warnings = [*outbox.warnings(), *stranded(by_destination, routes)]
     except NoOutboxError:
         path = Path(settings.outbox.removeprefix("sqlite:///"))
         if settings.on_sqlite and not os.access(path.parent, os.W_OK | os.X_OK):
@@ -53,12 +56,14 @@ def _check_outbox(settings: Settings) -> None:
     _print_warnings(warnings)
 
 
-def _check_destination(destination: Destination) -> None:
+def _check_destination(destination: Destination) -> str | None:
+    """Print what is known of the destination; return why nothing can be sent to it, if so."""
     try:
         found = destination.connect()
     except DestinationError as error:
-        raise click.ClickException(f"{destination.name}: {destination.url}: {error}") from None
+        return f"{destination.name}: {destination.url}: {error}"
     click.echo(f"{destination.name:<9} ok: {destination.url} {found}")
+    return None
 
 
 def _print_urls(routes: Routes) -> None:
@@ -66,5 +71,8 @@ def _print_urls(routes: Routes) -> None:
     if not sources:
         raise click.ClickException("no source has a secret: relay would receive nothing")
     for source in sources:
-        secret = "" if source.signs_body else "/<secret>"
-        click.echo(f"webhook   https://<your host>/webhooks/{source.name}{secret}")
+        if source.takes_webhooks:
+            secret = "" if source.signs_body else "/<secret>"
+            click.echo(f"webhook   https://<your host>/webhooks/{source.name}{secret}")
+        if source.takes_calls:
+            click.echo("calls     https://<your host>/v1 (the host for Segment's libraries)")

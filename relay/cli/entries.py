@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import chain, islice
 from typing import Any, Final
 
@@ -11,12 +12,13 @@ import click
 from relay.cli.app import main
 from relay.cli.context import Context, open_context
 from relay.cli.options import as_json_option, criteria_of, filter_options, reveal_option
-from relay.cli.output import progress
+from relay.cli.output import Output, progress
 from relay.events import REMEDIES, DeadReason, Unusable
 from relay.operations.search import Criteria, Search
 from relay.operations.search import reasons as found_reasons
-from relay.operations.views import detail, summary
-from relay.outbox.entries import State, StoredEntry
+from relay.operations.views import detail, documents, fault_of, noun, sent, summary
+from relay.operations.waiting import Wait, wait_of
+from relay.outbox.entries import StoredEntry
 from relay.routes import Rendered
 from relay.times import isoformat
 
@@ -60,7 +62,7 @@ def _follow(ctx: Context, criteria: Criteria, found: Sequence[StoredEntry], newe
     if not output.as_json:
         output.row(_HEADINGS, _WIDTHS)
     for entry in chain(found, _incoming(ctx.search, criteria, found, newest)):
-        document = summary(entry, ctx.routes.render(entry))
+        document = summary(entry, ctx.routes.event(entry))
         if output.as_json:
             output.lines([document])
         else:
@@ -87,7 +89,7 @@ _WIDTHS: Final = (8, 24, 9, 20, 20, 20, 0)
 
 
 def _list(ctx: Context, entries: Sequence[StoredEntry]) -> None:
-    summaries = [summary(entry, ctx.routes.render(entry)) for entry in entries]
+    summaries = [summary(entry, ctx.routes.event(entry)) for entry in entries]
     if ctx.output.as_json:
         ctx.output.lines(summaries)
     elif summaries:
@@ -116,33 +118,48 @@ def show(name: str, *, as_json: bool, reveal: bool) -> None:
         if entry is None:
             raise click.ClickException(f"no entry has the id {ctx.output.text(name)}")
         rendered = ctx.routes.render(entry)
+        wait = wait_of(ctx.outbox, entry, ctx.routes, datetime.now(UTC))
         if as_json:
-            ctx.output.lines([detail(entry, rendered)])
+            ctx.output.lines([{**detail(entry, ctx.routes.event(entry), rendered), **_waits(wait)}])
         else:
-            _print(ctx, entry, rendered)
+            _print(ctx, entry, rendered, wait)
 
 
-def _print(ctx: Context, entry: StoredEntry, rendered: Rendered | Unusable) -> None:
-    output = ctx.output
-    document = summary(entry, rendered)
+def _waits(wait: Wait | None) -> dict[str, Any]:
+    behind, retry_at = (wait.behind, wait.retry_at) if wait else (None, None)
+    return {"behind": behind, "retry_at": retry_at and isoformat(retry_at)}
+
+
+def _print(
+    ctx: Context, entry: StoredEntry, rendered: Rendered | Unusable, wait: Wait | None
+) -> None:
+    output, route = ctx.output, ctx.routes.get(entry.source)
+    title = route.destination.title if route else entry.destination
+    document = summary(entry, ctx.routes.event(entry))
     rows = [(name.replace("_", " "), value) for name, value in document.items() if value]
     output.table((), rows, max_cell=_WIDE_CELL)
     output.print("", "history")
-    output.table((), _history(entry, _title(ctx, entry)), max_cell=_WIDE_CELL)
-    output.print("", "webhook", output.body(entry.body))
-    output.print("", "track call, as it would be sent now")
-    if isinstance(rendered, Unusable):
-        output.print(output.text(f"none: {rendered.reason}: {rendered.detail}"))
-    else:
-        output.print(output.pretty(rendered.document))
+    output.table((), _history(entry, title, wait), max_cell=_WIDE_CELL)
+    output.print("", f"{noun(route.source if route else None)}, as received")
+    output.print(output.body(entry.body))
+    output.print("", f"to {title}, as it would be sent now")
+    _print_messages(output, entry, rendered)
 
 
-def _title(ctx: Context, entry: StoredEntry) -> str:
-    titles = {destination.name: destination.title for destination in ctx.routes.destinations}
-    return titles.get(entry.destination, entry.destination)
+def _print_messages(output: Output, entry: StoredEntry, rendered: Rendered | Unusable) -> None:
+    messages, count = documents(rendered), sent(entry, rendered)
+    for number, message in enumerate(messages, 1):
+        if len(messages) > 1 or fault_of(rendered):
+            output.print(f"{number} of {len(messages)}{', sent already' * (number <= count)}")
+        output.print(output.pretty(message))
+    if fault := fault_of(rendered):
+        what = "not sent" if messages else "none"
+        output.print(output.text(f"{what}: {fault.reason}: {fault.detail}"))
 
 
-def _history(entry: StoredEntry, destination: str) -> list[tuple[str | None, str]]:
+def _history(
+    entry: StoredEntry, destination: str, wait: Wait | None
+) -> list[tuple[str | None, str]]:
     texts = {
         "posted": f"sent; {destination}: {{}}",
         "delivered": f"delivered: {destination} answered 2xx",
@@ -156,11 +173,26 @@ def _history(entry: StoredEntry, destination: str) -> list[tuple[str | None, str
     ]
     if entry.delivered_at:
         return [*history, (isoformat(entry.delivered_at), texts["delivered"])]
-    if entry.state is State.PENDING:
-        return [*history, (None, "pending: waits to be sent, or is being sent")]
+    if wait:
+        return [*history, (None, f"pending: {_what_for(wait, entry, destination)}")]
     if not any(event.what == "dead" for event in entry.history):
         history.append((isoformat(entry.received_at), f"dead letter on receipt: {entry.reason}"))
     return [*history]
+
+
+def _what_for(wait: Wait, entry: StoredEntry, destination: str) -> str:
+    """Return what the entry waits for."""
+    if wait.status is None:
+        return f"waits for {entry.destination}, which is not configured"
+    if wait.behind is not None:
+        return f"waits behind entry {wait.behind}, which concerns the same person"
+    if wait.status.hold:
+        return f"waits, because {destination} is on hold: it answered {wait.status.hold}"
+    if wait.retry_at:
+        return f"{destination} fails at it; it is tried again at {isoformat(wait.retry_at)}"
+    if wait.status.failures:
+        return f"waits, because {destination} is unavailable: {wait.status.answer}"
+    return "waits to be sent, or is being sent"
 
 
 @main.command()
@@ -173,7 +205,7 @@ def dead(*, as_json: bool, reveal: bool) -> None:
         reasons = found_reasons(ctx.outbox)
         if as_json:
             for reason in reasons:
-                example = summary(reason.example, ctx.routes.render(reason.example))
+                example = summary(reason.example, ctx.routes.event(reason.example))
                 output.lines([{"reason": reason.reason, "count": reason.count, "example": example}])
             return
         if not reasons:

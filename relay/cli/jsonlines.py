@@ -1,4 +1,4 @@
-"""The commands for JSON lines: `relay import` stores webhooks, `relay export` prints entries."""
+"""The commands for JSON lines: `relay import` stores what came, `relay export` prints entries."""
 
 import gzip
 import sys
@@ -37,14 +37,15 @@ _CONTINUE: Final = "Run the same command again to continue"
     "name",
     default="vero",
     show_default=True,
-    help="Name of the source that the webhooks came from.",
+    help="Name of the source that the lines came from.",
 )
 @as_json_option
 def import_(files: tuple[Path, ...], name: str, *, as_json: bool) -> None:
-    """Store webhook bodies from files, one JSON per line.
+    """Store webhooks or calls from files, one JSON per line.
 
-    A file may be gzipped (`.gz`); `-` is standard input. The webhooks are treated as if they came
-    in now. Importing the same lines again adds nothing.
+    A file may be gzipped (`.gz`); `-` is standard input. With `--source segment` a line is one call
+    or a batch. The lines are treated as if they came in now, in their order. Importing the same
+    lines again adds nothing.
     """
     settings, routes = load_settings()
     configure_logs(settings)
@@ -157,9 +158,11 @@ def _reading(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], int] | None, i
 def export(*, reveal: bool, **filters: Any) -> None:  # noqa: ANN401 (the filter options)
     """Print entries as JSON lines, oldest first.
 
-    Each has its webhook, its track call and its history.
+    Each has its body as received, the messages that would be sent for it now, and its history.
     """
     criteria = criteria_of(filters)
     with open_context(as_json=True, reveal=reveal) as ctx, progress("exporting") as tick:
         found = ctx.search.find(criteria, newest_first=False, with_history=True, looked_at=tick)
-        ctx.output.lines(detail(entry, ctx.routes.render(entry)) for entry in found)
+        ctx.output.lines(
+            detail(entry, ctx.routes.event(entry), ctx.routes.render(entry)) for entry in found
+        )

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import click
 from msgspec import Struct
 
-from relay.events import Collection, DeadReason
+from relay.events import CallType, Collection, DeadReason
 from relay.operations.search import Criteria
 from relay.outbox.entries import State
 
@@ -86,11 +86,15 @@ dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show what would be done; change nothing."
 )
 person_options = _options(
-    click.option("--user-id", callback=_stripped, help="User id of the recipient."),
+    click.option(
+        "--user-id",
+        callback=_stripped,
+        help="User id of the recipient of an email, or of a person that a call names.",
+    ),
     click.option(
         "--address",
         callback=_stripped,
-        help="Email address of the recipient, or its SHA-256 in hex.",
+        help="Email address of the recipient or of the person, or its SHA-256 in hex.",
     ),
 )
 filter_options = _options(
@@ -107,7 +111,11 @@ filter_options = _options(
     ),
     click.option("--source", callback=_stripped, help="Name of the source."),
     click.option("--destination", callback=_stripped, help="Name of the destination."),
-    click.option("--collection", type=_choice(Collection), help="Kind of email event."),
+    click.option(
+        "--collection",
+        type=_choice((*Collection, *CallType)),
+        help="Collection of an email event, or type of a call.",
+    ),
     click.option("--reason", type=_choice(DeadReason), help="Reason of a dead letter."),
     click.option(
         "--since",
@@ -115,7 +123,7 @@ filter_options = _options(
         help="Received at this time or later: 30m, 2h, 7d (ago), or 2026-03-01T12:00 (UTC).",
     ),
     click.option("--until", type=WhenType(), help="Received before this time."),
-    click.option("--message-id", callback=_stripped, help="messageId at the destination."),
+    click.option("--message-id", callback=_stripped, help="messageId that relay gave it."),
     click.option("--email-id", callback=_stripped, help="The source's id of the email."),
     person_options,
 )

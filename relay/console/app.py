@@ -66,18 +66,13 @@ class Console:
         endpoints: Sequence[Endpoint] = (),
         clock: Clock = utc_now,
     ) -> None:
-        self._pages = Pages(
-            clock,
-            [source.name for source in routes.sources],
-            routes.destinations,
-            has_sessions=isinstance(opened_by, Links),
-        )
+        self._pages = Pages(clock, routes, has_sessions=isinstance(opened_by, Links))
         search = Search(outbox.entries, routes.sources)
         replays = Replays(outbox, search, routes)
-        overview_cache = OverviewCache(outbox, routes.destinations, clock=clock)
+        overview_cache = OverviewCache(outbox, routes, clock=clock)
         self._overview = OverviewPages(overview_cache, endpoints, self._pages)
         self._events = EventList(outbox, routes, search, self._pages)
-        self._event = EventPage(routes, search, replays, self._pages, clock=clock)
+        self._event = EventPage(outbox, routes, search, replays, self._pages, clock=clock)
         self._dead = DeadLetterPages(outbox, routes, search, replays, self._pages)
         self._playground = Playground(outbox, routes, self._pages, clock=clock)
         self._live = Live()

@@ -1,38 +1,55 @@
-"""Compares a webhook with its track call: their lines, and which field of one goes where."""
+"""Compares a body with the messages sent for it: their lines, and which field goes where."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct, json
+from msgspec import Struct, json, structs
 
 from relay.addresses import mask, masked
 from relay.console.documents import Line, lines
 from relay.errors import UnreadableError
 from relay.events import Unusable
 from relay.operations.lineage import FieldLink, Path, followed_fields, links, path_text
+from relay.operations.views import documents, fault_of, noun
 from relay.outbox.entries import Arrival
 from relay.routes import Rendered, Route, Routes, Stored
 from relay.sources.fields import read_object
 
 
-class Comparison(Struct, frozen=True):
-    """What a page shows of a webhook and its track call.
+class MessageView(Struct, frozen=True):
+    """What a page shows of one message.
 
     Attributes:
-        destination: the name of the destination that the call goes to.
-        raw: the webhook's body as text.
-        left: the lines of the webhook; None if it is not a JSON object.
-        right: the lines of the call; None if nothing can be sent.
-        origins: the webhook's fields that each field of the call depends on.
-        unused: the webhook's fields that the call does not depend on.
-        links: pairs of a webhook's field and a field of the call that depends on it.
+        lines: its lines; the paths in them are unique among all messages.
+        is_sent: whether the destination has it already.
+    """
+
+    lines: list[Line]
+    is_sent: bool
+
+
+class Comparison(Struct, frozen=True):
+    """What a page shows of a body and the messages for it.
+
+    Attributes:
+        destination: the name of the destination that they go to.
+        noun: what the body is: a webhook or a call.
+        raw: the body as text.
+        left: the lines of the body; None if it is not a JSON object.
+        right: the messages, in the order in which they are sent.
+        fault: why nothing can be sent, or why a part of the event is in none of the messages.
+        origins: the body's fields that each field of a message depends on.
+        unused: the body's fields that no message depends on.
+        links: pairs of a field of the body and a field of a message that depends on it.
         commands: what each shell command sends, and the command.
     """
 
     destination: str
+    noun: str
     raw: str
     left: list[Line] | None
-    right: list[Line] | None
+    right: list[MessageView]
+    fault: Unusable | None
     origins: dict[str, list[str]]
     unused: set[str]
     links: list[tuple[str, str]]
@@ -40,15 +57,16 @@ class Comparison(Struct, frozen=True):
 
 
 def compare(
-    routes: Routes, stored: Stored, rendered: Rendered | Unusable, *, reveal: bool
+    routes: Routes, stored: Stored, rendered: Rendered | Unusable, *, reveal: bool, sent: int = 0
 ) -> Comparison:
-    """Compare a webhook with its track call by today's mapping.
+    """Compare a body with the messages for it by today's mapping.
 
     Args:
         routes: every route.
-        stored: the webhook.
+        stored: the body.
         rendered: what today's mapping makes of it.
         reveal: show addresses.
+        sent: how many of the messages the destination has already.
     """
     show: Callable[[Any], Any] = (lambda document: document) if reveal else masked
     raw = stored.body.decode(errors="replace")
@@ -68,30 +86,47 @@ def compare(
     found: list[FieldLink] = []
     if document and isinstance(rendered, Rendered):
         found = links(document, rendered, render, name=name)
+    pairs = [(link.source, _target(link.message, link.target)) for link in found]
     origins: dict[str, list[str]] = {}
-    for link in found:
-        origins.setdefault(link.target, []).append(link.source)
-    message = rendered.document if isinstance(rendered, Rendered) else None
-    used = {link.source for link in found}
+    for source, target in pairs:
+        origins.setdefault(target, []).append(source)
+    route, messages = routes.get(stored.source), documents(rendered)
     return Comparison(
         destination=stored.destination,
+        noun=noun(route.source if route else None),
         raw=raw if reveal else mask(raw),
         left=None if document is None else lines(show(document)),
-        right=None if message is None else lines(show(message)),
+        right=[
+            MessageView(_lines(number, show(message)), is_sent=number < sent)
+            for number, message in enumerate(messages)
+        ],
+        fault=fault_of(rendered),
         origins=origins,
-        unused={name(path) for path, _ in followed_fields(document or {})} - used,
-        links=[(link.source, link.target) for link in found],
-        commands=_commands(routes.get(stored.source), stored, message, show),
+        unused={name(path) for path, _ in followed_fields(document or {})} - {s for s, _ in pairs},
+        links=pairs,
+        commands=_commands(route, stored, messages, show),
     )
+
+
+def _lines(message: int, document: Any) -> list[Line]:  # noqa: ANN401 (any JSON)
+    """Return the lines of one of the messages, with paths that are unique among all of them."""
+    return [
+        structs.replace(line, path=_target(message, line.path)) if line.path else line
+        for line in lines(document)
+    ]
+
+
+def _target(message: int, path: str) -> str:
+    return f"{message + 1}:{path}" if message else path
 
 
 def _commands(
     route: Route | None,
     stored: Stored,
-    message: Mapping[str, Any] | None,
+    messages: Sequence[Mapping[str, Any]],
     show: Callable[[Any], Any],
 ) -> list[tuple[str, str]]:
-    """Return commands that send the webhook and its call again, without any secret."""
+    """Return commands that send the body and its messages again, without any secret."""
     if route is None:
         return []
     body = stored.body.decode(errors="replace")
@@ -99,11 +134,13 @@ def _commands(
         body = json.encode(show(read_object(stored.body))).decode()
     except UnreadableError:
         body = body if show(body) == body else mask(body)
-    commands = [("The webhook, to relay", f"body={_quoted(body)}\n{route.source.curl}")]
-    if message is not None:
-        call = json.encode(show(dict(message))).decode()
-        title = f"The track call, to {route.destination.title}"
-        commands.append((title, f"body={_quoted(call)}\n{route.destination.curl}"))
+    title = f"The {noun(route.source)}, to relay"
+    commands = [(title, f"body={_quoted(body)}\n{route.source.curl}")]
+    for number, message in enumerate(messages, 1):
+        text = json.encode(show(dict(message))).decode()
+        name = f"Message {number}" if len(messages) > 1 else "The message"
+        title = f"{name}, to {route.destination.title}"
+        commands.append((title, f"body={_quoted(text)}\n{route.destination.curl}"))
     return commands
 
 

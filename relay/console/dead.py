@@ -82,5 +82,6 @@ class DeadLetterPages:
 
     def _lines(self, entries: Iterable[StoredEntry], *, reveal: bool) -> Iterator[bytes]:
         for entry in entries:
-            document = detail(entry, self._routes.render(entry))
+            rendered = self._routes.render(entry)
+            document = detail(entry, self._routes.event(entry), rendered)
             yield json.encode(document if reveal else masked(document)) + b"\n"

@@ -9,18 +9,21 @@ from starlette.responses import RedirectResponse, Response
 
 from relay.console.comparison import compare
 from relay.console.pages import HOME, Pages
-from relay.console.replays import Replays
+from relay.console.replays import MOST_LATER, Replays
 from relay.console.web import parse_number, reveal_field, reveals
-from relay.events import Unusable
 from relay.operations.search import Criteria, Search
+from relay.operations.views import name_of, sent
+from relay.operations.waiting import wait_of
 from relay.outbox.entries import Clock, StoredEntry
+from relay.outbox.protocol import Outbox
 from relay.routes import Routes
 
 
 class EventPage:
-    """The page of one event: its webhook, its track call, its history and its replay.
+    """The page of one event: what was received, what is sent, its history and its replay.
 
     Args:
+        outbox: the one that holds it.
         routes: every route.
         search: finds the event.
         replays: replays it.
@@ -30,6 +33,7 @@ class EventPage:
 
     def __init__(
         self,
+        outbox: Outbox,
         routes: Routes,
         search: Search,
         replays: Replays,
@@ -37,6 +41,7 @@ class EventPage:
         *,
         clock: Clock,
     ) -> None:
+        self._outbox = outbox
         self._routes = routes
         self._search = search
         self._replays = replays
@@ -48,15 +53,26 @@ class EventPage:
         query = request.query_params
         entry = self._entry(request)
         rendered = self._routes.render(entry)
+        now = self._clock()
         return self._pages.page(
             request,
             "event.html",
             page="events",
             entry=entry,
-            unusable=rendered if isinstance(rendered, Unusable) else None,
-            plan=self._replays.plan(entry.id, self._clock()),
+            now=now,
+            name=name_of(self._routes.event(entry)),
+            plan=self._replays.plan(entry.id, now),
+            later=self._replays.later(entry, rendered),
+            most_later=MOST_LATER,
+            wait=wait_of(self._outbox, entry, self._routes, now),
             replayed=parse_number(query.get("replayed")),
-            comparison=compare(self._routes, entry, rendered, reveal=reveals(query)),
+            comparison=compare(
+                self._routes,
+                entry,
+                rendered,
+                reveal=reveals(query),
+                sent=sent(entry, rendered),
+            ),
         )
 
     def replay(self, request: Request, form: Mapping[str, str]) -> Response:

@@ -12,11 +12,12 @@ from starlette.responses import Response
 from relay.console.pages import Pages
 from relay.console.pagination import EntriesPage, find_page
 from relay.console.web import parse_number, parse_time, reveal_field
-from relay.events import Collection, DeadReason
+from relay.events import CallType, Collection, DeadReason
 from relay.operations.search import Criteria, Search
+from relay.operations.views import name_of, who
 from relay.outbox.entries import Query, State, StoredEntry
 from relay.outbox.protocol import Outbox
-from relay.routes import Rendered, Routes
+from relay.routes import Routes
 
 _FILTERS: Final = ("state", "source", "destination", "collection", "reason", "since", "until", "q")
 
@@ -25,13 +26,16 @@ class Row(Struct, frozen=True):
     """One line of the list.
 
     Attributes:
-        who: the recipient's user id or address; None if today's mapping makes no event of it.
+        who: user id or address of the recipient, or of the person a call is about; None if there
+            is no event in it.
         email_id: the source's id of the email; None likewise.
+        name: what the person did, by a call; None likewise.
     """
 
     entry: StoredEntry
     who: str | None
     email_id: str | None
+    name: str | None
 
 
 class EventList:
@@ -85,11 +89,8 @@ class EventList:
         return entries[0].received_at if entries else None
 
     def _row(self, entry: StoredEntry) -> Row:
-        rendered = self._routes.render(entry)
-        if not isinstance(rendered, Rendered):
-            return Row(entry, None, None)
-        event = rendered.event
-        return Row(entry, event.user_id or event.email, event.email_id)
+        event = self._routes.event(entry)
+        return Row(entry, who(event), event.email_id if event else None, name_of(event))
 
 
 def _criteria(query: Mapping[str, str]) -> Criteria:
@@ -99,7 +100,7 @@ def _criteria(query: Mapping[str, str]) -> Criteria:
         states=(State(state),) if state in {*State} else (),
         source=query.get("source") or None,
         destination=query.get("destination") or None,
-        collection=collection if collection in {*Collection} else None,
+        collection=collection if collection in {*Collection, *CallType} else None,
         reason=reason if reason in {*DeadReason} else None,
         since=parse_time(query.get("since")),
         until=parse_time(query.get("until")),

@@ -1,7 +1,7 @@
 """The first page, which shows the flow and its numbers, and the page of the webhooks' URLs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 from starlette.requests import Request
@@ -11,18 +11,26 @@ from relay.console.overview_data import OverviewCache
 from relay.console.pages import Pages
 from relay.console.web import origin
 
+CALLS_PATH: Final = "/v1"
+"""Where Segment's libraries send their calls, on the host that they are given."""
+
 
 class Endpoint(Struct, frozen=True):
-    """The path at which relay receives a source's webhooks.
+    """A path at which relay receives what a source sends.
 
     Attributes:
         path: the URL's path, without the secret at its end.
-        secret: the end of the path; empty for a source that signs its webhooks.
+        secret: the end of the path; empty if there is none in it.
     """
 
     source: str
     path: str
     secret: str = ""
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether Segment's libraries send there, which are given only the host."""
+        return self.path == CALLS_PATH
 
 
 class OverviewPages:

@@ -1,33 +1,25 @@
-"""Collects what the overview shows: destinations, the seven collections, what was ignored."""
+"""Collects what the overview shows: the flows, what came in by kind, and what was ignored."""
 
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
 from msgspec import Struct
 
+from relay.console.descriptions import DESCRIPTIONS
+from relay.console.kinds import Kinds, kinds_for
 from relay.destinations import Destination
-from relay.events import Collection, DeadReason
+from relay.events import DeadReason
 from relay.metrics.definitions import WEBHOOKS
+from relay.operations.waiting import stranded
 from relay.outbox.counters import SLOT, Change, CounterRow, population
 from relay.outbox.entries import Clock, Counts, State, utc_now
 from relay.outbox.protocol import Outbox
+from relay.routes import Routes
 from relay.throttle import DestinationStatus
-
-# Segment's descriptions, in other words (segment-docs, connections/sources/catalog/cloud-apps/
-# vero).
-DESCRIPTIONS: Final = {
-    Collection.SENT: "Sent from the source's servers.",
-    Collection.DELIVERED: "Delivered to the receiving server.",
-    Collection.OPENED: "The HTML message was opened; needs open tracking.",
-    Collection.LINK_CLICKED: "A link in it was clicked; needs click tracking.",
-    Collection.UNSUBSCRIBED: "The subscription management link was clicked.",
-    Collection.BOUNCED: "The receiving server could not or would not accept it.",
-    Collection.MARKED_AS_SPAM: "The recipient marked it as spam.",
-}
 
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
@@ -37,7 +29,7 @@ _FRESH_SECONDS: Final = 0.9
 
 
 class CollectionView(Struct, frozen=True):
-    """What was received of one of the seven collections.
+    """What was received of one of the seven collections, or of one type of calls.
 
     Attributes:
         hour: received within the last hour; `day`: within the last day.
@@ -46,7 +38,7 @@ class CollectionView(Struct, frozen=True):
         latest: when the last one was received.
     """
 
-    collection: Collection
+    collection: str
     description: str
     hour: int
     day: int
@@ -55,26 +47,44 @@ class CollectionView(Struct, frozen=True):
     latest: datetime | None
 
 
-class DestinationView(Struct, frozen=True):
-    """What the overview shows of one destination.
+class Traffic(Struct, frozen=True):
+    """What was received or delivered.
 
     Attributes:
-        title: its name for people.
+        total: ever.
+        rate: a second; None until two measurements can be compared.
+        bars: in each half hour of the last day, oldest first.
+        latest: when the last one was.
+    """
+
+    total: int
+    rate: float | None
+    bars: tuple[int, ...]
+    latest: datetime | None
+
+
+class Flow(Struct, frozen=True):
+    """What comes in for one destination, and goes out to it.
+
+    Attributes:
+        name: the destination's; `title` is its name for people.
+        credential: the variable without which nothing can be sent there.
+        kinds: the kinds of what goes there.
         counts: its entries by state.
         dead: its dead letters, without those that today's settings would ignore.
-        rate: delivered a second; None until two measurements can be compared.
-        bars: delivered in each half hour of the last day, oldest first.
-        latest: when the last one was delivered.
+        collections: what was received, by collections or by types of calls.
     """
 
     name: str
     title: str
+    credential: str
+    kinds: Kinds
     status: DestinationStatus
     counts: Counts
     dead: int
-    rate: float | None
-    bars: tuple[int, ...]
-    latest: datetime | None
+    received: Traffic
+    delivered: Traffic
+    collections: tuple[CollectionView, ...]
 
 
 class AnswerCount(Struct, frozen=True):
@@ -93,20 +103,16 @@ class Overview(Struct, frozen=True):
     """All that the page shows.
 
     Attributes:
-        received: how many events were ever received.
-        rate: received a second; None until two measurements can be compared.
-        bars: received in each half hour of the last day, oldest first.
-        latest: when the last one was received.
+        received: how many entries were ever received.
+        flows: one for each destination that is in use.
+        stranded: sentences about entries for destinations that are not configured.
         ignored: answers by reason, the commonest first; `refused`: by status.
     """
 
     now: datetime
     received: int
-    rate: float | None
-    bars: tuple[int, ...]
-    latest: datetime | None
-    destinations: tuple[DestinationView, ...]
-    collections: tuple[CollectionView, ...]
+    flows: tuple[Flow, ...]
+    stranded: tuple[str, ...]
     ignored: tuple[AnswerCount, ...]
     refused: tuple[AnswerCount, ...]
 
@@ -116,7 +122,7 @@ class OverviewCache:
 
     Args:
         outbox: what is counted.
-        destinations: every destination.
+        routes: every route.
         clock: the time of day.
         elapsed: seconds, monotonic.
     """
@@ -124,20 +130,19 @@ class OverviewCache:
     def __init__(
         self,
         outbox: Outbox,
-        destinations: Sequence[Destination],
+        routes: Routes,
         *,
         clock: Clock = utc_now,
         elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outbox = outbox
-        self._destinations = destinations
+        self._routes = routes
         self._clock = clock
         self._elapsed = elapsed
         self._lock = threading.Lock()
         self._latest: Overview | None = None
         self._measured_at = 0.0
-        self._received_rate = _Rate()
-        self._delivered_rates = {destination.name: _Rate() for destination in destinations}
+        self._rates: defaultdict[tuple[str, Change], _Rate] = defaultdict(_Rate)
 
     def current(self) -> Overview:
         """Return the overview, less than a second old."""
@@ -149,39 +154,53 @@ class OverviewCache:
             return self._latest
 
     def _measure(self, elapsed: float) -> Overview:
-        now = self._clock()
-        counters = self._outbox.counters()
-        received = [row for row in counters if row.change is Change.RECEIVED]
+        counters, counts = self._outbox.counters(), self._outbox.counts()
         return Overview(
-            now=now,
-            received=_sum(received),
-            rate=self._received_rate.measure(elapsed, _sum(received)),
-            bars=_bars(received, now),
-            latest=_latest(received),
-            destinations=tuple(self._destination_views(counters, elapsed, now)),
-            collections=tuple(_collection_view(each, received, now) for each in Collection),
+            now=self._clock(),
+            received=_sum(row for row in counters if row.change is Change.RECEIVED),
+            flows=tuple(self._flows(counters, counts, elapsed)),
+            stranded=tuple(stranded(counts, self._routes)),
             ignored=_answers("ignored"),
             refused=_answers("refused"),
         )
 
-    def _destination_views(
-        self, counters: Sequence[CounterRow], elapsed: float, now: datetime
-    ) -> Iterator[DestinationView]:
-        counts, dead = self._outbox.counts(), _dead(counters)
-        delivered = [row for row in counters if row.change is Change.DELIVERED]
-        for destination in self._destinations:
+    def _flows(
+        self, counters: Sequence[CounterRow], counts: Mapping[str, Counts], elapsed: float
+    ) -> Iterator[Flow]:
+        dead, now = _dead(counters), self._clock()
+        for destination in self._used_destinations(counts):
             name = destination.name
-            own = [row for row in delivered if row.destination == name]
-            yield DestinationView(
+            kinds = kinds_for(destination, self._routes)
+            own = [row for row in counters if row.destination == name]
+            received = [row for row in own if row.change is Change.RECEIVED]
+            yield Flow(
                 name=name,
                 title=destination.title,
+                credential=destination.credential,
+                kinds=kinds,
                 status=self._outbox.destination_status(name),
                 counts=counts.get(name, Counts()),
                 dead=dead[name],
-                rate=self._delivered_rates[name].measure(elapsed, _sum(own)),
-                bars=_bars(own, now),
-                latest=_latest(own),
+                received=self._traffic(name, Change.RECEIVED, own, elapsed),
+                delivered=self._traffic(name, Change.DELIVERED, own, elapsed),
+                collections=tuple(
+                    _collection_view(each, received, now) for each in kinds.collections
+                ),
             )
+
+    def _used_destinations(self, counts: Mapping[str, Counts]) -> Sequence[Destination]:
+        """Return the destinations that sources are received for, or that have entries."""
+        used = {route.destination.name for route in self._routes.receiving} | {*counts}
+        destinations = self._routes.destinations
+        return [each for each in destinations if each.name in used] or destinations
+
+    def _traffic(
+        self, destination: str, change: Change, counters: Iterable[CounterRow], elapsed: float
+    ) -> Traffic:
+        made = [row for row in counters if row.change is change]
+        total = _sum(made)
+        rate = self._rates[destination, change].measure(elapsed, total)
+        return Traffic(total, rate, _bars(made, self._clock()), _latest(made))
 
 
 class _Rate:
@@ -200,7 +219,7 @@ class _Rate:
 
 
 def _collection_view(
-    collection: Collection, received: Iterable[CounterRow], now: datetime
+    collection: str, received: Iterable[CounterRow], now: datetime
 ) -> CollectionView:
     own = [row for row in received if row.collection == collection]
     return CollectionView(

@@ -1,6 +1,6 @@
 """Renders the console's templates for a request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -12,9 +12,11 @@ from starlette.responses import HTMLResponse, Response
 from relay import __version__
 from relay.addresses import mask
 from relay.console import formats, web
-from relay.destinations import Destination
-from relay.events import REMEDIES, Collection, DeadReason
+from relay.console.kinds import kinds_for
+from relay.events import REMEDIES, DeadReason
+from relay.operations.views import noun
 from relay.outbox.entries import Clock, State
+from relay.routes import Routes
 
 HOME: Final = "/console"
 
@@ -27,21 +29,20 @@ class Pages:
 
     Args:
         clock: the time of day.
-        sources: the names of all sources.
-        destinations: every destination.
+        routes: every route.
         has_sessions: whether pages offer to sign out.
     """
 
     def __init__(
         self,
         clock: Clock,
-        sources: Sequence[str],
-        destinations: Sequence[Destination],
+        routes: Routes,
         *,
         has_sessions: bool,
     ) -> None:
         self._clock = clock
-        self._titles = {destination.name: destination.title for destination in destinations}
+        self._routes = routes
+        self._titles = {route.destination.name: route.destination.title for route in routes}
         self._templates = Environment(
             loader=PackageLoader("relay.console"),
             autoescape=True,
@@ -57,15 +58,17 @@ class Pages:
             "rate": formats.rate,
             "bars": formats.bars,
             "title_of": self._title_of,
+            "noun_of": self._noun_of,
         }
         self._templates.globals |= {
             "version": __version__,
             "home": HOME,
             "has_sessions": has_sessions,
-            "collections": [*Collection],
+            "kinds": [kinds_for(destination, routes) for destination in routes.destinations],
             "states": [*State],
-            "all_sources": sources,
-            "all_destinations": [*self._titles],
+            "all_sources": [source.name for source in routes.sources],
+            "all_destinations": [destination.name for destination in routes.destinations],
+            "in_lanes": {each.name for each in routes.destinations if each.ordered},
             "reasons": [*DeadReason],
             "remedies": REMEDIES,
         }
@@ -122,6 +125,10 @@ class Pages:
 
     def _ago(self, time: datetime | None) -> str:
         return "never" if time is None else f"{formats.span(self._clock() - time)} ago"
+
+    def _noun_of(self, source: str) -> str:
+        route = self._routes.get(source)
+        return noun(route.source if route else None)
 
     def _title_of(self, destination: str) -> str:
         return self._titles.get(destination, destination)

@@ -2,16 +2,22 @@
 
 import threading
 from datetime import datetime
+from itertools import islice
+from typing import Final
 
 import structlog
 from msgspec import structs
 
 from relay.errors import OutboxError
+from relay.events import Unusable
 from relay.operations.replay import Plan, plan, replay
 from relay.operations.search import Criteria, Search
-from relay.outbox.entries import State
+from relay.outbox.entries import State, StoredEntry
 from relay.outbox.protocol import Outbox
-from relay.routes import Routes
+from relay.routes import Rendered, Routes
+
+MOST_LATER: Final = 100
+"""So many later entries are counted."""
 
 _log = structlog.get_logger()
 
@@ -38,6 +44,19 @@ class Replays:
         """Return what a replay of the entry would do."""
         found = self._search.find(Criteria(ids=(id_,)), with_history=True)
         return plan(found, self._routes, now=now, began_at=now)
+
+    def later(self, entry: StoredEntry, rendered: Rendered | Unusable) -> int:
+        """Count what was received after an entry and goes to the same lanes, up to `MOST_LATER`."""
+        if isinstance(rendered, Unusable) or not rendered.lanes:
+            return 0
+        event = rendered.event
+        about = [Criteria(user_id=person) for person in event.people]
+        about = about or [Criteria(address=event.email)]
+        ids = set[int]()
+        for criteria in about:
+            found = self._search.find_read(criteria, start=None, end=entry.id + 1)
+            ids.update(each.id for each in islice(found, MOST_LATER))
+        return min(len(ids), MOST_LATER)
 
     def one(self, id_: int) -> int:
         """Replay the entry; return how many entries became pending: one or none."""

@@ -1,4 +1,4 @@
-"""Imports webhook bodies from a file, one JSON document per line, as if they had just come in."""
+"""Imports webhooks and calls from a file, one JSON document per line, as if they had just come."""
 
 import time
 from collections import Counter
@@ -9,20 +9,21 @@ from typing import BinaryIO, Final
 
 from msgspec import Struct, field
 
-from relay.errors import OutboxError
+from relay.errors import OutboxError, TooManyEventsError
 from relay.events import Ignored
 from relay.outbox.entries import Arrival, Clock, utc_now
 from relay.outbox.protocol import Outbox
 from relay.routes import Route
 
 BATCH_LINES: Final = 1_000
-"""Lines stored in one transaction."""
+"""Lines stored in one transaction; fewer if they are long, or hold more events than that."""
 MAX_LINE_BYTES: Final = 2**20
 """As many as the body of a webhook may have."""
+_BATCH_BYTES: Final = 8 * 2**20
 
 
 class BadLine(Struct, frozen=True):
-    """A line that cannot become an event; `kept` says whether it is stored as a dead letter."""
+    """A line with what cannot be sent; `kept` says whether that is stored as a dead letter."""
 
     number: int
     error: str
@@ -33,9 +34,9 @@ class ImportCounts(Struct):
     """What became of a batch of lines.
 
     Attributes:
-        outcomes: the answer that a webhook would get: `accepted`, `duplicate`, `ignored`, `dead`;
-            or `refused` for a line that is too long.
-        bad: the lines that are no events, in their order.
+        outcomes: what became of each webhook or call: `accepted`, `duplicate`, `ignored`, `dead`;
+            or `refused` for a line that is too long, or has too many calls.
+        bad: the lines with what cannot be sent, in their order.
         bytes: how many were read.
     """
 
@@ -43,9 +44,17 @@ class ImportCounts(Struct):
     bad: list[BadLine] = []
     bytes: int = 0
 
+    def refuse(self, number: int, error: str) -> None:
+        """Count a line of which nothing is stored."""
+        self.bad.append(BadLine(number, error, kept=False))
+        self.outcomes["refused"] += 1
+
 
 class Importer:
-    """An import of lines of webhook bodies; importing the same lines again adds nothing.
+    """An import of lines; importing the same lines again adds nothing.
+
+    A line is a webhook, or for a source of calls one call or a batch. What is stored has the order
+    of the lines.
 
     Args:
         outbox: stores them.
@@ -79,19 +88,30 @@ class Importer:
             counts.bytes += len(line)
             body = line.strip()
             if len(body) > MAX_LINE_BYTES:
-                error = f"longer than {MAX_LINE_BYTES} bytes"
-                counts.bad.append(BadLine(number, error, kept=False))
-                counts.outcomes["refused"] += 1
+                counts.refuse(number, f"longer than {MAX_LINE_BYTES} bytes")
             elif body:
-                arrival = self._arrival(body)
-                if isinstance(arrival, Ignored):
-                    counts.outcomes["ignored"] += 1
-                else:
-                    batch.append((number, arrival))
-            if number % BATCH_LINES == 0:
+                batch += self._arrivals(number, body, counts)
+            is_full = len(batch) >= BATCH_LINES or counts.bytes >= _BATCH_BYTES
+            if number % BATCH_LINES == 0 or is_full:
                 yield self._store(batch, counts)
                 counts, batch = ImportCounts(), []
         yield self._store(batch, counts)
+
+    def _arrivals(
+        self, number: int, line: bytes, counts: ImportCounts
+    ) -> Iterator[tuple[int, Arrival]]:
+        """Yield what to store for the line, each with its number; count what is not stored."""
+        try:
+            bodies = self._route.split_line(line)
+        except TooManyEventsError as error:
+            counts.refuse(number, str(error))
+            return
+        for body in bodies:
+            arrival = self._arrival(body)
+            if isinstance(arrival, Ignored):
+                counts.outcomes["ignored"] += 1
+            else:
+                yield number, arrival
 
     def _arrival(self, body: bytes) -> Arrival | Ignored:
         def nth_copy() -> tuple[str, ...]:

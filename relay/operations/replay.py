@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from relay.events import Unusable
+from relay.events import DeadReason, Unusable
 from relay.outbox.entries import Operation, Requeue, State, StoredEntry, keys_of
 from relay.outbox.protocol import EntryStore
 from relay.routes import Rendered, Routes
@@ -23,18 +23,22 @@ class Plan(Struct):
 
     Attributes:
         to_send: how many entries will be sent.
-        again: of those, how many were delivered before.
-        too_late: of those, how many Segment no longer recognises and will count twice.
+        in_lanes: of those, how many are put at the end of their lanes, and so come after what was
+            received later, by the title of their destination.
+        again: how many of `to_send` were delivered before, by the title of their destination.
+        too_late: of those, how many the destination no longer recognises and may count twice.
         pending: how many are waiting to be sent already.
         done: how many were settled since the replay began; most likely this replay sent them
             before it was interrupted.
-        unusable: how many cannot be sent, by today's reason.
+        unusable: how many are not sent, by today's reason. Among them are those of which only the
+            part is left that cannot be sent, and those that were forbidden and are not chosen.
         examples: some of the entries that will be sent.
     """
 
     to_send: int = 0
-    again: int = 0
-    too_late: int = 0
+    in_lanes: Counter[str] = field(default_factory=Counter)
+    again: Counter[str] = field(default_factory=Counter)
+    too_late: Counter[str] = field(default_factory=Counter)
     pending: int = 0
     done: int = 0
     unusable: Counter[str] = field(default_factory=Counter)
@@ -52,6 +56,7 @@ def plan(
     *,
     now: datetime,
     began_at: datetime,
+    chosen: bool = True,
     examples: int = 3,
 ) -> Plan:
     """Return what a replay of the entries would do; change nothing.
@@ -61,6 +66,7 @@ def plan(
         routes: every route.
         now: the time of day.
         began_at: when the replay began; before `now` if it was interrupted.
+        chosen: whether the operator has chosen the entries by their ids or their reason.
         examples: how many examples to keep.
     """
     planned = Plan()
@@ -71,18 +77,31 @@ def plan(
         if _is_done(entry, began_at):
             planned.done += 1
             continue
-        rendered = routes.render(entry)
+        rendered = _sendable(entry, routes, chosen=chosen)
         if isinstance(rendered, Unusable):
             planned.unusable[rendered.reason] += 1
             continue
+        destination = routes[entry.source].destination
         planned.to_send += 1
+        if rendered.lanes:
+            planned.in_lanes[destination.title] += 1
         if sent_at := _last_delivered_at(entry):
-            planned.again += 1
-            window = routes[entry.source].destination.limits.dedupe_window
-            planned.too_late += now - sent_at > window
+            planned.again[destination.title] += 1
+            if now - sent_at > destination.limits.dedupe_window:
+                planned.too_late[destination.title] += 1
         if len(planned.examples) < examples:
             planned.examples.append((entry, rendered))
     return planned
+
+
+def _sendable(entry: StoredEntry, routes: Routes, *, chosen: bool) -> Rendered | Unusable:
+    """Render an entry that is not pending; return why nothing of it is to be sent, if so."""
+    if entry.reason == DeadReason.FORBIDDEN and not chosen:
+        return Unusable(DeadReason.FORBIDDEN, "only a replay of this reason or id sends it")
+    rendered = routes.render(entry)
+    if isinstance(rendered, Rendered) and rendered.fault and entry.state is State.DEAD:
+        return rendered if entry.step < len(rendered.messages) else rendered.fault
+    return rendered
 
 
 def _last_delivered_at(entry: StoredEntry) -> datetime | None:
@@ -99,6 +118,7 @@ def replay(
     operation: Operation,
     *,
     began_at: datetime,
+    chosen: bool = True,
 ) -> Iterator[tuple[int, int]]:
     """Make every entry pending again that can be sent.
 
@@ -111,6 +131,7 @@ def replay(
         routes: every route.
         operation: the record of this replay.
         began_at: when the replay began.
+        chosen: see `plan`.
 
     Yields:
         After each batch: how many entries were looked at, and how many of them became pending.
@@ -120,7 +141,7 @@ def replay(
     for entry in entries:
         looked_at += 1
         to_do = entry.state is not State.PENDING and not _is_done(entry, began_at)
-        rendered = routes.render(entry) if to_do else None
+        rendered = _sendable(entry, routes, chosen=chosen) if to_do else None
         if isinstance(rendered, Rendered):
             event = rendered.event
             keys = keys_of(event)

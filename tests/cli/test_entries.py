@@ -192,7 +192,7 @@ def test_show_prints_the_whole_history_in_order(desk: Desk) -> None:
         ("replayed", ""),
     ]
     assert entry["state"] == "delivered"
-    assert entry["track"]["messageId"] == message_id
+    assert [message["messageId"] for message in entry["messages"]] == [message_id]
     assert json.loads(entry["body"])["message_id"] == "mail-story-0"
     steps = ["received, and on", "503 Service Un", "dead letter: rej", "replayed", "answered 2xx"]
     assert all(step in shown for step in steps)

@@ -13,7 +13,7 @@ HOLDERS = [
 ]
 
 
-def test_export_prints_each_entry_with_its_body_and_track_call(desk: Desk) -> None:
+def test_export_prints_each_entry_with_its_body_and_what_is_sent(desk: Desk) -> None:
     bodies = [webhook("export", number) for number in range(3)]
     bodies.append(webhook("export", kind="snoozed"))
     desk.delivered(*bodies[:3])
@@ -21,9 +21,10 @@ def test_export_prints_each_entry_with_its_body_and_track_call(desk: Desk) -> No
     *delivered, dead = desk.run_json("export", "--address", address("export"), "--reveal")
 
     assert [entry["body"].encode() for entry in (*delivered, dead)] == bodies
-    assert [entry["track"] for entry in delivered] == desk.arrivals("export")
-    assert (dead["state"], dead["track"]) == ("dead", None)
-    assert dead["no_track_because"] == "unknown_type: a type relay does not know: snoozed"
+    assert [entry["messages"] for entry in delivered] == [[m] for m in desk.arrivals("export")]
+    assert [(entry["sent"], entry["not_sent_because"]) for entry in delivered] == [(1, None)] * 3
+    assert (dead["state"], dead["messages"], dead["sent"]) == ("dead", [], 0)
+    assert dead["not_sent_because"] == "unknown_type: a type relay does not know: snoozed"
 
 
 def test_no_form_of_an_address_is_printed_without_reveal(sqlite_desk: Desk) -> None:

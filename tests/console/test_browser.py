@@ -251,10 +251,10 @@ def test_the_playground_shows_what_a_body_becomes_and_stores_nothing(
     page.get_by_role("button", name="Try it").click()
     expect(page.locator(".answer > .code")).to_contain_text("200")
     expect(page.locator(".json.right [data-path=event]")).to_contain_text("Email Opened")
-    page.get_by_label("The webhook's body").fill('{"type": "opened"')
+    page.get_by_label("The body").fill('{"type": "opened"')
     page.get_by_role("button", name="Try it").click()
     expect(page.locator(".answer > .code")).to_contain_text("400")
-    page.get_by_label("The webhook's body").fill(webhook("tried").decode())
+    page.get_by_label("The body").fill(webhook("tried").decode())
     page.get_by_role("button", name="Try it").click()
     expect(page.locator(".answer > .code")).to_contain_text("accepted")
     tried = page.locator(".answer code").first.inner_text()
@@ -299,7 +299,7 @@ def test_content_of_webhooks_is_never_markup(desk: Desk, open_page: OpenPage) ->
         assert page.evaluate("window.ran") is None, path
     page.goto("/console/playground")
     for body in bodies:
-        page.get_by_label("The webhook's body").fill(body.decode())
+        page.get_by_label("The body").fill(body.decode())
         page.get_by_role("button", name="Try it").click()
 
         assert page.evaluate("window.ran") is None

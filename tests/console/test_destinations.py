@@ -64,13 +64,12 @@ def routes() -> Routes:
 
 @pytest.fixture
 def pages(routes: Routes, clock: Clock) -> Pages:
-    names = [source.name for source in routes.sources]
-    return Pages(clock.now, names, routes.destinations, has_sessions=False)
+    return Pages(clock.now, routes, has_sessions=False)
 
 
 @pytest.fixture
 def overview_cache(outbox: SqliteOutbox, routes: Routes, clock: Clock) -> OverviewCache:
-    return OverviewCache(outbox, routes.destinations, clock=clock.now, elapsed=clock.monotonic)
+    return OverviewCache(outbox, routes, clock=clock.now, elapsed=clock.monotonic)
 
 
 @pytest.fixture
@@ -132,7 +131,7 @@ def test_each_destination_is_watched_by_itself(
     outbox.throttle("other", refuse)
     (entry,) = outbox.claim("other", 1, lease=MINUTE)
     outbox.dead_letter(entry, Unusable(DeadReason.REJECTED, "why"))
-    to_segment, to_other = overview_cache.current().destinations
+    to_segment, to_other = overview_cache.current().flows
 
     assert (to_segment.title, to_other.title) == ("Segment", "Other")
     assert (to_segment.counts.pending, to_segment.counts.delivered) == (1, 3)
@@ -141,9 +140,9 @@ def test_each_destination_is_watched_by_itself(
     assert to_segment.counts.waiting_since == to_other.counts.waiting_since == began_at
     assert (to_segment.status.hold, to_other.status.hold) == (None, "HTTP 401")
     assert to_other.status.next_at is not None
-    assert (to_segment.rate, to_other.rate) == (0.3, 0)
-    assert (sum(to_segment.bars), sum(to_other.bars)) == (3, 0)
-    assert (to_segment.latest, to_other.latest) == (clock.now(), None)
+    assert (to_segment.delivered.rate, to_other.delivered.rate) == (0.3, 0)
+    assert (sum(to_segment.delivered.bars), sum(to_other.delivered.bars)) == (3, 0)
+    assert (to_segment.delivered.latest, to_other.delivered.latest) == (clock.now(), None)
 
 
 def test_the_overview_shows_every_destination(
@@ -188,10 +187,10 @@ def test_an_event_names_its_destination(
     clock.sleep(60)
     search = Search(outbox.entries, routes.sources)
     replays = Replays(outbox, search, routes)
-    event = EventPage(routes, search, replays, pages, clock=clock.now)
+    event = EventPage(outbox, routes, search, replays, pages, clock=clock.now)
     text = read(event.page(request("/events/1"))).text
 
     assert "delivered: Other accepted it" in text
     assert "Other has this already" in text
-    assert "The track call, to Other" in text
+    assert "The message, to Other" in text
     assert "Segment" not in text.replace("SEGMENT", "").partition("History")[2]

@@ -4,20 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from relay.console.overview_data import (
-    DESCRIPTIONS,
-    CollectionView,
-    DestinationView,
-    Overview,
-    OverviewCache,
-)
-from relay.events import Collection, DeadReason, Unusable
+from relay.console.descriptions import DESCRIPTIONS
+from relay.console.overview_data import CollectionView, Flow, Overview, OverviewCache
+from relay.events import CallType, Collection, DeadReason, Unusable
 from relay.metrics.definitions import WEBHOOKS
 from relay.outbox.entries import Arrival, total
 from relay.outbox.sqlite.store import SqliteOutbox
+from relay.routes import Routes
+from relay.sources.vero import Vero, VeroSettings
 from tests.contracts.outbox import MINUTE
+from tests.harness.calls import accepted, routes_both_ways, segment_source, vero_at
 from tests.harness.fakes import Clock
-from tests.harness.routes import segment_at
+from tests.harness.routes import routes, segment_at
 
 HOUR = 60 * MINUTE
 SENT, OPENED = Collection.SENT, Collection.OPENED
@@ -38,7 +36,7 @@ def outbox(tmp_path: Path, clock: Clock) -> Iterator[SqliteOutbox]:
 
 @pytest.fixture
 def overview_cache(outbox: SqliteOutbox, clock: Clock) -> OverviewCache:
-    return OverviewCache(outbox, [segment_at()], clock=clock.now, elapsed=clock.monotonic)
+    return OverviewCache(outbox, routes(), clock=clock.now, elapsed=clock.monotonic)
 
 
 def add(
@@ -61,13 +59,19 @@ def ack(outbox: SqliteOutbox, count: int) -> None:
 
 
 def row(overview: Overview, collection: Collection = OPENED) -> CollectionView:
-    return next(row for row in overview.collections if row.collection == collection)
+    return next(row for row in only(overview).collections if row.collection == collection)
 
 
-def segment(overview: Overview) -> DestinationView:
-    """Return the view of the only destination."""
-    (view,) = overview.destinations
-    return view
+def only(overview: Overview) -> Flow:
+    """Return the only flow."""
+    (flow,) = overview.flows
+    return flow
+
+
+def rates(overview_cache: OverviewCache) -> tuple[float | None, float | None]:
+    """Return how many entries a second are received and delivered."""
+    flow = only(overview_cache.current())
+    return flow.received.rate, flow.delivered.rate
 
 
 def test_dead_letters_that_are_ignored_by_now_are_not_counted_as_dead(
@@ -77,23 +81,24 @@ def test_dead_letters_that_are_ignored_by_now_are_not_counted_as_dead(
     reasons = (DeadReason.IGNORED, DeadReason.REJECTED, DeadReason.IGNORED)
     for entry, reason in zip(outbox.claim("segment", 3, lease=MINUTE), reasons, strict=True):
         outbox.dead_letter(entry, Unusable(reason, "why"))
-    view = segment(overview_cache.current())
+    flow = only(overview_cache.current())
 
-    assert (view.dead, view.counts.dead) == (1, 3)
+    assert (flow.dead, flow.counts.dead) == (1, 3)
 
 
 def test_all_seven_collections_are_listed_before_anything_is_received(
     overview_cache: OverviewCache,
 ) -> None:
     overview = overview_cache.current()
+    flow = only(overview)
 
-    assert [row.collection for row in overview.collections] == [*Collection]
-    assert [row.description for row in overview.collections] == [*DESCRIPTIONS.values()]
-    assert {(row.hour, row.day, row.total, row.latest) for row in overview.collections} == {
+    assert [row.collection for row in flow.collections] == [*Collection]
+    assert [row.description for row in flow.collections] == [DESCRIPTIONS[c] for c in Collection]
+    assert {(row.hour, row.day, row.total, row.latest) for row in flow.collections} == {
         (0, 0, 0, None)
     }
-    assert (overview.received, overview.latest, segment(overview).latest) == (0, None, None)
-    assert overview.bars == segment(overview).bars == (0,) * 48
+    assert (overview.received, flow.received.latest, flow.delivered.latest) == (0, None, None)
+    assert flow.received.bars == flow.delivered.bars == (0,) * 48
 
 
 def test_each_collection_is_counted_for_the_hour_the_day_and_in_total(
@@ -112,8 +117,8 @@ def test_each_collection_is_counted_for_the_hour_the_day_and_in_total(
     assert (opened.hour, opened.day, opened.total) == (3, 15, 63)
     assert opened.latest == now
     assert (row(overview, SENT).total, row(overview, SENT).latest) == (1, now - MINUTE)
-    assert overview.received == 64
-    assert overview.latest == now
+    assert overview.received == only(overview).received.total == 64
+    assert only(overview).received.latest == now
 
 
 def test_each_bar_counts_half_an_hour_of_the_last_day(
@@ -128,12 +133,14 @@ def test_each_bar_counts_half_an_hour_of_the_last_day(
     ack(outbox, 31)
     overview = overview_cache.current()
 
-    assert len(overview.bars) == 48
-    assert (overview.bars[-1], overview.bars[-2], overview.bars[0]) == (3, 4, 8)
-    assert sum(overview.bars) == 15
+    bars = only(overview).received.bars
+
+    assert len(bars) == 48
+    assert (bars[-1], bars[-2], bars[0]) == (3, 4, 8)
+    assert sum(bars) == 15
     assert (row(overview).bars[-1], row(overview).bars[-2]) == (3, 0)
-    assert segment(overview).bars == (0,) * 47 + (31,)
-    assert segment(overview).latest == now
+    assert only(overview).delivered.bars == (0,) * 47 + (31,)
+    assert only(overview).delivered.latest == now
 
 
 def test_a_clock_that_goes_back_moves_nothing_to_yesterday(
@@ -142,33 +149,32 @@ def test_a_clock_that_goes_back_moves_nothing_to_yesterday(
     add(outbox, clock.now() + 2 * HOUR)
     overview = overview_cache.current()
 
-    assert sum(overview.bars) == 0
+    assert sum(only(overview).received.bars) == 0
     assert row(overview).total == 1
 
 
 def test_rates_are_measured_over_the_last_seconds(
     overview_cache: OverviewCache, outbox: SqliteOutbox, clock: Clock
 ) -> None:
-    assert (overview_cache.current().rate, segment(overview_cache.current()).rate) == (None, None)
+    assert rates(overview_cache) == (None, None)
 
     add(outbox, clock.now(), count=30)
     clock.sleep(10)
     ack(outbox, 20)
-    overview = overview_cache.current()
 
-    assert (overview.rate, segment(overview).rate) == (3, 2)
-
-    clock.sleep(5)
-
-    assert overview_cache.current().rate == 2
+    assert rates(overview_cache) == (3, 2)
 
     clock.sleep(5)
 
-    assert overview_cache.current().rate == 0
+    assert rates(overview_cache)[0] == 2
+
+    clock.sleep(5)
+
+    assert rates(overview_cache)[0] == 0
 
     clock.sleep(60)
 
-    assert overview_cache.current().rate is None  # nobody has looked for so long
+    assert rates(overview_cache)[0] is None  # nobody has looked for so long
 
 
 def test_the_outbox_is_looked_at_once_a_second_at_most(
@@ -202,3 +208,35 @@ def test_equal_answers_are_counted_together(overview_cache: OverviewCache, clock
     assert [each.count for each in overview.ignored] == sorted(
         (each.count for each in overview.ignored), reverse=True
     )
+
+
+def test_each_flow_counts_its_own_entries_by_its_own_kinds(
+    outbox: SqliteOutbox, clock: Clock
+) -> None:
+    both = routes_both_ways()
+    overview_cache = OverviewCache(outbox, both, clock=clock.now, elapsed=clock.monotonic)
+    add(outbox, clock.now(), count=3)
+    outbox.add(accepted(both, {"type": "track", "userId": "42", "event": "Seen"}))
+    clock.sleep(1)
+    emails, calls = overview_cache.current().flows
+
+    assert (emails.received.total, calls.received.total) == (3, 1)
+    assert {row.collection: row.total for row in emails.collections if row.total} == {OPENED: 3}
+    assert [row.collection for row in calls.collections] == [*CallType]
+    assert {row.collection: row.total for row in calls.collections if row.total} == {"track": 1}
+    assert (emails.kinds.are_calls, calls.kinds.are_calls) == (False, True)
+    assert overview_cache.current().received == 4
+
+
+def test_a_destination_is_shown_once_something_is_received_for_it(
+    outbox: SqliteOutbox, clock: Clock
+) -> None:
+    vero = Vero(VeroSettings.model_validate({"secret": "a-secret-of-vero"}))
+    both = Routes([vero, segment_source()], [segment_at(), vero_at()])
+    overview_cache = OverviewCache(outbox, both, clock=clock.now, elapsed=clock.monotonic)
+    before = [flow.name for flow in overview_cache.current().flows]
+    outbox.add(accepted(both, {"type": "identify", "userId": "42"}))
+    clock.sleep(1)
+
+    assert before == ["segment"]
+    assert [flow.name for flow in overview_cache.current().flows] == ["segment", "vero"]

@@ -19,6 +19,7 @@ from relay.operations.lineage import (
 )
 from relay.outbox.entries import Arrival
 from relay.routes import Rendered
+from tests.harness.calls import routes_both_ways
 from tests.harness.routes import route
 
 ROUTE = route()
@@ -112,6 +113,58 @@ def test_every_field_of_the_track_call_has_a_source_field() -> None:
     fixed |= {"type", "anonymousId"}  # the last is null where there is a user id
 
     assert {link.target for link in links_of(WEBHOOK)} == paths - fixed
+
+
+CALL = {
+    "type": "identify",
+    "messageId": "call-1",
+    "timestamp": "2026-02-28T12:00:00Z",
+    "userId": "42",
+    "traits": {"email": "ann@example.com", "plan": "pro"},
+    "context": {"ip": "192.0.2.1"},
+    "integrations": {"Vero": {"tags": {"action": "add", "values": ["early", "late"]}}},
+}
+TAGS = "integrations.Vero.tags"
+
+
+def links_of_call(document: dict[str, Any]) -> set[tuple[str, str, int]]:
+    """Return what each field of the call is linked to, and in which message that is."""
+    routes = routes_both_ways()
+
+    def render_call(body: bytes) -> Any:  # noqa: ANN401 (as Route's)
+        return routes.render(Arrival("segment", "vero", "segment-1", AT, body))
+
+    rendered = render_call(json.dumps(document).encode())
+    return {
+        (link.source, link.target, link.message) for link in links(document, rendered, render_call)
+    }
+
+
+def test_a_field_is_linked_to_each_message_that_it_goes_to() -> None:
+    assert links_of_call(CALL) == {
+        ("type", "path", 0),
+        ("messageId", "messageId", 0),
+        ("userId", "body.id", 0),
+        ("userId", "body.data.id", 0),
+        ("userId", "body.id", 1),
+        ("traits.email", "body.email", 0),
+        ("traits.email", "body.data.email", 0),
+        ("traits.plan", "body.data.plan", 0),
+        (f"{TAGS}.values[0]", "body.add[0]", 1),
+        (f"{TAGS}.values[1]", "body.add[1]", 1),
+        # With another action there are no tags.
+        *((f"{TAGS}.action", target, 1) for target in ("method", "path", "body.id")),
+        (f"{TAGS}.action", "body.add[0]", 1),
+        (f"{TAGS}.action", "body.add[1]", 1),
+    }
+
+
+def test_the_fields_of_a_message_are_linked_although_a_part_of_the_call_is_not_sent() -> None:
+    bad_tags = {"Vero": {"tags": {"action": "replace", "values": ["early"]}}}
+    found = links_of_call({**CALL, "integrations": bad_tags})
+
+    assert ("traits.plan", "body.data.plan", 0) in found
+    assert {source for source, _, _ in found if source.startswith(TAGS)} == set()
 
 
 def test_fields_that_are_not_forwarded_have_no_link() -> None:
