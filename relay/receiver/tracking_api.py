@@ -26,7 +26,7 @@ from relay.receiver.outcomes import Refusals, count, count_unstored, counted_ans
 from relay.receiver.sending import send_answer, send_no_content
 from relay.routes import Route, Sender
 from relay.sources import Verified, Webhook
-from relay.sources.segment import CALL_TYPES, KeyKind, SegmentSource, calls_in, write_key_in
+from relay.sources.segment import CALL_TYPES, KeyKind, SegmentSource, calls_in, write_keys_in
 
 _METHODS: Final = ("POST", "OPTIONS")
 _MAX_WAITING_BYTES: Final = 16 * 2**20
@@ -137,11 +137,12 @@ class TrackingApi:
         return write_key, key_kind
 
     def _key_in_body(self, content: bytes) -> tuple[bytes, KeyKind]:
-        write_key = write_key_in(content)
-        key_kind = self._source.key_kind(write_key) if write_key else None
-        if not write_key or not key_kind:
-            raise answers.wrong_write_key(_WRONG_KEY if write_key else _NO_KEY, is_read=True)
-        return write_key, key_kind
+        write_keys = write_keys_in(content)
+        kinds = {kind: key for key in write_keys if (kind := self._source.key_kind(key))}
+        for kind in (KeyKind.SERVER, KeyKind.BROWSER):
+            if kind in kinds:
+                return kinds[kind], kind
+        raise answers.wrong_write_key(_WRONG_KEY if write_keys else _NO_KEY, is_read=True)
 
     async def _answer(self, calls: _Calls, call_type: str | None, user_agent: bytes) -> Answer:
         """Store the calls, and return the answer."""

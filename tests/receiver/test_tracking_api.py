@@ -159,7 +159,6 @@ def test_the_write_key_is_a_user_name_or_in_the_body(
         (basic(WRITE_KEY[:-1]), batch(track())),
         ({}, batch(track(), writeKey=WRONG)),
         ({}, batch(track(), writeKey=[WRITE_KEY])),
-        ({}, batch(track(writeKey=WRITE_KEY))),
         ({"Authorization": f"Bearer {WRITE_KEY}"}, batch(track())),
         ({}, b""),
         ({}, b"not JSON"),
@@ -402,14 +401,12 @@ def test_without_a_write_key_configured_there_is_no_api(tmp_path: Path, method: 
 
 def test_pipelined_requests_are_answered_in_order(relay: RelayProcess) -> None:
     key = "Authorization: " + basic(WRITE_KEY)["Authorization"]
+    last = raw(batch(track(2)), key, "Connection: close")
     with relay.connect() as sender:
-        sender.sendall(raw(batch(track(1)), key) + raw(b"{", key) + raw(batch(track(2)), key))
-        statuses = [answer_to(sender).status for _ in range(1)]
-        sender.shutdown(socket.SHUT_WR)
-        rest = b"".join(iter(lambda: sender.recv(65_536), b""))
+        sender.sendall(raw(batch(track(1)), key) + raw(b"{", key) + last)
+        answers = b"".join(iter(lambda: sender.recv(65_536), b""))
 
-    assert statuses == [200]
-    assert [part[:3] for part in rest.split(b"HTTP/1.1 ")[1:]] == [b"400", b"200"]
+    assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400", b"200"]
     assert len(stored(relay.outbox)) == 3
 
 

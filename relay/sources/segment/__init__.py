@@ -5,7 +5,7 @@ destinations, from the code of the latter (segmentio/action-destinations), and f
 libraries analytics-python, analytics-node and analytics.js that were recorded.
 """
 
-from relay.sources.segment.bodies import CALL_TYPES, calls_in, calls_in_webhook, write_key_in
+from relay.sources.segment.bodies import CALL_TYPES, calls_in, calls_in_webhook, write_keys_in
 from relay.sources.segment.signatures import Coverage
 from relay.sources.segment.source import KeyKind, SegmentSource
 
@@ -17,7 +17,7 @@ __all__ = [
     "SegmentSource",
     "calls_in",
     "calls_in_webhook",
-    "write_key_in",
+    "write_keys_in",
 ]
 
 SOURCE = SegmentSource

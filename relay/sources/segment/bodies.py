@@ -1,6 +1,8 @@
 """Splits the bodies of requests into calls to store. Values stay byte for byte as they came."""
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -40,6 +42,7 @@ _encode: Final = msgspec.json.encode
 _read_members: Final = msgspec.json.Decoder(_Members).decode
 _read_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 _read_text: Final = msgspec.json.Decoder(str).decode
+_WRITE_KEY: Final = re.compile(rb'"writeKey"\s*:\s*("(?:[^"\\]|\\.){1,1000}")')
 _TRUE: Final = Raw(b"true")
 
 
@@ -111,18 +114,26 @@ def calls_in_line(line: bytes) -> list[bytes]:
     return calls_in(line)
 
 
-def write_key_in(body: bytes) -> bytes | None:
-    """Return the write key in the body of a request to the Tracking API; None without one."""
-    try:
-        key = decoded(bytes(decoded(body, _read_members).get("writeKey", b"")), _read_text)
-    except UnreadableError:
-        return None
-    return key.encode()
+def write_keys_in(body: bytes) -> set[bytes]:
+    """Return the write keys in the body of a request to the Tracking API, wherever they are.
+
+    The body is not parsed, which would take long: anybody can send one.
+    """
+    found = {match[1] for match in islice(_WRITE_KEY.finditer(body), MAX_CALLS + 1)}
+    return {key for text in found if (key := _text(text))}
 
 
 def _check_count(calls: Sequence[Raw]) -> None:
     if len(calls) > MAX_CALLS:
         raise TooManyEventsError(f"{len(calls)} calls in one body; relay takes {MAX_CALLS}")
+
+
+def _text(value: bytes) -> bytes | None:
+    """Return the text of a JSON string in UTF-8; None if it is none."""
+    try:
+        return decoded(value, _read_text).encode()
+    except UnreadableError:
+        return None
 
 
 def _call_of_batch(element: Raw, shared: Mapping[str, _Members]) -> bytes:
