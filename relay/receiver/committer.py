@@ -60,7 +60,7 @@ class _Pending(Struct):
     arrivals: Sequence[Arrival]
     on_stored: Callable[[Any], None]
     size: int
-    is_single: bool
+    is_single: bool = True
 
 
 class _Batch(Struct):
@@ -146,7 +146,7 @@ class Committer:
 
         A future in place of the callback would cost five times as much, for every webhook.
         """
-        self._store(_Pending((arrival,), on_stored, len(arrival.body), is_single=True))
+        self._store(_Pending((arrival,), on_stored, len(arrival.body)))
 
     def store_all(self, arrivals: Sequence[Arrival], on_stored: OnAllStored) -> None:
         """Store the arrivals of one request, in their order and in one transaction; see `store`."""

@@ -23,6 +23,7 @@ from relay.receiver.sending import send_answer
 from relay.routes import Route, Routes
 from relay.sources import Source, Verifier, Webhook
 
+_NO_SIGNATURE: Final = "the headers hold no well-formed signature"
 _PASTED: Final = "/ \t\r\n"
 
 _log: Final = structlog.get_logger()
@@ -149,10 +150,12 @@ def _path_secret(source: Source, path: str) -> str | None:
 
 def _refusal_cause(source: Source, webhook: Webhook) -> str:
     """Return why the credentials are wrong, for the log; repeat no part of them."""
+    has_authorization = any(name == b"authorization" for name, _ in webhook.headers)
     if source.signs_body:
-        return "the headers hold no well-formed signature"
+        in_place = has_authorization or webhook.path_secret is not None
+        return _NO_SIGNATURE + (", nor is there a right secret in its place" if in_place else "")
     if webhook.path_secret is None:
-        if any(name == b"authorization" for name, _ in webhook.headers):
+        if has_authorization:
             return "the Authorization header holds no valid secret"
         return "neither the path nor an Authorization header holds a secret"
     pasted = Webhook(webhook.path_secret.strip(_PASTED), (), b"", webhook.received_at)

@@ -30,6 +30,8 @@ from relay.sources.segment import CALL_TYPES, KeyKind, SegmentSource, calls_in, 
 
 _METHODS: Final = ("POST", "OPTIONS")
 _MAX_WAITING_BYTES: Final = 16 * 2**20
+_MANY: Final = 500
+"""Calls whose commit takes long."""
 _NO_KEY: Final = "neither an Authorization header nor the body holds a write key"
 _WRONG_KEY: Final = "the write key in the body is wrong"
 _PUBLISHED: Final = (
@@ -120,7 +122,7 @@ class TrackingApi:
         return CALL_TYPES[parts[0]]
 
     async def _read(self, request: Webhook, receive: Receive) -> _Calls:
-        """Read the body, and check the write key: before that if it is in a header."""
+        """Read the body. A write key in a header is checked before, one in the body after."""
         write_key, key_kind = self._key_in_header(request)
         verifier = Verified() if key_kind is KeyKind.SERVER else None
         body = await self._body_reader.read(self._source, request.headers, receive, verifier)
@@ -148,7 +150,10 @@ class TrackingApi:
         """Store the calls, and return the answer."""
         async with self._turns[calls.key_kind].turn(len(calls.content)):
             accepted, is_batch = await self._accepted(calls, call_type)
-        results = await store_all(self._committer, accepted)
+            storing = asyncio.create_task(store_all(self._committer, accepted))
+            if len(accepted) >= _MANY:
+                await storing  # or else a webhook would have to wait for several such commits
+        results = await storing
         if isinstance(results, OutboxError):
             count_unstored(self._source, results, len(accepted))
             return answers.unavailable_to(user_agent)
@@ -182,7 +187,7 @@ class TrackingApi:
 class _Turns:
     """The turns of bodies: the calls of one are accepted before those of the next.
 
-    Its calls take several times the memory of a body.
+    The calls take several times the memory of the body that they came in.
     """
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.sources.protocol import WRONG_SIGNATURE
 from relay.sources.segment.bodies import MAX_CALLS
 from tests.harness.processes import RelayProcess, Reply, WholeConnection, within
 from tests.harness.stores import run_sql, stored
@@ -141,6 +142,35 @@ def test_the_log_says_how_to_have_all_of_an_array_accepted(fragile: RelayProcess
         " to the end of the URL as well, or turn off batching"
     )
     assert SHARED_SECRET not in str(fragile.log())
+
+
+@pytest.mark.parametrize(
+    ("headers", "secret", "why"),
+    [
+        ({}, "", "the headers hold no well-formed signature"),
+        ({"X-Signature": "x"}, "", "the headers hold no well-formed signature"),
+        (
+            {},
+            WRONG,
+            "the headers hold no well-formed signature, nor is there a right secret in its place",
+        ),
+        (
+            signed(CALLS[0], WRONG),
+            SHARED_SECRET,
+            WRONG_SIGNATURE,
+        ),
+    ],
+)
+def test_the_log_says_why_credentials_were_refused(
+    fragile: RelayProcess, headers: dict[str, str], secret: str, why: str
+) -> None:
+    post(fragile, CALLS[0], headers, secret=secret)
+
+    def causes() -> list[object]:
+        return [line["why"] for line in fragile.log() if line["event"] == "webhook.refused"]
+
+    assert within(5, lambda: causes() == [why])
+    assert not [each for each in (SHARED_SECRET, WRONG) if each in str(fragile.log())]
 
 
 @pytest.mark.parametrize("blank", [b"", b" \n"])

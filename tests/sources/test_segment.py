@@ -421,7 +421,7 @@ def test_an_element_that_is_no_object_is_a_dead_letter_of_its_own(element: str) 
 def test_one_call_that_cannot_be_read_does_not_affect_the_others() -> None:
     deep = b'{"a":' * 60 + b"1" + b"}" * 60
     batch = b'{"batch":[%b,{"event":"\xff"},{"event":1e400},%b]}'
-    bodies = calls_in(batch % (deep, json.dumps(TRACK).encode()))
+    bodies = [*calls_in(batch % (deep, json.dumps(TRACK).encode()))]
     results = [segment_source().parse(body, NOON) for body in bodies]
 
     assert [type(result) for result in results] == [Unusable, Unusable, Unusable, Call]
@@ -443,7 +443,7 @@ def test_a_body_that_is_no_object_has_no_calls(body: bytes) -> None:
 def test_any_batch_has_its_calls(documents: list[dict[str, Any]], shared: dict[str, Any]) -> None:
     parts = {name: shared[name] for name in ("context", "integrations") if name in shared}
     body = json.dumps({"batch": documents, "writeKey": "k", **parts}).encode()
-    bodies = calls_in(body)
+    bodies = [*calls_in(body)]
 
     assert len(bodies) == len(documents)
     for stored in bodies:

@@ -1,7 +1,7 @@
 """Splits the bodies of requests into calls to store. Values stay byte for byte as they came."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -46,8 +46,10 @@ _WRITE_KEY: Final = re.compile(rb'"writeKey"\s*:\s*("(?:[^"\\]|\\.){1,1000}")')
 _TRUE: Final = Raw(b"true")
 
 
-def calls_in(body: bytes, *, call_type: str | None = None) -> list[bytes]:
+def calls_in(body: bytes, *, call_type: str | None = None) -> Iterable[bytes]:
     """Return the calls in the body of a request to the Tracking API, without write keys.
+
+    Those of a batch are made one after the other, because there may be thousands.
 
     What a batch has as `context` and `integrations` is merged into each of its calls, whose own
     values win. An element that is no object stays as it is: parsing finds its fault.
@@ -78,7 +80,7 @@ def calls_in(body: bytes, *, call_type: str | None = None) -> list[bytes]:
             f"{size} bytes, with what the batch has in common repeated in each of its"
             f" {len(elements)} calls; relay takes {MAX_MERGED_BYTES}"
         )
-    return [_call_of_batch(element, shared) for element in elements]
+    return (_call_of_batch(element, shared) for element in elements)
 
 
 def calls_in_webhook(body: bytes) -> list[bytes]:
@@ -111,7 +113,7 @@ def calls_in_line(line: bytes) -> list[bytes]:
         return calls_in_webhook(line)
     if _elements(decoded(line, _read_members).get("batch")) is None:
         return [_call_of_batch(Raw(line), {})]
-    return calls_in(line)
+    return [*calls_in(line)]
 
 
 def write_keys_in(body: bytes) -> set[bytes]:
