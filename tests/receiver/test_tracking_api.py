@@ -505,14 +505,14 @@ def test_the_log_has_no_write_key_no_id_and_no_address(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_batch_is_stored_whole_or_not_at_all_when_relay_is_killed(tmp_path: Path) -> None:
-    calls = [track(number) for number in range(1_500)]
+    calls = [track(number) for number in range(2_500)]
     with relay_for_calls(tmp_path / "relay.db") as relay, relay.connect() as sender:
         key = "Authorization: " + basic(WRITE_KEY)["Authorization"]
         sender.sendall(raw(batch(*calls), key))
         within(20, lambda: bool(stored(relay.outbox)))
         relay.kill()
 
-        assert len(stored(relay.outbox)) in {0, 1_500}
+        assert len(stored(relay.outbox)) in {0, 2_500}
 
 
 def test_webhooks_are_answered_while_a_large_batch_is_accepted(relay: RelayProcess) -> None:
