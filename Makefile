@@ -15,6 +15,9 @@ WORKERS ?= 4
 BIN := $(VENV)/bin
 SERVES := $(SEGMENT_WRITE_KEY)$(VERO_AUTH_TOKEN)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Segment's libraries for Node.js and browsers; their tests are skipped where there is no npm.
+CLIENTS := tests/clients
+LIBRARIES := $(if $(shell command -v npm),$(CLIENTS)/node_modules/made)
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,7 +33,7 @@ check: lint types imports  ## lint, types, imports and the quick tests, in about
 
 test: $(VENV)/dev  ## the whole test suite, and how much of relay its quick tests run in their own processes
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal -rs
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -70,7 +73,7 @@ LOCK := --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-
 	--no-header --quiet
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
+	rm -rf $(VENV) $(CLIENTS)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 
 $(VENV)/run: requirements.txt pyproject.toml | $(VENV)/made
 	@echo "Setting up $(VENV) (once, about a minute) ..."
@@ -85,6 +88,11 @@ $(VENV)/demo: requirements-demo.txt $(VENV)/run
 $(VENV)/dev: requirements-dev.txt $(VENV)/run
 	@echo "Setting up the tools for tests ..."
 	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(CLIENTS)/node_modules/made: $(CLIENTS)/package-lock.json
+	@echo "Setting up Segment's libraries for Node.js ..."
+	@cd $(CLIENTS) && npm ci --ignore-scripts --loglevel=error
 	@touch $@
 
 $(VENV)/made:

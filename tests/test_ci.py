@@ -1,5 +1,6 @@
 """What `.ci/run` does before it checks anything."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,3 +23,13 @@ def test_a_check_installs_each_program_that_is_missing(tmp_path: Path) -> None:
 
     assert "chromium" not in installed
     assert {"prometheus", "caddy", "socat", "stunnel4"} <= {*installed}
+
+
+def test_the_lock_of_the_libraries_names_no_registry() -> None:
+    """Each machine has its own. What comes from it is checked by the digest."""
+    lock = json.loads((ROOT / "tests/clients/package-lock.json").read_text())
+    packages = [package for name, package in lock["packages"].items() if name]
+
+    assert packages
+    assert all("resolved" not in package for package in packages)
+    assert all(package["integrity"].startswith("sha512-") for package in packages)

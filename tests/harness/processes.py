@@ -137,6 +137,11 @@ class RelayProcess:
         return self._process.pid
 
     @property
+    def url(self) -> str:
+        """Its base URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def outbox(self) -> Path:
         """The file of a SQLite outbox."""
         assert isinstance(self.store, SqliteStore)
