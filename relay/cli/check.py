@@ -75,4 +75,6 @@ def _print_urls(routes: Routes) -> None:
             secret = "" if source.signs_body else "/<secret>"
             click.echo(f"webhook   https://<your host>/webhooks/{source.name}{secret}")
         if source.takes_calls:
-            click.echo("calls     https://<your host>/v1 (the host for Segment's libraries)")
+            click.echo(
+                "calls     https://<your host> (the host for Segment's libraries; they add /v1)"
+            )

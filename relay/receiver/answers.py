@@ -117,7 +117,7 @@ def no_settings() -> RequestRefusedError:
     return RequestRefusedError(
         404,
         "relay has no settings for analytics.js: give it yours, as `cdnSettings:"
-        " {integrations: {'Segment.io': {apiHost: '<host of relay>/v1'}}}`",
+        " {integrations: {'Segment.io': {apiKey: '<write key>', apiHost: '<host of relay>/v1'}}}`",
     )
 
 

@@ -269,3 +269,13 @@ def test_check_reports_each_destination_and_where_relay_receives(tmp_path: Path)
     assert "1 entry waits for vero, which is not configured: set VERO_AUTH_TOKEN" in without_vero
     assert "webhook   https://<your host>/webhooks/vero/<secret>" in without_vero
     assert "calls " not in without_vero
+
+
+def test_check_prints_the_host_as_segments_libraries_take_it(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "relay.db")
+    with SegmentServer() as server:
+        printed = relay(store, "check", SEGMENT_HOST=server.url, VERO_HOST=server.url)
+
+    assert (
+        "calls     https://<your host> (the host for Segment's libraries; they add /v1)" in printed
+    )

@@ -383,6 +383,7 @@ def test_analytics_js_is_told_to_bring_its_settings(relay: RelayProcess) -> None
 
     assert reply.status == 404
     assert "cdnSettings" in reply.content["error"]
+    assert "apiKey" in reply.content["error"]  # without it, analytics.js sends no key
     assert WRITE_KEY not in str((reply.content, relay.log()))
 
 
