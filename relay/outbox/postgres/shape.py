@@ -175,8 +175,8 @@ _SHAPE_3: Final = {name: made for name, made in _SHAPE_2.items() if name not in 
 _SHAPE_4: Final = _SHAPE_3 | {
     "function forget_order": "d4469f02",
     "function join_lanes": "6e47c6ed",
-    "function leave_lanes": "a74c759c",
-    "function lock_lanes": "a75dd0d5",
+    "function leave_lanes": "34d16a70",
+    "function lock_lanes": "5c53a85d",
     "index entries_ordered on entries": "b037bf6a",
     "index lanes_entry on lanes": "bc061041",
     "table entries": "b66cc69f",

@@ -32,7 +32,7 @@ _ADD: Final = """
     ), added AS (
         INSERT INTO relay.entries (
             source, destination, message_id, state, collection, received_at, pending_since, due_at,
-            claim, reason, detail, body
+            claim, reason, detail, body, blocked
         )
         SELECT
             source, destination, message_id,
@@ -41,7 +41,8 @@ _ADD: Final = """
             CASE WHEN reason IS NULL THEN
                 least(received_at, coalesce(%(now)s::timestamptz, now()))
             END,
-            %(claim)s::bigint, reason, detail, body
+            %(claim)s::bigint, reason, detail, body,
+            CASE WHEN message_id = ANY (%(laned)s::text[]) THEN 0 END
         FROM arrival
         ON CONFLICT (message_id) DO NOTHING
         RETURNING id, message_id

@@ -90,10 +90,13 @@ class PostgresOutbox:
         """See `Outbox.add`."""
         if not arrivals:
             return []
+        first: dict[str, Arrival] = {}  # of several copies
+        for arrival in arrivals:
+            first.setdefault(arrival.message_id, arrival)
         # In one order everywhere, so that two groups with the same entries cannot deadlock. Those
         # in lanes come last, as they arrived: their groups wait for each other before they begin.
         ordered = sorted(
-            arrivals,
+            first.values(),
             key=lambda arrival: (bool(arrival.lanes), "" if arrival.lanes else arrival.message_id),
         )
         faults = [arrival.fault for arrival in ordered]
@@ -111,7 +114,7 @@ class PostgresOutbox:
             "address_keys": [arrival.keys.address for arrival in ordered],
             "email_keys": [arrival.keys.email for arrival in ordered],
             "bodies": [arrival.body for arrival in ordered],
-        } | _places(arrivals)
+        } | _places(ordered)
         new: list[bool] = []
         added = {message_id for (message_id,) in self._insert(group)}
         for arrival in arrivals:
@@ -347,12 +350,9 @@ class PostgresOutbox:
 
 def _places(arrivals: Sequence[Arrival]) -> dict[str, list[Any]]:
     """Return the places in lanes of the arrivals, in their order: message ids, and lanes."""
-    new: dict[str, Arrival] = {}
-    for arrival in arrivals:
-        new.setdefault(arrival.message_id, arrival)  # the first of several copies
     places = [
         (arrival.message_id, lane)
-        for arrival in new.values()
+        for arrival in arrivals
         if not arrival.fault
         for lane in dict.fromkeys(arrival.lanes)
     ]

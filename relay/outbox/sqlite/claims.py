@@ -16,6 +16,7 @@ from relay.outbox.sqlite.times import from_milliseconds
 
 NO_LINEAGE: Final = 0
 
+_COLUMNS: Final = 7  # of a claimed entry; those about its order come behind them
 _MOST_BYTES: Final = 4 * 2**20  # of bodies in a claim, which takes several times that in memory
 _MOST_RELEASED: Final = 5_000  # claims remembered after their release
 
@@ -60,29 +61,23 @@ class Claims:
         number = secrets.randbits(62)
         until = self._elapsed() + lease.total_seconds()
         entries, claims, size = [], {}, 0
-        for id_, source, message_id, received_at, attempts, crashes, body, *order in rows:
-            ordered, step, failing_since = order
+        for row in rows:
+            id_, source, message_id, received_at, attempts, crashes, body = row[:_COLUMNS]
             last = self._last(id_)
             claim = _Claim(number, until, (last.attempts if last else attempts) + 1)
             claims[id_] = claim
-            entries.append(
-                Entry(
-                    id=id_,
-                    source=source,
-                    destination=destination,
-                    message_id=message_id,
-                    received_at=from_milliseconds(received_at),
-                    attempts=claim.attempts,
-                    claim=number,
-                    body=body,
-                    crashes=crashes,
-                    ordered=bool(ordered),
-                    step=step,
-                    failing_since=(
-                        None if failing_since is None else from_milliseconds(failing_since)
-                    ),
-                )
+            entry = Entry(
+                id=id_,
+                source=source,
+                destination=destination,
+                message_id=message_id,
+                received_at=from_milliseconds(received_at),
+                attempts=claim.attempts,
+                claim=number,
+                body=body,
+                crashes=crashes,
             )
+            entries.append(_with_order(entry, *row[_COLUMNS:]) if len(row) > _COLUMNS else entry)
             size += len(body)
             if size >= _MOST_BYTES:
                 break
@@ -128,6 +123,11 @@ class Claims:
 
     def _last(self, id_: int) -> _Claim | None:
         return self._current.get(id_) or self._released.get(id_)
+
+
+def _with_order(entry: Entry, ordered: int, step: int, failing_since: int | None) -> Entry:
+    since = None if failing_since is None else from_milliseconds(failing_since)
+    return structs.replace(entry, ordered=bool(ordered), step=step, failing_since=since)
 
 
 class Prepared(Struct, frozen=True):
