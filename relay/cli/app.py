@@ -22,10 +22,11 @@ _log = structlog.get_logger()
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Receive email webhooks of Vero and Customer.io, store them durably, forward them to Segment.
+    """Carry email events and customer data between email platforms and Segment, and lose nothing.
 
-    A webhook answered 200 is on disk. What is on disk reaches Segment, or waits where you can see
-    why. Settings are environment variables: `relay settings` lists them.
+    Email webhooks of Vero and Customer.io go to Segment, calls of Segment's libraries to Vero. What
+    is answered 200 is on disk. What is on disk is delivered, or waits where you can see why.
+    Settings are environment variables: `relay settings` lists them.
     """
     open_standard_files()
     os.umask(0o077)  # files may hold addresses: only their owner may read them

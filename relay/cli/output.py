@@ -51,7 +51,7 @@ class Output:
         return json.dumps(document if self._reveal else masked(document), indent=indent)
 
     def body(self, body: bytes) -> str:
-        """Return a webhook's body as indented JSON, or as lines of text if it is not JSON."""
+        """Return a stored body as indented JSON, or as lines of text if it is not JSON."""
         try:
             return self.pretty(read_object(body))
         except UnreadableError:

@@ -57,7 +57,7 @@ _log = structlog.get_logger()
     "--no-forward", is_flag=True, help="Receive only; `relay forward` forwards elsewhere."
 )
 def serve(host: str, port: int | None, *, no_forward: bool) -> None:
-    """Receive webhooks and forward them, until SIGTERM or Ctrl-C."""
+    """Receive webhooks and calls, and forward them, until SIGTERM or Ctrl-C."""
     raise_file_limit()
     settings, routes = load_settings()
     configure_logs(settings, dropped=RECEIVER_LOG_LINES_DROPPED.inc)

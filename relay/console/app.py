@@ -52,7 +52,7 @@ class Console:
     Args:
         outbox: the one that is shown.
         routes: every route.
-        endpoints: where webhooks are received.
+        endpoints: where webhooks and calls are received.
         opened_by: the password that opens the console, or the links that do.
         clock: the time of day.
     """

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 _CHART_HEIGHT: Final = 36
@@ -17,6 +17,15 @@ def at(time: datetime | None) -> Markup:
     return Markup('<time datetime="{0}" title="{0}">{1}</time>').format(
         time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         f"{time:%d %b %H:%M:%S}",
+    )
+
+
+def coded(text: str) -> Markup:
+    """Return the text with what stands between backticks as code."""
+    code = Markup("<code>{}</code>")
+    return Markup("").join(
+        code.format(part) if number % 2 else escape(part)
+        for number, part in enumerate(text.split("`"))
     )
 
 

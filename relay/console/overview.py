@@ -38,7 +38,7 @@ class OverviewPages:
 
     Args:
         overview_cache: the numbers that the page shows.
-        endpoints: where webhooks are received.
+        endpoints: where webhooks and calls are received.
         pages: renders.
     """
 

@@ -88,7 +88,7 @@ class Flow(Struct, frozen=True):
 
 
 class AnswerCount(Struct, frozen=True):
-    """How many webhooks of a source had the same answer since this process began.
+    """How many webhooks or calls of a source had the same answer since this process began.
 
     Attributes:
         what: why they were ignored, or the status with which they were refused.

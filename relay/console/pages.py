@@ -52,6 +52,7 @@ class Pages:
         )
         self._templates.filters |= {
             "at": formats.at,
+            "coded": formats.coded,
             "ago": self._ago,
             "span": formats.span,
             "number": formats.number,

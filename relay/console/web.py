@@ -25,7 +25,7 @@ async def read_form(request: Request) -> dict[str, str]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_FORM_BYTES:
-            raise HTTPException(413, "This is larger than any webhook may be.")
+            raise HTTPException(413, "This is larger than any webhook or batch may be.")
     text = body.decode(errors="replace")
     try:
         fields = await run_in_threadpool(

@@ -4,8 +4,9 @@ Receiver and forwarder are separate processes, so each has its own registry. The
 outbox are in neither: `relay.metrics.exporter` reads them from the outbox when Prometheus asks. No
 name occurs twice, so one page can show all of them, and those of prometheus_client, too.
 
-A label holds one of relay's own words, the name of a source or destination, the status of an
-answer, or the kind of network error. It never holds an address, a secret or any text from a body.
+A label holds one of relay's own words, the name of a source or destination, a collection of email
+events or a type of calls, the status of an answer, or the kind of network error. It never holds an
+address, a secret or any text from a body.
 
 A constant is named like its metric, without `relay_` and `_total`.
 """
@@ -85,7 +86,11 @@ WEBHOOKS: Final = _counter(
     "What came in, and how was it answered?",
     *("source", "outcome", "what"),
 )
-"""`outcome` is the answer's `status`; `what` is the collection, or the reason why there is none."""
+"""Each call of a request counts.
+
+`outcome` is the answer's `status`; `what` is the collection or the type of call, or the reason why
+there is none.
+"""
 WRONG_CREDENTIALS: Final = _counter(
     "relay_wrong_credentials_total",
     "How many wrong passwords, links, sessions and tokens were tried?",
@@ -93,12 +98,12 @@ WRONG_CREDENTIALS: Final = _counter(
 )
 ANSWER_SECONDS: Final = _histogram(
     "relay_answer_seconds",
-    "How long after it was read was a stored webhook answered?",
+    "How long after it was read was a stored webhook or call answered?",
     (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3),
 )
 COMMIT_WEBHOOKS: Final = _histogram(
     "relay_commit_webhooks",
-    "How many webhooks share a commit?",
+    "How many webhooks, or requests with calls, share a commit?",
     (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000),
 )
 COMMIT_SECONDS: Final = _histogram(
@@ -173,7 +178,7 @@ OUTBOX_FREE_BYTES: Final = _of_outbox(
     "How much room is left on the outbox's disk? Absent if that cannot be known.",
 )
 OUTBOX_MIN_FREE_BYTES: Final = _of_outbox(
-    "relay_outbox_min_free_bytes", "How much room must be left, or else webhooks are answered 503?"
+    "relay_outbox_min_free_bytes", "How much room must be left, or else nothing more is stored?"
 )
 OUTBOX_LOG_BYTES: Final = _of_outbox(
     "relay_outbox_log_bytes", "How large is the log of writes beside the SQLite file?"
@@ -186,7 +191,8 @@ EVENTS: Final = _of_outbox(
     "What has become of the events in the outbox?",
     *("source", "destination", "collection", "state", "reason"),
 )
-"""`reason` is the reason of a dead letter; `collection` is empty if none could be read."""
+"""`collection` may be a type of calls, and is empty if none could be read; `reason` is of dead
+letters."""
 EVENTS_RECEIVED: Final = _of_outbox(
     "relay_events_received_total",
     "How many events were stored? Duplicates do not count.",

@@ -11,7 +11,7 @@ import pytest
 from relay.console.dead import DeadLetterPages
 from relay.console.event import EventPage
 from relay.console.events import EventList
-from relay.console.overview import Endpoint, OverviewPages
+from relay.console.overview import CALLS_PATH, Endpoint, OverviewPages
 from relay.console.overview_data import OverviewCache
 from relay.console.pages import Pages
 from relay.console.playground import MAX_CALLS, Playground
@@ -174,6 +174,15 @@ def test_the_overview_names_entries_for_a_destination_that_is_not_configured(
 
     assert warning in words(without_vero.overview())
     assert warning not in words(site.overview())
+
+
+def test_a_call_only_relay_shows_the_host_for_segments_libraries(calls_only: Site) -> None:
+    html = calls_only.overview(Endpoint("segment", CALLS_PATH))
+
+    assert "Waiting for your first call" in html.text
+    assert "Give this to Segment's libraries as their host" in html.text
+    assert "http://localhost" in html.text
+    assert "http://localhost/v1" not in html.text
 
 
 def test_a_hold_names_the_credential_to_correct(site: Site, outbox: SqliteOutbox) -> None:

@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import pytest
 
-from relay.console.formats import bars, number, rate, span
+from relay.console.formats import bars, coded, number, rate, span
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,8 @@ def test_bars_fill_the_chart_and_none_vanishes() -> None:
     assert [bar["height"] for bar in bars((0, 1, 500, 1_000))] == [0, 2, 18, 36]
     assert [bar["x"] for bar in bars((5, 5))] == [0, 1]
     assert [bar["height"] for bar in bars((0, 0))] == [0, 0]
+
+
+def test_what_stands_between_backticks_is_shown_as_code() -> None:
+    assert coded("use `relay <erase>`, & go") == "use <code>relay &lt;erase&gt;</code>, &amp; go"
+    assert coded("plain") == "plain"
