@@ -95,15 +95,15 @@ def test_a_line_is_one_call_a_batch_or_an_array(store: Store) -> None:
 def test_an_import_reports_the_calls_that_cannot_be_sent_by_their_line(store: Store) -> None:
     nobody = {"type": "identify", "traits": {}}
     visitor = {"type": "page", "anonymousId": "a-1"}
-    output = add(
-        store, IDENTIFY, {"batch": [nobody, visitor, {"type": "novel"}]}, {"type": "alias"}
-    )
+    batch = {"batch": [nobody, visitor, {"type": "novel"}]}
+    output = add(store, IDENTIFY, batch, {"type": "alias"}, 7)
 
     assert output == (
         "line 2: no_recipient: no user id, no address and no anonymous id\n"
         "line 2: unknown_type: a type relay does not know: novel\n"
         "line 3: incomplete: an alias without previousId or without userId\n"
-        "1 accepted, 3 dead, 1 ignored\n"
+        "line 4: unreadable: not a JSON object\n"
+        "1 accepted, 4 dead, 1 ignored\n"
     )
 
 

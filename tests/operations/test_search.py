@@ -99,14 +99,15 @@ def test_a_call_is_found_by_an_address_that_is_an_id_or_among_its_traits(
         {"type": "track", "event": "Seen", "context": {"traits": {"email": ADDRESS}}},
         {"type": "alias", "previousId": ADDRESS, "userId": "8765309"},
         {"type": "identify", "userId": ADDRESS, "traits": {"email": "other@example.com"}},
+        {"type": "identify", "userId": ADDRESS, "traits": {"email": ADDRESS}},
         {"type": "identify", "userId": "7", "traits": {"email": "other@example.com"}},
     ]
     outbox.add(accepted(routes, *calls))
     hashed = sha256(address.lower().encode()).hexdigest()
 
-    assert found(outbox, routes, address=address) == [1, 2, 3, 4]
-    assert found(outbox, routes, address=hashed) == [1, 2, 3, 4]
-    assert found(outbox, routes, user_id=ADDRESS) == [3, 4]
+    assert found(outbox, routes, address=address) == [1, 2, 3, 4, 5]
+    assert found(outbox, routes, address=hashed) == [1, 2, 3, 4, 5]
+    assert found(outbox, routes, user_id=ADDRESS) == [3, 4, 5]
 
 
 def test_events_and_calls_of_one_person_are_found_together_each_once(
