@@ -13,8 +13,9 @@ from relay.outbox import open_outbox
 from relay.outbox.protocol import Outbox
 from tests.contracts.outbox import MINUTE
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import SECRET, WRITE_KEY, run
-from tests.harness.stores import SqliteStore, Store
+from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, run, within
+from tests.harness.stores import SqliteStore, Store, pending
+from tests.harness.vero import AUTH_TOKEN, Fault, Request, VeroServer, says
 
 BOTH = {
     "SEGMENT_WRITE_KEY": WRITE_KEY,
@@ -279,3 +280,52 @@ def test_check_prints_the_host_as_segments_libraries_take_it(tmp_path: Path) -> 
     assert (
         "calls     https://<your host> (the host for Segment's libraries; they add /v1)" in printed
     )
+
+
+@pytest.mark.parametrize(
+    ("token", "code", "line"),
+    [
+        (AUTH_TOKEN, 0, "vero      ok: {} takes the token"),
+        ("another-token", 1, "Error: vero: {}: 401 Unauthorized: it does not take VERO_AUTH_TOKEN"),
+    ],
+)
+def test_check_says_whether_vero_takes_the_token(
+    sqlite_store: SqliteStore, token: str, code: int, line: str
+) -> None:
+    with VeroServer() as vero, SegmentServer() as segment:
+        output = relay(
+            sqlite_store,
+            "check",
+            code=code,
+            SEGMENT_HOST=segment.url,
+            VERO_HOST=vero.url,
+            VERO_AUTH_TOKEN=token,
+        )
+
+    assert line.format(vero.url) in output.splitlines()
+    assert vero.people.by_name.keys() <= {"relay-check"}
+
+
+def test_a_replay_undoes_what_came_later_and_the_history_tells_it(store: Store) -> None:
+    def judge(request: Request) -> Fault | None:
+        is_old = request.body["data"]["plan"] == "old"
+        return Fault(says(400, "id is invalid")) if is_old and not vero.requests[2:] else None
+
+    with VeroServer() as vero, SegmentServer() as segment:
+        vero.judge = judge
+        with RelayProcess(store, segment.url, port=0, options=(), **{**BOTH, **vero.environ}):
+            calls = [{**IDENTIFY, "traits": {"plan": plan}, "messageId": plan} for plan in _PLANS]
+            add(store, *calls)
+            assert within(20, lambda: len(vero.requests) == 2 and pending(store) == 0)
+            before = vero.person("42").traits["plan"]
+            relay(store, "replay", "--reason", "rejected", "--yes")
+            assert within(20, lambda: len(vero.requests) == 3 and pending(store) == 0)
+        (document,) = documents(store, "show", "1")
+        shown = relay(store, "show", "1")
+
+    assert (before, vero.person("42").traits["plan"]) == ("new", "old")
+    assert [step["what"] for step in document["history"]] == ["dead", "replayed"]
+    assert "delivered: Vero answered 2xx" in shown
+
+
+_PLANS = ("old", "new")
