@@ -1,8 +1,7 @@
 """The endpoint of Segment's HTTP Tracking API, so that Segment's libraries can send to relay."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Final, cast
@@ -24,12 +23,12 @@ from relay.receiver.cors import Cors
 from relay.receiver.intake import Accepted, accept_all, store_all
 from relay.receiver.outcomes import Refusals, count, count_unstored, counted_answer
 from relay.receiver.sending import send_answer, send_no_content
+from relay.receiver.turns import Turns
 from relay.routes import Route, Sender
 from relay.sources import Verified, Webhook
 from relay.sources.segment import CALL_TYPES, KeyKind, SegmentSource, calls_in, write_keys_in
 
 _METHODS: Final = ("POST", "OPTIONS")
-_MAX_WAITING_BYTES: Final = 16 * 2**20
 _MANY: Final = 500
 """Calls whose commit takes long."""
 _NO_KEY: Final = "neither an Authorization header nor the body holds a write key"
@@ -53,8 +52,8 @@ class _Calls(Struct, frozen=True):
 class TrackingApi:
     """The ASGI endpoint of `/v1/…`.
 
-    A web page's visitors can read its write key, so whoever sends with it is not trusted: its
-    bodies get little memory, and its calls are accepted apart from those of servers.
+    The visitors of a web page can read its write key, so that its senders are not trusted: their
+    bodies get little memory, and their calls are accepted apart from those of servers.
 
     Args:
         route: the route of the source `segment`.
@@ -75,7 +74,7 @@ class TrackingApi:
         self._body_reader = BodyReader()
         self._refusals = Refusals()
         self._sampler = LogSampler()
-        self._turns = {kind: _Turns() for kind in KeyKind}
+        self._turns = {kind: Turns() for kind in KeyKind}
         self._senders = {
             KeyKind.SERVER: Sender.TRUSTED,
             KeyKind.BROWSER: Sender.RESTRICTED if source.restricts_browsers else Sender.PUBLIC,
@@ -182,30 +181,3 @@ class TrackingApi:
         more = self._sampler.sample("published")
         if more is not None:
             _log.warning("segment.write_key_published", cause=_PUBLISHED, more=more)
-
-
-class _Turns:
-    """The turns of bodies: the calls of one are accepted before those of the next.
-
-    The calls take several times the memory of the body that they came in.
-    """
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._waiting_bytes = 0
-
-    @asynccontextmanager
-    async def turn(self, size: int) -> AsyncIterator[None]:
-        """Wait for the turn of a body of so many bytes.
-
-        Raises:
-            RequestRefusedError: too many bytes wait already.
-        """
-        if self._waiting_bytes + size > _MAX_WAITING_BYTES:
-            raise answers.too_many_bodies(is_read=True)
-        self._waiting_bytes += size
-        try:
-            async with self._lock:
-                yield
-        finally:
-            self._waiting_bytes -= size
