@@ -53,6 +53,7 @@ def started(postgres: PostgresServer, port: int, directory: Path) -> Iterator[bo
     config = CONFIG.format(server=postgres.port, user=USER, password=PASSWORD, port=port)
     file, log = directory / "pgbouncer.ini", directory / "pgbouncer.log"
     file.write_text("\n".join(line.strip() for line in config.splitlines()))
+    file.chmod(0o644)  # whatever umask another test has left
     # Both are opened here, as its user may not be able to reach the directory.
     with (
         file.open() as given,
