@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.fakes import SegmentServer
-from tests.harness.processes import ForwarderProcess, RelayProcess, within
+from tests.harness.processes import ExecutedRelay, ForwarderProcess, RelayProcess, within
 from tests.harness.webhooks import opened
 
 
@@ -162,7 +162,7 @@ def test_systemd_is_notified_when_relay_is_ready_alive_and_stopping(
     path = str(tmp_path / "notify")
     with (
         SegmentServer() as server,
-        RelayProcess(tmp_path / "relay.db", server.url, NOTIFY_SOCKET=path) as relay,
+        ExecutedRelay(tmp_path / "relay.db", server.url, NOTIFY_SOCKET=path) as relay,
     ):
         forwarder = Path(f"/proc/{relay.forwarder()}/environ")
         assert within(20, lambda: b"RELAY_OUTBOX_URL" in forwarder.read_bytes())
