@@ -214,7 +214,10 @@ class Route:
             )
             if not isinstance(rendering, Rendering):
                 return rendering
-            lanes = tuple({lane(name) for name in self.destination.lanes(event)})
+            names = self.destination.lanes(event)
+            if self.destination.ordered and not names:
+                names = (message_id,)  # a lane of its own: what is in none is never claimed
+            lanes = tuple({lane(name) for name in names})
         except Exception as error:  # noqa: BLE001 (one webhook must not stop the others)
             return _failed(error)
         return Rendered(event, rendering.messages, lanes, rendering.fault)

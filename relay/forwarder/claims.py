@@ -1,5 +1,6 @@
 """Claims: entries leased from the outbox, rendered and cut into batches."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -62,7 +63,8 @@ class Claims:
         lineage: see `Outbox.begin_post`.
 
     Attributes:
-        more_are_due: whether the latest claim most likely left due entries behind.
+        more_are_due: set while the latest claim most likely left due entries behind, or entries
+            may have become due by what was settled since.
     """
 
     def __init__(  # noqa: PLR0913 (what it works with)
@@ -85,7 +87,8 @@ class Claims:
         self._permits = permits
         self._clock = clock
         self._lineage = lineage
-        self.more_are_due = True
+        self.more_are_due = threading.Event()
+        self.more_are_due.set()
 
     def take_due(self, permit: Permit) -> Claim | None:
         """Claim due entries; None if there are none, or another destination is isolated."""
@@ -152,7 +155,7 @@ class Claims:
     def _settled(self, entries: Sequence[Entry]) -> None:
         self._unsettled.settle(entries)
         if self._ordered:
-            self.more_are_due = True  # what waited behind them in their lanes
+            self.more_are_due.set()  # what waited behind them in their lanes
 
     def _take(self, permit: Permit, lease: Callable[[], list[Entry]]) -> Claim | None:
         claim = Claim(permit=permit, ends_at=self._clock() + LEASE.total_seconds())
@@ -168,9 +171,11 @@ class Claims:
 
     def _lease_due(self) -> list[Entry]:
         most = self._limits.batch_messages
+        self.more_are_due.clear()  # first: other workers may settle entries meanwhile
         entries = self._outbox.claim(self._name, most, lease=LEASE, ordered=self._ordered)
         size = sum(len(entry.body) for entry in entries)
-        self.more_are_due = len(entries) == most or size > _LARGE_CLAIM_BYTES
+        if len(entries) == most or size > _LARGE_CLAIM_BYTES:
+            self.more_are_due.set()
         return entries
 
     def _lease_suspect(self) -> list[Entry]:

@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Final
 
 import structlog
@@ -181,18 +182,7 @@ class Forwarder:
         while not self._progress.stopping:
             try:
                 self.heartbeats.pause(worker)
-                # One worker at a time claims and renders; the others send. Rendering holds
-                # Python's global lock, so a second thread would only slow it down.
-                with self._claiming:
-                    self._progress.beat()
-                    if not self._claims.more_are_due:
-                        self._await_entries()
-                    self._try_suspects()
-                    self._await_connection()
-                    claim = self._claim(self._claims.take_due)
-                if claim is not None:
-                    with self._connections.used():
-                        self._delivery.deliver(claim)
+                self._forward()
                 self._progress.get_on()
             except OutboxError as error:
                 self._progress.get_on(str(error))
@@ -204,6 +194,21 @@ class Forwarder:
                 self._progress.problem = f"relay failed: {type(error).__name__}"
                 _log.exception("forward.failed", destination=self._name)
                 self._sleep(OUTBOX_PAUSE_SECONDS)
+
+    def _forward(self) -> None:
+        """Forward one claim, if something becomes due before it is time to poll again."""
+        with ExitStack() as connection:
+            # One worker at a time claims and renders; the others send. Rendering holds Python's
+            # global lock, so a second thread would only slow it down.
+            with self._claiming:
+                self._progress.beat()
+                self._await_entries()
+                self._try_suspects()
+                self._await_connection()
+                connection.enter_context(self._connections.used())
+                claim = self._claim(self._claims.take_due)
+            if claim is not None:
+                self._delivery.deliver(claim)
 
     def _try_suspects(self) -> None:
         """Forward the suspects: entries that were claimed when processes crashed.
@@ -279,13 +284,13 @@ class Forwarder:
         poll_at = self._clock() + POLL_SECONDS
         ordered = self._destination.ordered
         while not self._progress.stopping and self._clock() < poll_at:
-            if self._claims.more_are_due:  # behind what another worker has settled
+            if self._claims.more_are_due.is_set():
                 return
             if self._outbox.changed(self._name, ordered=ordered):
                 if self._limits.batch_messages > 1:
                     self._sleep(LINGER_SECONDS)
                 return
-            self._sleep(LOOK_SECONDS)
+            self._sleep(LOOK_SECONDS, self._claims.more_are_due)
 
     def _await_permit(self, until: float = float("inf")) -> Permit | None:
         """Return a permit; None if relay is stopping, or if there is none before `until`."""

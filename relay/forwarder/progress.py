@@ -13,7 +13,7 @@ class Progress:
     """How the workers of a forwarder get on, and whether they are to stop.
 
     Args:
-        sleep: waits for so many seconds; by default cut short by `stop`.
+        sleep: waits for so many seconds; see `Progress.sleep` for the default.
 
     Attributes:
         heartbeats: heartbeats of the workers. If every attempt fails by a fault in relay itself,
@@ -24,9 +24,16 @@ class Progress:
 
     def __init__(self, sleep: Callable[[float], object] | None = None) -> None:
         self._stopping = threading.Event()
-        self.sleep = sleep or self._stopping.wait
+        self._sleep = sleep
         self.heartbeats = Heartbeats()
         self.problem: str | None = None
+
+    def sleep(self, seconds: float, until: threading.Event | None = None) -> None:
+        """Wait for so many seconds; no longer than until the event, or else `stop`."""
+        if self._sleep:
+            self._sleep(seconds)
+        else:
+            (until or self._stopping).wait(seconds)
 
     @property
     def stopping(self) -> bool:

@@ -129,8 +129,7 @@ class Ordered:
 
     def lanes(self, event: Call) -> tuple[str, ...]:
         """See `Destination.lanes`."""
-        also = event.properties.get("also")
-        return (str(event.user_id), *([also] if also else []))
+        return tuple(name for name in (event.user_id, event.properties.get("also")) if name)
 
     def render(
         self,
@@ -297,6 +296,14 @@ def test_what_cannot_be_sent_of_a_call_is_a_dead_letter_once_the_rest_is_sent(re
 
     assert relay.destination.requests == [("ann", "1"), ("ann", "2")]
     assert (entry.state, entry.detail, entry.step) == (State.DEAD, "its tags are no list", 1)
+
+
+def test_a_call_in_no_lane_waits_for_no_other(relay: Relay) -> None:
+    relay.destination.judge = fails("bob")
+    relay.add(call("bob", "1"), call("", "1"))
+    relay.forward()
+
+    assert relay.destination.requests == [("bob", "1"), ("", "1")]
 
 
 def test_a_person_whose_calls_fail_holds_only_their_own(relay: Relay) -> None:
@@ -467,6 +474,52 @@ def test_half_as_many_requests_are_under_way_after_too_many_and_more_by_and_by(
         allowed.append(connections.allowed)
 
     assert allowed == [8, 4, 2, 1, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
+
+
+def test_no_request_more_than_allowed_is_under_way(tmp_path: Path) -> None:
+    outbox = SqliteOutbox(tmp_path / "relay.db")
+    destination = Ordered()
+    routes = Routes([Said()], [destination])
+    enough, under_way = threading.Event(), threading.Semaphore(0)
+
+    def judge(_who: str, _what: str) -> None:
+        under_way.release()
+        enough.wait(30)
+
+    destination.judge = judge
+    calls = [call(f"p{n}", "1") for n in range(50)]
+    outbox.add([routes["said"].accept(json.encode(each), Clock().now()) for each in calls])  # type: ignore[misc]
+    forwarder = Forwarder(outbox, destination, routes)
+    forwarder._connections.halve()  # noqa: SLF001 (as after an answer that there are too many)
+    forwarder.start()
+    for _ in range(4):
+        assert under_way.acquire(timeout=30)
+    enough.set()
+    done = within(60, lambda: len(destination.requests) == len(calls))
+    forwarder.stop(10)
+    outbox.close()
+
+    assert done
+    assert destination.most_at_once == 4
+
+
+def test_the_next_call_of_a_person_waits_for_nothing_but_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.forwarder.forwarder.LOOK_SECONDS", 60)
+    monkeypatch.setattr("relay.forwarder.forwarder.POLL_SECONDS", 60)
+    outbox = SqliteOutbox(tmp_path / "relay.db")
+    destination = Ordered()
+    routes = Routes([Said()], [destination])
+    calls = [call("ann", str(n)) for n in range(200)]
+    outbox.add([routes["said"].accept(json.encode(each), Clock().now()) for each in calls])  # type: ignore[misc]
+    forwarder = Forwarder(outbox, destination, routes)
+    forwarder.start()
+    done = within(40, lambda: len(destination.requests) == len(calls))
+    forwarder.stop_soon()
+
+    assert done
+    outbox.close()
 
 
 def test_threads_keep_the_order_of_each_person_and_send_at_once_for_others(tmp_path: Path) -> None:
