@@ -214,13 +214,12 @@ class Route:
             )
             if not isinstance(rendering, Rendering):
                 return rendering
-            names = self.destination.lanes(event)
-            if self.destination.ordered and not names:
-                names = (message_id,)  # a lane of its own: what is in none is never claimed
-            lanes = tuple({lane(name) for name in names})
+            lanes = {lane(name) for name in rendering.lanes}
+            if self.destination.ordered and not lanes:
+                lanes = {lane(message_id)}  # one of its own: what is in none is never claimed
         except Exception as error:  # noqa: BLE001 (one webhook must not stop the others)
             return _failed(error)
-        return Rendered(event, rendering.messages, lanes, rendering.fault)
+        return Rendered(event, rendering.messages, tuple(lanes), rendering.fault)
 
     def _forbidden(self, event: Event) -> Unusable | None:
         """Return why a restricted sender may not send the event; None if it may."""

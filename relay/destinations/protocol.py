@@ -49,10 +49,14 @@ class Rendering(Struct, frozen=True):
         messages: sent one after the other, each once the destination has the one before.
         fault: why a part of the event cannot be sent; None if all of it can. Once the messages are
             sent, the event becomes a dead letter with it.
+        lanes: names of the lanes that they are sent in; none if the destination keeps no order.
+            Events that share a lane are sent one after the other, in the order in which they came
+            in.
     """
 
     messages: tuple[Message, ...]
     fault: Unusable | None = None
+    lanes: tuple[str, ...] = ()
 
 
 class Destination(Protocol):
@@ -106,14 +110,6 @@ class Destination(Protocol):
         It has at most 100 characters. Without a dedupe key it is random. Otherwise it depends only
         on the arguments and on relay's account at the destination, so it is the same on every
         machine and at every time. Other arguments or another account give another id.
-        """
-        ...
-
-    def lanes(self, event: Any) -> tuple[str, ...]:  # noqa: ANN401 (as `render`)
-        """Return the names of the lanes that an event is sent in; none if there is no order.
-
-        Events that share a lane reach the destination one after the other, in the order in which
-        they came in.
         """
         ...
 

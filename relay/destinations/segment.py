@@ -192,10 +192,6 @@ class Segment:
         """See `Destination.message_id`."""
         return message_id(self._account, source, dedupe_key, reported_at)
 
-    def lanes(self, event: EmailEvent) -> tuple[str, ...]:  # noqa: ARG002 (as every destination)
-        """See `Destination.lanes`."""
-        return ()
-
     def privilege(self, event: EmailEvent) -> None:
         """See `Destination.privilege`."""
 

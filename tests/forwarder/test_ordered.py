@@ -127,10 +127,6 @@ class Ordered:
         """See `Destination.message_id`."""
         return "-".join([source, *(part or "" for part in dedupe_key or ())])
 
-    def lanes(self, event: Call) -> tuple[str, ...]:
-        """See `Destination.lanes`."""
-        return tuple(name for name in (event.user_id, event.properties.get("also")) if name)
-
     def render(
         self,
         event: Call,
@@ -142,12 +138,14 @@ class Ordered:
         """See `Destination.render`."""
         whats = [event.properties["what"], *event.properties.get("then", [])]
         fault = event.properties.get("fault")
+        lanes = tuple(name for name in (event.user_id, event.properties.get("also")) if name)
         return Rendering(
             tuple(
                 Message({"who": event.user_id, "what": what}, json.encode([event.user_id, what]))
                 for what in whats
             ),
             Unusable(DeadReason.UNKNOWN_TYPE, fault) if fault else None,
+            lanes,
         )
 
     def send(self, batch: Sequence[bytes], *, attempt: int) -> None:  # noqa: ARG002 (as every one)

@@ -17,7 +17,7 @@ class Deadline:
 
     Attributes:
         passed: whether it has passed; the connection is then shut down.
-        ended: set once the request is over.
+        ended: whether the request is over.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -25,7 +25,7 @@ class Deadline:
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()
         self.passed = False
-        self.ended = threading.Event()
+        self.ended = False
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -52,7 +52,7 @@ class Deadline:
 
     def end(self) -> None:
         """Release the connection, because the request is over."""
-        self.ended.set()
+        self.ended = True
         with self._lock:
             if self._socket is not None:
                 self._socket.close()
@@ -66,22 +66,30 @@ class Watchdog:
     """
 
     def __init__(self) -> None:
-        self._deadlines: SimpleQueue[Deadline | None] = SimpleQueue()
+        self._deadlines: SimpleQueue[Deadline] = SimpleQueue()
+        self._closed = threading.Event()
         self._lock = threading.Lock()
         self._started = False
-        weakref.finalize(self, self._deadlines.put, None)
+        weakref.finalize(self, _close, self._closed, self._deadlines)
 
     def watch(self, deadline: Deadline) -> None:
         """Enforce the deadline of a request that begins now."""
         with self._lock:
             if not self._started:
-                args = (self._deadlines,)
+                args = (self._closed, self._deadlines)
                 threading.Thread(target=_enforce, name="watchdog", args=args, daemon=True).start()
                 self._started = True
         self._deadlines.put(deadline)
 
 
-def _enforce(deadlines: "SimpleQueue[Deadline | None]") -> None:
-    while (deadline := deadlines.get()) is not None:
-        if not deadline.ended.wait(deadline.left()):
+def _close(closed: threading.Event, deadlines: SimpleQueue[Deadline]) -> None:
+    closed.set()
+    deadlines.put(Deadline(0))  # wakes the thread
+
+
+def _enforce(closed: threading.Event, deadlines: SimpleQueue[Deadline]) -> None:
+    while not closed.is_set():
+        deadline = deadlines.get()
+        # To be woken at the end of each request would cost more than to sleep through it.
+        if not deadline.ended and not closed.wait(deadline.left()) and not deadline.ended:
             deadline.expire()

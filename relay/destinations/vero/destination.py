@@ -114,11 +114,6 @@ class VeroDestination:
         """See `Destination.message_id`. Vero is not sent it: only relay recognises copies."""
         return message_id(self._account, source, dedupe_key, reported_at)
 
-    def lanes(self, event: Call) -> tuple[str, ...]:
-        """See `Destination.lanes`. There is one for each person that is written to."""
-        planned = plan(event, self._settings)
-        return planned.lanes if isinstance(planned, Plan) else ()
-
     def privilege(self, event: Call) -> str | None:
         """See `Destination.privilege`. It is one of those that `privileges.privilege` names."""
         return privilege(event, self._settings)
@@ -131,7 +126,7 @@ class VeroDestination:
         message_id: str,  # noqa: ARG002 (as every destination)
         integrations: Mapping[str, bool],  # noqa: ARG002 (as every destination)
     ) -> Rendering | Ignored | Unusable:
-        """See `Destination.render`."""
+        """See `Destination.render`. There is a lane for each person that is written to."""
         planned = plan(event, self._settings)
         if not isinstance(planned, Plan):
             return planned
@@ -139,7 +134,7 @@ class VeroDestination:
         size = max(len(message.encoded) for message in messages)
         if size > _MAX_BODY_BYTES:
             return Unusable(DeadReason.OVERSIZED, f"{size} bytes; relay sends {_MAX_BODY_BYTES}")
-        return Rendering(messages, planned.fault)
+        return Rendering(messages, planned.fault, planned.lanes)
 
     def send(self, batch: Sequence[bytes], *, attempt: int = 1) -> None:  # noqa: ARG002 (as every)
         """See `Destination.send`. The batch is one message.

@@ -55,10 +55,6 @@ class ToyDestination:
         """See `Destination.message_id`."""
         return "-".join([source, *(part or "" for part in dedupe_key or ("random",))])
 
-    def lanes(self, event: EmailEvent) -> tuple[str, ...]:  # noqa: ARG002 (as every destination)
-        """See `Destination.lanes`."""
-        return ()
-
     def privilege(self, event: EmailEvent) -> None:
         """See `Destination.privilege`."""
 
