@@ -8,6 +8,7 @@
     │   │   └── OutboxMissingError         there is none, and none is to be created
     │   └── OutboxBrokenError          it is unusable in this process: its disk or file is gone
     ├── UnreadableError            a body that is not a usable JSON object
+    │   └── NestingError               it is nested more deeply than can be decoded
     ├── TooManyEventsError         a body with more events in it than relay takes at a time
     ├── HttpError                  a request got no answer
     │   └── UnusableUrlError           no request can be sent to the URL
@@ -70,6 +71,10 @@ class CrashError(RelayError):
 
 class UnreadableError(RelayError):
     """A body is not a JSON object that relay can read; the text says why."""
+
+
+class NestingError(UnreadableError):
+    """A body is nested more deeply than can be decoded."""
 
 
 class TooManyEventsError(RelayError):

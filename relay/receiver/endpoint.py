@@ -150,12 +150,15 @@ def _path_secret(source: Source, path: str) -> str | None:
 
 def _refusal_cause(source: Source, webhook: Webhook) -> str:
     """Return why the credentials are wrong, for the log; repeat no part of them."""
-    has_authorization = any(name == b"authorization" for name, _ in webhook.headers)
-    if source.signs_body:
-        in_place = has_authorization or webhook.path_secret is not None
-        return _NO_SIGNATURE + (", nor is there a right secret in its place" if in_place else "")
+    if not source.takes_secret:
+        return _NO_SIGNATURE
+    cause = _wrong_secret(source, webhook)
+    return f"{cause}, and {_NO_SIGNATURE}" if source.signs_body else cause
+
+
+def _wrong_secret(source: Source, webhook: Webhook) -> str:
     if webhook.path_secret is None:
-        if has_authorization:
+        if webhook.header(b"authorization"):
             return "the Authorization header holds no valid secret"
         return "neither the path nor an Authorization header holds a secret"
     pasted = Webhook(webhook.path_secret.strip(_PASTED), (), b"", webhook.received_at)

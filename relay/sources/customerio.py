@@ -145,6 +145,7 @@ class Customerio:
     settings_model: ClassVar[type[BaseModel]] = CustomerioSettings
     methods: ClassVar[tuple[str, ...]] = ("POST",)
     signs_body: ClassVar[bool] = True
+    takes_secret: ClassVar[bool] = False
     blocks_on_error: ClassVar[bool] = True
     takes_calls: ClassVar[bool] = False
     curl: ClassVar[str] = _CURL

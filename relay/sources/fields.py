@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from relay.addresses import is_address
-from relay.errors import UnreadableError
+from relay.errors import NestingError, UnreadableError
 from relay.events import Collection, DeadReason, Unusable
 from relay.texts import as_id, as_text
 
@@ -78,7 +78,8 @@ def decoded(body: bytes, decode: Callable[[bytes], _Document]) -> _Document:
     A byte order mark is skipped, and half of a surrogate pair becomes U+FFFD, as in `read_object`.
 
     Raises:
-        UnreadableError: not UTF-8, not JSON, not of the decoder's type, or nested too deeply.
+        UnreadableError: not UTF-8, not JSON, or not of the decoder's type.
+        NestingError: nested too deeply.
     """
     try:
         return _decoded(body.removeprefix(_BYTE_ORDER_MARK), decode)
@@ -88,7 +89,7 @@ def decoded(body: bytes, decode: Callable[[bytes], _Document]) -> _Document:
     except UnicodeDecodeError:
         raise UnreadableError("not UTF-8") from None
     except RecursionError:
-        raise UnreadableError(f"nested deeper than {MAX_NESTING} levels") from None
+        raise NestingError(f"nested deeper than {MAX_NESTING} levels") from None
 
 
 def _decoded(body: bytes, decode: Callable[[bytes], _Document]) -> _Document:

@@ -78,6 +78,8 @@ class Source(Protocol):
     signs_body: ClassVar[bool]
     """Whether its credentials cover the body. If so, the body is read before they are checked; if
     not, they are in the path or a header and are checked first."""
+    takes_secret: ClassVar[bool]
+    """Whether a secret is taken, as last part of the path or as Bearer token."""
     blocks_on_error: ClassVar[bool]
     """Whether the source holds back later webhooks while one is answered with an error. If so,
     whatever is stored is answered 200, dead letters too."""

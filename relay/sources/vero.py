@@ -121,6 +121,7 @@ class Vero:
     settings_model: ClassVar[type[BaseModel]] = VeroSettings
     methods: ClassVar[tuple[str, ...]] = ("POST",)
     signs_body: ClassVar[bool] = False
+    takes_secret: ClassVar[bool] = True
     blocks_on_error: ClassVar[bool] = False
     takes_calls: ClassVar[bool] = False
     curl: ClassVar[str] = 'curl "$URL/webhooks/vero/$RELAY_VERO_SECRET" --data-raw "$body"'

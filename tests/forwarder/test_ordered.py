@@ -43,6 +43,7 @@ class Said:
     methods: ClassVar[tuple[str, ...]] = ("POST",)
     takes_webhooks: ClassVar[bool] = True
     signs_body: ClassVar[bool] = False
+    takes_secret: ClassVar[bool] = True
     blocks_on_error: ClassVar[bool] = False
     curl: ClassVar[str] = "curl"
     example: ClassVar[str] = "{}"

@@ -55,6 +55,8 @@ def signed(body: bytes, secret: str = SHARED_SECRET) -> dict[str, str]:
     return {"X-Signature": hmac.new(secret.encode(), body, "sha1").hexdigest()}
 
 
+NO_SIGNATURE = "and the headers hold no well-formed signature"
+FIRST_ONLY = "the signature covers only the first of several calls"
 BEARER = {"Authorization": f"Bearer {SHARED_SECRET}"}
 CALLS = (identify("z"), identify("y"), identify("x"))
 
@@ -138,8 +140,8 @@ def test_the_log_says_how_to_have_all_of_an_array_accepted(fragile: RelayProcess
     (line,) = refusals()
     assert (line["source"], line["status"]) == ("segment", 401)
     assert line["why"] == (
-        "the signature covers only the first of several calls: in Segment, add the shared secret"
-        " to the end of the URL as well, or turn off batching"
+        "the signature covers only the first of several calls: in Segment, add the header"
+        " `Authorization: Bearer <the shared secret>` as well, or turn off batching"
     )
     assert SHARED_SECRET not in str(fragile.log())
 
@@ -147,24 +149,39 @@ def test_the_log_says_how_to_have_all_of_an_array_accepted(fragile: RelayProcess
 @pytest.mark.parametrize(
     ("headers", "secret", "why"),
     [
-        ({}, "", "the headers hold no well-formed signature"),
-        ({"X-Signature": "x"}, "", "the headers hold no well-formed signature"),
+        ({}, "", f"neither the path nor an Authorization header holds a secret, {NO_SIGNATURE}"),
+        (
+            {"X-Signature": "x"},
+            "",
+            f"neither the path nor an Authorization header holds a secret, {NO_SIGNATURE}",
+        ),
+        ({}, WRONG, f"the secret in the path is wrong, {NO_SIGNATURE}"),
         (
             {},
-            WRONG,
-            "the headers hold no well-formed signature, nor is there a right secret in its place",
+            SHARED_SECRET + "/",
+            (
+                "the secret in the path has an additional slash or blank before or after it,"
+                f" {NO_SIGNATURE}"
+            ),
         ),
         (
-            signed(CALLS[0], WRONG),
-            SHARED_SECRET,
-            WRONG_SIGNATURE,
+            {"Authorization": f"Bearer {WRONG}"},
+            "",
+            f"the Authorization header holds no valid secret, {NO_SIGNATURE}",
+        ),
+        (signed(CALLS[0], WRONG), SHARED_SECRET, WRONG_SIGNATURE),
+        (signed(CALLS[0]), WRONG, f"{FIRST_ONLY}, and the secret beside it is wrong"),
+        (
+            signed(CALLS[0]) | {"Authorization": f"Bearer {WRONG}"},
+            "",
+            f"{FIRST_ONLY}, and the secret beside it is wrong",
         ),
     ],
 )
 def test_the_log_says_why_credentials_were_refused(
     fragile: RelayProcess, headers: dict[str, str], secret: str, why: str
 ) -> None:
-    post(fragile, CALLS[0], headers, secret=secret)
+    post(fragile, array(*CALLS), headers, secret=secret)
 
     def causes() -> list[object]:
         return [line["why"] for line in fragile.log() if line["event"] == "webhook.refused"]
@@ -206,6 +223,22 @@ def test_an_unreadable_body_is_refused_and_kept_once(relay: RelayProcess, body: 
     assert first.status == again.status == 400
     assert first.content == {"status": "dead", "reason": "unreadable", "error": entry.detail}
     assert (entry.state, entry.body) == ("dead", body)
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, BEARER], ids=["by its signature", "signed, with the secret"]
+)
+def test_a_call_that_is_nested_too_deeply_does_not_affect_the_others(
+    relay: RelayProcess, headers: dict[str, str]
+) -> None:
+    deep = identify(traits=None).replace(b"null", b'{"a":' * 30_000 + b"1" + b"}" * 30_000)
+    calls = (deep, CALLS[0]) if headers else (deep,)
+    reply = post(relay, array(*calls), signed(deep) | headers)
+    first, *others = stored(relay.outbox)
+
+    assert reply.status == (200 if headers else 400)
+    assert (first.state, first.detail) == ("dead", "nested deeper than 50 levels")
+    assert [entry.body for entry in others] == [*calls[1:]]
 
 
 def test_too_many_calls_at_once_are_refused(relay: RelayProcess) -> None:

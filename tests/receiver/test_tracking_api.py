@@ -267,6 +267,7 @@ def test_a_body_that_is_kept_has_no_write_key(relay: RelayProcess) -> None:
         '{"type":"unheard of"}',
         '{"type":"track","userId":"42"}',
         '{"type":"track","properties":' + '{"a":' * 60 + "1" + "}" * 61,
+        '{"type":"track","properties":' + '{"]":' * 30_000 + "1" + "}" * 30_001,
         '{"type":"track","event":1e999}',
     ],
 )

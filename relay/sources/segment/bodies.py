@@ -10,6 +10,7 @@ from msgspec import Raw
 
 from relay.errors import TooManyEventsError, UnreadableError
 from relay.sources.fields import decoded
+from relay.sources.segment.nesting import elements_of, members_of
 
 CALL_TYPES: Final[Mapping[str, str | None]] = {
     "identify": "identify",
@@ -40,7 +41,6 @@ _Members = dict[str, Raw]
 
 _encode: Final = msgspec.json.encode
 _read_members: Final = msgspec.json.Decoder(_Members).decode
-_read_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 _read_text: Final = msgspec.json.Decoder(str).decode
 _WRITE_KEY: Final = re.compile(rb'"writeKey"\s*:\s*("(?:[^"\\]|\\.){1,1000}")')
 _TRUE: Final = Raw(b"true")
@@ -62,9 +62,10 @@ def calls_in(body: bytes, *, call_type: str | None = None) -> Iterable[bytes]:
         UnreadableError: the body is not a JSON object, or has no batch.
         TooManyEventsError: the batch has too many calls, or too much that they have in common.
     """
-    envelope = decoded(body, _read_members)
     if call_type is not None:
-        return [_encode(_without_key(envelope) | {"type": Raw(_encode(call_type))})]
+        call = decoded(body, _read_members)
+        return [_encode(_without_key(call) | {"type": Raw(_encode(call_type))})]
+    envelope = members_of(body)
     elements = _elements(envelope.get("batch"))
     if elements is None:
         raise UnreadableError("no list of calls in `batch`")
@@ -97,7 +98,7 @@ def calls_in_webhook(body: bytes) -> list[bytes]:
     if not body.lstrip().startswith(b"["):
         decoded(body, _read_members)
         return [_for_vero(body)]
-    elements = decoded(body, _read_elements)
+    elements = elements_of(body)
     _check_count(elements)
     return [_for_vero(bytes(element)) for element in elements]
 
@@ -111,7 +112,7 @@ def calls_in_line(line: bytes) -> list[bytes]:
     """
     if line.lstrip().startswith(b"["):
         return calls_in_webhook(line)
-    if _elements(decoded(line, _read_members).get("batch")) is None:
+    if _elements(members_of(line).get("batch")) is None:
         return [_call_of_batch(Raw(line), {})]
     return [*calls_in(line)]
 
@@ -182,6 +183,6 @@ def _members(value: bytes | Raw | None) -> _Members | None:
 def _elements(value: Raw | None) -> list[Raw] | None:
     """Return the elements of an array; None if the value is none."""
     try:
-        return None if value is None else decoded(bytes(value), _read_elements)
+        return None if value is None else elements_of(bytes(value))
     except UnreadableError:
         return None

@@ -12,17 +12,14 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
-import msgspec
-from msgspec import Raw
 from pydantic import SecretStr
 
 from relay.errors import UnreadableError
-from relay.sources.fields import decoded
+from relay.sources.segment.nesting import elements_of
 
 SIGNATURE: Final = re.compile(rb"[0-9a-f]{40}")
 
 _BLANKS: Final = b" \t\r\n"
-_read_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 
 
 class Coverage(Enum):
@@ -63,7 +60,7 @@ def _first_element(body: bytes) -> tuple[bytes | None, int]:
     The text is None if there is no element.
     """
     try:
-        elements = decoded(body, _read_elements)
+        elements = elements_of(body)
     except UnreadableError:
         return None, 0
     if not elements:

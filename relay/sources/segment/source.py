@@ -29,10 +29,12 @@ _CURL: Final = """curl "$URL/v1/batch" -u "$RELAY_SEGMENT_WRITE_KEY:" \\
   -H 'Content-Type: application/json' --data-raw "{\\"batch\\":[$body]}\""""
 
 
-_FIRST_ONLY: Final = (
-    "the signature covers only the first of several calls: in Segment, add the shared secret to the"
-    " end of the URL as well, or turn off batching"
+_FIRST_ONLY: Final = "the signature covers only the first of several calls"
+_ADD_SECRET: Final = (
+    f"{_FIRST_ONLY}: in Segment, add the header `Authorization: Bearer <the shared secret>` as"
+    " well, or turn off batching"
 )
+_WRONG_SECRET: Final = f"{_FIRST_ONLY}, and the secret beside it is wrong"
 
 
 class KeyKind(Enum):
@@ -56,6 +58,7 @@ class SegmentSource:
     # The Actions destination lets its user choose.
     methods: ClassVar[tuple[str, ...]] = ("POST", "PUT", "PATCH")
     signs_body: ClassVar[bool] = True
+    takes_secret: ClassVar[bool] = True
     blocks_on_error: ClassVar[bool] = False
     curl: ClassVar[str] = _CURL
     example: ClassVar[str] = _EXAMPLE
@@ -114,7 +117,9 @@ class SegmentSource:
             return Verified() if has_secret else None
         if not SIGNATURE.fullmatch(signature):
             return None
-        return _WholeBody(self._signatures, signature, has_secret=has_secret)
+        tries_secret = webhook.path_secret is not None or webhook.header(b"authorization")
+        first_only = _WRONG_SECRET if tries_secret else _ADD_SECRET
+        return _WholeBody(self._signatures, signature, None if has_secret else first_only)
 
     def split(self, body: bytes) -> Sequence[bytes]:
         """See `Source.split`."""
@@ -130,12 +135,18 @@ class SegmentSource:
 
 
 class _WholeBody:
-    """A `Verifier` of a signature that can be checked once the whole body is there."""
+    """A `Verifier` of a signature that can be checked once the whole body is there.
 
-    def __init__(self, signatures: Signatures, signature: bytes, *, has_secret: bool) -> None:
+    Args:
+        signatures: the check of signatures.
+        signature: the one that came with the body.
+        first_only: the fault if it covers only the first call; None if that is no fault.
+    """
+
+    def __init__(self, signatures: Signatures, signature: bytes, first_only: str | None) -> None:
         self._signatures = signatures
         self._signature = signature
-        self._has_secret = has_secret
+        self._first_only = first_only
         self._body = bytearray()
 
     def update(self, piece: bytes) -> None:
@@ -147,4 +158,4 @@ class _WholeBody:
         covered = self._signatures.coverage(bytes(self._body), self._signature)
         if covered is Coverage.NOTHING:
             return WRONG_SIGNATURE
-        return _FIRST_ONLY if covered is Coverage.FIRST and not self._has_secret else None
+        return self._first_only if covered is Coverage.FIRST else None

@@ -25,6 +25,7 @@ class ToySource:
     settings_model: ClassVar[type[BaseModel]] = ToySourceSettings
     methods: ClassVar[tuple[str, ...]] = ("POST",)
     signs_body: ClassVar[bool] = False
+    takes_secret: ClassVar[bool] = True
     blocks_on_error: ClassVar[bool] = False
     takes_calls: ClassVar[bool] = False
     curl: ClassVar[str] = 'curl "$URL/webhooks/toy/$RELAY_TOY_SECRET" --data-raw "$body"'
