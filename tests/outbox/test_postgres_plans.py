@@ -12,6 +12,7 @@ from relay.outbox.entries import CRASHES_BEFORE_ISOLATION, Query, State
 from relay.outbox.postgres.queries import BLOCK_BITS
 from relay.outbox.postgres.store import PostgresOutbox
 from relay.outbox.protocol import RARE_COLLECTIONS, Outbox
+from tests.contracts.lanes import call
 from tests.contracts.outbox import MINUTE, acquire, arrival
 from tests.harness.entries import erase, requeue
 from tests.harness.postgres import PostgresServer, database_of, query
@@ -166,6 +167,76 @@ def test_a_destination_is_served_by_an_index_however_many_are_pending(
     assert index in plans
     assert "Seq Scan on entries" not in plans
     assert max(read, default=0) <= 1_001
+
+
+# Before all others, 100,000 entries wait in one lane. Others are postponed, or due again.
+_FILL_LANE = """
+    INSERT INTO relay.entries
+        (source, destination, message_id, state, received_at, pending_since, due_at, claim, body,
+            blocked, retry_at)
+    SELECT
+        'segment', 'vero', n::text, 'pending', at, at, at, 1, convert_to(repeat(md5(n::text), 3),
+        'UTF8'), (n BETWEEN 2 AND 100_000)::integer, CASE
+            WHEN n <= 101_000 THEN '-infinity'
+            WHEN n <= 102_000 THEN now() + interval '10 minutes'
+            ELSE now() - interval '1 minute'
+        END
+    FROM generate_series(1, 102_050) AS n,
+        LATERAL (SELECT now() - (200_000 - n) * interval '1 second') AS received (at)
+"""
+
+_FILL_LANES = """
+    INSERT INTO relay.lanes (lane, entry)
+    SELECT CASE WHEN id <= 100_000 THEN 0 ELSE id END, id FROM relay.entries ORDER BY entries.id
+"""
+
+
+@pytest.fixture(scope="module", params=["analyzed", "new"])
+def lane(request: pytest.FixtureRequest, postgres: PostgresServer, migrated: str) -> Iterator[str]:
+    """A database in which most entries wait in one lane, known to the planner or not yet."""
+    url = postgres.create_database(migrated)
+    for table in ("entries", "lanes"):
+        query(url, f"ALTER TABLE relay.{table} SET (autovacuum_enabled = off)")
+    query(url, _FILL_LANE)
+    query(url, _FILL_LANES)
+    if request.param == "analyzed":
+        query(url, "ANALYZE relay.entries, relay.lanes")
+    log_plans(postgres, url)
+    postgres.administer(
+        f"ALTER DATABASE {database_of(url)} SET auto_explain.log_nested_statements = on"
+    )
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.mark.parametrize(
+    ("index", "operate"),
+    [
+        ("entries_ordered", lambda o: o.claim("vero", 100, lease=MINUTE, ordered=True)),
+        ("entries_ordered", lambda o: [o.changed("vero", ordered=True) for _ in range(2)]),
+        ("entries_suspect", lambda o: o.has_suspects("vero")),
+        ("entries_suspect", lambda o: o.claim_suspect("vero", lease=MINUTE)),
+        ("lanes_pkey", lambda o: o.ack(o.claim("vero", 1, lease=MINUTE, ordered=True))),
+        ("lanes_pkey", lambda o: o.add([call("new", 0), call("newer", 0, 1)])),
+        ("lanes_pkey", lambda o: o.entries.blocked_by(90_000)),
+        ("lanes_entry", lambda o: o.entries.find(Query(destination="vero"), 50)),
+        (
+            "lanes_pkey",
+            lambda o: erase(o.entries, *o.entries.find(Query(ids=(9, 50_000, 90_000)), 3)),
+        ),
+    ],
+)
+def test_no_work_grows_with_the_entries_that_wait_in_a_lane(
+    postgres: PostgresServer, lane: str, index: str, operate: Callable[[Outbox], object]
+) -> None:
+    plans = plans_of(postgres, lane, operate)
+    read = re.findall(r"Scan .* on (?:entries|lanes).*actual .*?rows=(\d+)", plans)
+    passed = re.findall(r"Rows Removed by Filter: (\d+)", plans)  # what earlier tests have leased
+
+    assert index in plans
+    assert not re.search("Seq Scan on (entries|lanes)", plans)
+    assert max(map(int, read)) <= 101
+    assert max(map(int, passed), default=0) <= 300
 
 
 def test_the_schema_has_the_constants_of_the_statements(url: str) -> None:
