@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from threading import Timer
 
 import pytest
@@ -19,10 +20,11 @@ from tests.harness.clients import (
     python_client,
     serving_page,
 )
-from tests.harness.processes import RelayProcess, within
+from tests.harness.processes import RelayProcess, closed_port, within
 from tests.harness.routes import NOBODY
 from tests.harness.stores import SqliteStore, Store, pending
 from tests.harness.vero import AUTH_TOKEN, VeroServer, people_in
+from tests.harness.vero_model import Event, Person
 
 Client = Callable[..., Result]
 
@@ -31,6 +33,7 @@ BROWSER_KEY = "a-write-key-of-browsers"
 EXAMPLES = ("identify", "alias", "tags", "group", "page", "screen", "unsubscribe", "burst")
 CALLS = 307
 BURST = 300
+BUYERS = [f"1234{number}" for number in range(10)]
 BURST_OF_BROWSER = 60
 
 _NO_NODE = no_node()
@@ -63,11 +66,14 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-def relay(store: Store, vero: VeroServer, page: str = "", may: str = "write") -> RelayProcess:
+def relay(
+    store: Store, vero: VeroServer, page: str = "", *, may: str = "write", port: int = 0
+) -> RelayProcess:
     """Return a relay that takes calls, also of the page, and sends them to Vero."""
     return RelayProcess(
         store,
         NOBODY,
+        port=port,
         RELAY_SEGMENT_WRITE_KEY=WRITE_KEY,
         RELAY_SEGMENT_BROWSER_WRITE_KEY=BROWSER_KEY,
         RELAY_SEGMENT_ORIGINS=page.removesuffix("/page.html"),
@@ -109,26 +115,36 @@ def test_the_calls_of_a_program_make_people(
     with relay(store, vero) as running:
         result = client(running.url, WRITE_KEY, *EXAMPLES)
         entries = fates(store)
-    member = vero.person("324LKJF")
-    buyers = {f"1234{number}" for number in range(10)}
+    others = {name: each for name, each in vero.people.by_name.items() if name not in BUYERS}
+    page = {"url": "https://shop.example.com/pricing"}
+    (viewed,) = vero.person("324LKJF").events
 
     assert result == Result(CALLS, [])
     assert entries == {"delivered": CALLS - 1}  # without the screen, which is ignored
-    assert vero.people.by_name.keys() == {"8765309", "324LKJF", "235FAG", *buyers}
-    assert vero.person("8765309").email == "example@example.com"
-    assert vero.person("8765309").traits["plan"] == "free"
-    assert vero.person("235FAG").tags == {"warriors", "giants", "niners"}
-    assert member.email == "example@example.com"
-    assert not member.tags
-    assert member.group == {"id": "acme-1", "name": "Acme"}
-    assert [(event.name, event.data) for event in member.events] == [
-        ("viewed_page", {"url": "https://shop.example.com/pricing"})
-    ]
-    assert {name for name in buyers if not vero.person(name).subscribed} == {"12345"}
+    assert others == {
+        "8765309": Person(
+            "8765309",
+            "example@example.com",
+            {"id": "example@example.com", "email": "example@example.com", "plan": "free"},
+        ),
+        "324LKJF": Person(
+            "324LKJF",
+            "example@example.com",
+            {
+                "id": "324LKJF",
+                "email": "example@example.com",
+                "group": {"id": "acme-1", "name": "Acme", "sizes": [7, 2.5, None]},
+            },
+            events=[Event("viewed_page", page, viewed.created_at)],
+        ),
+        "235FAG": Person("235FAG", tags={"warriors", "giants", "niners"}),
+    }
+    assert viewed.created_at == pytest.approx(time.time(), abs=100)
+    assert {name for name in BUYERS if not vero.person(name).subscribed} == {"12345"}
     assert paths(vero, "example@example.com") == ["users/track", "users/reidentify"]
     assert paths(vero, "324LKJF") == ["users/track", "users/edit", "events/track"]
     assert paths(vero, "12345") == ["users/unsubscribe", *["events/track"] * 30]
-    for name in buyers:
+    for name in BUYERS:
         numbers = ordered(vero, name)
         due = [*range(int(name[-1]), BURST, 10)]
 
@@ -185,7 +201,35 @@ def test_a_program_tries_again_until_relay_can_store(
     assert result == Result(1 + BURST, [])
     assert entries == {"delivered": 2 + BURST}
     assert vero.person("8765309").traits["plan"] == "free"
-    assert sum(len(ordered(vero, f"1234{number}")) for number in range(10)) == BURST
+    assert sum(len(ordered(vero, name)) for name in BUYERS) == BURST
+
+
+@pytest.mark.parametrize(
+    ("client", "batch"),
+    [(python_client, BURST), pytest.param(node_client, 15, marks=_needs_node)],
+)
+def test_a_program_that_calls_while_relay_is_away_or_killed_loses_nothing(
+    sqlite_store: SqliteStore, vero: VeroServer, client: Client, batch: int
+) -> None:
+    port = closed_port()
+    with ThreadPoolExecutor() as pool:
+        calling = pool.submit(client, f"http://127.0.0.1:{port}", WRITE_KEY, "identify", "burst")
+        time.sleep(1)
+        with relay(sqlite_store, vero, port=port) as running:
+            assert within(30, lambda: len(sqlite_store.stored()) > 1)
+            running.kill()
+        with relay(sqlite_store, vero, port=port):
+            result = calling.result(60)
+            entries = fates(sqlite_store)
+    numbers = sorted(number for name in BUYERS for number in ordered(vero, name))
+
+    assert result == Result(1 + BURST, [])
+    assert entries == {"delivered": 1 + BURST}
+    assert numbers == [*range(BURST)]
+    for name in BUYERS:
+        due = [*range(int(name[-1]), BURST, 10)]
+
+        assert by_batch(ordered(vero, name), batch) == by_batch(due, batch)
 
 
 @pytest.mark.parametrize("batches", [False, True])
@@ -209,7 +253,7 @@ def test_the_calls_of_a_web_page_make_people(
     assert vero.person("8765309").traits["plan"] == "free"
     assert vero.person("235FAG").tags == {"warriors", "giants", "niners"}
     assert visitor.email == "example@example.com"
-    assert visitor.group == {"id": "acme-1", "name": "Acme"}
+    assert visitor.group == {"id": "acme-1", "name": "Acme", "sizes": [7, 2.5, None]}
     assert visitor.events[0].data == {"url": page}
     assert "Chrome" in visitor.traits["userAgent"]
     assert not vero.person("12345").subscribed

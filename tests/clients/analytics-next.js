@@ -21,7 +21,7 @@ const examples = {
     }),
   ],
 
-  group: analytics => [analytics.group('acme-1', { name: 'Acme' })],
+  group: analytics => [analytics.group('acme-1', { name: 'Acme', sizes: [7, 2.5, null] })],
 
   page: analytics => [analytics.page('Pricing')],
 

@@ -21,6 +21,12 @@ const page = {
   properties: { url: 'https://shop.example.com/pricing', title: 'Pricing' },
 }
 
+const joined = {
+  userId: '324LKJF',
+  groupId: 'acme-1',
+  traits: { name: 'Acme', sizes: [7, 2.5, null] },
+}
+
 const orders = Array.from({ length: 300 }, (_, number) => (
   { userId: `1234${number % 10}`, event: 'Ordered', properties: { number } }
 ))
@@ -29,7 +35,7 @@ const examples = {
   identify: [['identify', optIn]],
   alias: [['alias', { previousId: address, userId: '8765309' }]],
   tags: [['identify', tagged]],
-  group: [['group', { userId: '324LKJF', groupId: 'acme-1', traits: { name: 'Acme' } }]],
+  group: [['group', joined]],
   page: [['page', page]],
   screen: [['screen', { userId: '324LKJF', name: 'Settings' }]],
   unsubscribe: [['track', { userId: '12345', event: 'Unsubscribe', properties: { id: '12345' } }]],

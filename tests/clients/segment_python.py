@@ -31,7 +31,7 @@ def _tags() -> None:
 
 
 def _group() -> None:
-    analytics.group("324LKJF", "acme-1", {"name": "Acme"})
+    analytics.group("324LKJF", "acme-1", {"name": "Acme", "sizes": [7, 2.5, None]})
 
 
 def _page() -> None:
