@@ -31,6 +31,7 @@ from tests.harness.oracle import Message
 from tests.harness.processes import closed_port
 from tests.harness.routes import routes, segment_at
 from tests.harness.stores import SqliteStore, Store
+from tests.harness.vero import VeroServer
 
 Fault = Callable[[socket.socket], None]
 
@@ -172,7 +173,7 @@ def email_id(message: Message) -> str:
 
 
 class Road:
-    """The road to a stand-in for Segment: a port of its own, at which connections fail.
+    """The road to a stand-in for Segment or Vero: a port of its own, at which connections fail.
 
     Attributes:
         fault: handles each connection instead of `pass_on`; None to pass connections on.
@@ -182,7 +183,7 @@ class Road:
 
     tls: ssl.SSLContext | None = None
 
-    def __init__(self, server: SegmentServer) -> None:
+    def __init__(self, server: SegmentServer | VeroServer) -> None:
         self.fault: Fault | None = None
         self.lost: set[int] = set()
         at = urlsplit(server.url)
@@ -192,7 +193,7 @@ class Road:
         self.open()
 
     def host(self, scheme: str = "http") -> str:
-        """Return the value for `SEGMENT_HOST`."""
+        """Return the value for `SEGMENT_HOST` or `VERO_HOST`."""
         return f"{scheme}://127.0.0.1:{self._port}"
 
     def open(self) -> None:

@@ -15,6 +15,7 @@ from relay.outbox import open_outbox
 from relay.outbox.entries import Arrival
 from relay.sources.vero import Vero, VeroSettings
 from tests.faults.dying import STEPS
+from tests.faults.leases import end_leases
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.oracle import Ledger, Message, well
 from tests.harness.processes import WRITE_KEY, ForwarderProcess, Reply, within
@@ -25,13 +26,6 @@ _ROOT = Path(__file__).parents[2]
 _EVENTS = 250
 _KILLS = 2
 """Of one step: who has been in hand at more of them is tried alone, which is tested elsewhere."""
-
-
-_SESSIONS_OF_OTHERS = """
-    SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND backend_type = 'client backend'
-        AND pid <> pg_backend_pid()
-"""
 
 
 def accept(store: Store, ledger: Ledger, count: int) -> None:
@@ -65,21 +59,11 @@ def die_forwarding(step: str, store: Store, server: SegmentServer) -> int:
         return process.wait(60)
 
 
-def end_leases(store: Store, kind: str) -> None:
-    """Let the minute pass that claims of the dead last in PostgreSQL.
-
-    Its server may still be at a statement of the dead, and claim for them afterwards.
-    """
-    if kind == "postgres":
-        assert within(30, lambda: store.run_sql(_SESSIONS_OF_OTHERS) == [(0,)])
-        store.run_sql("UPDATE entries SET due_at = now() WHERE state = 'pending'")
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.slow
 def test_a_forwarder_killed_at_any_step_loses_nothing(
-    step: str, store: Store, kind: str, times: Callable[[int, int], int]
+    step: str, store: Store, times: Callable[[int, int], int]
 ) -> None:
     ledger = Ledger(Random(step))  # noqa: S311 (no secret hangs on it)
     rounds = times(1, 10)
@@ -89,7 +73,7 @@ def test_a_forwarder_killed_at_any_step_loses_nothing(
             for _ in range(_KILLS):
                 accept(store, ledger, _EVENTS)  # the one before may have settled all there was
                 codes.append(die_forwarding(step, store, server))
-                end_leases(store, kind)
+                end_leases(store)
             server.judge = well
             with ForwarderProcess(store, server.url):
                 drained = within(60, lambda: not pending(store))
