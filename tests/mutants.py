@@ -227,8 +227,8 @@ MUTANTS = [
     Mutant(
         "an answer has for ever to end",
         "destinations/http/deadline.py",
-        "        if not deadline.ended.wait(deadline.left()):",
-        "        if not deadline.ended.wait():",
+        "not closed.wait(deadline.left()) and not",
+        "not closed.wait() and not",
         "tests/destinations/test_http.py --timeout 30 -k trailer",
     ),
     Mutant(
