@@ -66,6 +66,11 @@ class Rendered(Struct, frozen=True):
     fault: Unusable | None = None
 
     @property
+    def repeatable(self) -> bool:
+        """Whether all messages are; see `relay.destinations.Message`."""
+        return all(message.repeatable for message in self.messages)
+
+    @property
     def document(self) -> Mapping[str, Any]:
         """The first message, for people to read: the only one, for most events."""
         return self.messages[0].document

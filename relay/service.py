@@ -23,6 +23,7 @@ from relay.forwarder.supervisor import Supervisor
 from relay.logs import drain
 from relay.metrics.definitions import RECEIVING, WEBHOOKS
 from relay.metrics.exporter import OutboxExporter
+from relay.operations.waiting import stranded
 from relay.outbox import open_outbox
 from relay.outbox.entries import Role
 from relay.outbox.opening import AwaitedOutbox
@@ -138,6 +139,7 @@ class Service:
             capacity=capacity_of(self._settings, self._outbox),
             destinations=self._routes.destinations,
             problems=self._problems,
+            warnings=lambda: stranded(self._outbox.counts(), self._routes),
             pages=self._pages(),
             started=self._start,
             healthy=partial(systemd.notify, systemd.ALIVE),

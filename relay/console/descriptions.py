@@ -1,4 +1,4 @@
-"""Describes collections of email events and types of calls for people."""
+"""Describes collections, types of calls, and why things are ignored, for people."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -23,3 +23,11 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     CallType.SCREEN: "A screen of an app that a person looked at.",
     CallType.DELETE: "Segment's request to delete a person.",
 }
+
+IGNORED_BY: Final[Mapping[str, str]] = {
+    "anonymous": "VERO_ANONYMOUS",
+    "machine": "RELAY_CUSTOMERIO_MACHINE",
+    "screen": "VERO_SCREEN",
+    "test_sample": "RELAY_VERO_TESTS",
+}
+"""The variable that decides whether something is ignored for that reason."""

@@ -16,7 +16,7 @@ from relay.operations.views import name_of, sent
 from relay.operations.waiting import wait_of
 from relay.outbox.entries import Clock, StoredEntry
 from relay.outbox.protocol import Outbox
-from relay.routes import Routes
+from relay.routes import Rendered, Routes
 
 
 class EventPage:
@@ -62,6 +62,7 @@ class EventPage:
             now=now,
             name=name_of(self._routes.event(entry)),
             plan=self._replays.plan(entry.id, now),
+            repeatable=isinstance(rendered, Rendered) and rendered.repeatable,
             later=self._replays.later(entry, rendered),
             most_later=MOST_LATER,
             wait=wait_of(self._outbox, entry, self._routes, now),

@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from relay.console.descriptions import DESCRIPTIONS
+from relay.console.descriptions import DESCRIPTIONS, IGNORED_BY
 from relay.console.kinds import Kinds, kinds_for
 from relay.destinations import Destination
 from relay.events import DeadReason
@@ -92,11 +92,13 @@ class AnswerCount(Struct, frozen=True):
 
     Attributes:
         what: why they were ignored, or the status with which they were refused.
+        setting: the variable by which they were ignored; None if no setting decides.
     """
 
     source: str
     what: str
     count: int
+    setting: str | None = None
 
 
 class Overview(Struct, frozen=True):
@@ -267,7 +269,12 @@ def _bars(counters: Iterable[CounterRow], now: datetime) -> tuple[int, ...]:
 def _answers(outcome: str) -> tuple[AnswerCount, ...]:
     """Return what this process has answered with the outcome, the commonest first."""
     counted = [
-        AnswerCount(sample.labels["source"], sample.labels["what"], int(sample.value))
+        AnswerCount(
+            sample.labels["source"],
+            sample.labels["what"],
+            int(sample.value),
+            IGNORED_BY.get(sample.labels["what"]),
+        )
         for metric in WEBHOOKS.collect()
         for sample in metric.samples
         if sample.name.endswith("_total") and sample.labels["outcome"] == outcome

@@ -36,10 +36,12 @@ class Message(Struct, frozen=True):
     Attributes:
         document: the message for people to read; it holds no secret.
         encoded: what `Destination.send` takes.
+        repeatable: whether sent twice it does the same as sent once, however much later.
     """
 
     document: Mapping[str, Any]
     encoded: bytes
+    repeatable: bool = False
 
 
 class Rendering(Struct, frozen=True):

@@ -20,6 +20,7 @@ class Batch(Struct):
         sent: how many messages of the only entry are sent before this one.
         fault: why a part of the only entry cannot be sent; it becomes a dead letter with it once
             all its messages are sent.
+        repeatable: whether all messages of the entries are; see `relay.destinations.Message`.
     """
 
     entries: list[Entry]
@@ -27,6 +28,7 @@ class Batch(Struct):
     rest: tuple[bytes, ...] = ()
     sent: int = 0
     fault: Unusable | None = None
+    repeatable: bool = False
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """Return the batch in two."""
@@ -39,17 +41,23 @@ class Batch(Struct):
     def following(self) -> "Batch":
         """Return what is sent once this is."""
         first, *rest = self.rest
-        return Batch(self.entries, [first], tuple(rest), self.sent + 1, self.fault)
+        return Batch(self.entries, [first], tuple(rest), self.sent + 1, self.fault, self.repeatable)
 
 
 def in_batches(rendered: Iterable[tuple[Entry, Rendered]], limits: Limits) -> Iterator[Batch]:
     """Yield batches within the limits; leave out messages that were sent by an earlier claim."""
-    single: list[tuple[Entry, bytes]] = []
+    single: list[tuple[tuple[Entry, bool], bytes]] = []
     for entry, each in rendered:
         messages = tuple(message.encoded for message in each.messages[entry.step :])
         if len(messages) == 1 and each.fault is None:
-            single.append((entry, messages[0]))
+            single.append(((entry, each.repeatable), messages[0]))
         else:
-            yield Batch([entry], [*messages[:1]], messages[1:], entry.step, each.fault)
+            yield Batch(
+                [entry], [*messages[:1]], messages[1:], entry.step, each.fault, each.repeatable
+            )
     for group in batches(single, limits):
-        yield Batch([entry for entry, _ in group], [message for _, message in group])
+        yield Batch(
+            [entry for (entry, _), _ in group],
+            [message for _, message in group],
+            repeatable=all(repeatable for (_, repeatable), _ in group),
+        )

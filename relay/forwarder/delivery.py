@@ -142,7 +142,7 @@ class Delivery:
 
     def _note_of_repeat(self, batch: Batch) -> str | None:
         """Return what the history says if the destination may count the entry twice."""
-        if not self._destination.ordered:
+        if not self._destination.ordered or batch.repeatable:
             return None
         (entry,) = batch.entries
         arrived_at = may_have_arrived_at(self._outbox.entries, entry)

@@ -87,7 +87,8 @@ def plan(
             planned.in_lanes[destination.title] += 1
         if sent_at := _last_delivered_at(entry):
             planned.again[destination.title] += 1
-            if now - sent_at > destination.limits.dedupe_window:
+            is_late = now - sent_at > destination.limits.dedupe_window
+            if is_late and not rendered.repeatable:
                 planned.too_late[destination.title] += 1
         if len(planned.examples) < examples:
             planned.examples.append((entry, rendered))

@@ -18,7 +18,7 @@ class Wait(Struct, frozen=True):
         status: how forwarding to its destination stands; None if that is not configured.
         behind: the entry that comes before it in a lane, because both concern the same person;
             None if there is none.
-        retry_at: when it is tried again; None if nothing but its turn is to be waited for.
+        retry_at: when it is tried again after a failure; None if it is due.
     """
 
     status: DestinationStatus | None

@@ -35,6 +35,7 @@ def create_app(  # noqa: PLR0913 (what it is built of)
     capacity: Capacity,
     destinations: Sequence[Destination],
     problems: Callable[[], Iterable[str]] = tuple,
+    warnings: Callable[[], Iterable[str]] = tuple,
     pages: Sequence[BaseRoute] = (),
     started: Callable[[], object] = lambda: None,
     healthy: Callable[[], object] = lambda: None,
@@ -49,13 +50,16 @@ def create_app(  # noqa: PLR0913 (what it is built of)
         capacity: limits of the outbox; beyond them nothing is accepted.
         destinations: while one is on hold, relay is not ready.
         problems: returns one sentence for each other reason why relay is not ready.
+        warnings: see `Readiness`.
         pages: further pages.
         started: called at the start, once signals are handled.
         healthy: called once a second while this process works.
     """
     backpressure = Backpressure(committer, capacity)
     liveness = Liveness(committer, healthy)
-    readiness = Readiness(outbox, destinations, lambda: [*backpressure.problems(), *problems()])
+    readiness = Readiness(
+        outbox, destinations, lambda: [*backpressure.problems(), *problems()], warnings
+    )
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

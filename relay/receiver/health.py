@@ -62,6 +62,13 @@ class Readiness:
     """The page `/readyz`: whether webhooks can be stored and events forwarded.
 
     Both are checked at most once a second.
+
+    Args:
+        outbox: checked, by a write.
+        destinations: while one is on hold, relay is not ready.
+        problems: returns one sentence for each other reason why relay is not ready.
+        warnings: returns one sentence for each thing that needs attention although relay is ready;
+            may raise OutboxError.
     """
 
     def __init__(
@@ -69,10 +76,12 @@ class Readiness:
         outbox: Outbox,
         destinations: Sequence[Destination],
         problems: Callable[[], Iterable[str]],
+        warnings: Callable[[], Iterable[str]],
     ) -> None:
         self._outbox = outbox
         self._destinations = destinations
         self._problems = problems
+        self._warnings = warnings
         # Anyone may ask, and each check is a write.
         self._check = SingleFlight(self._check_outbox)
 
@@ -98,10 +107,10 @@ class Readiness:
                 for destination in self._destinations
                 if (hold := self._outbox.destination_status(destination.name).hold)
             ]
+            warnings = [*self._warnings()]
             log = self._outbox.log_state()
         except OutboxError as error:
             return _Health([f"the outbox takes no writes: {error}"])
-        return _Health(
-            held,
-            [_LOG_IS_HELD.format(log.size_bytes // 2**20)] if log and log.is_held else [],
-        )
+        if log and log.is_held:
+            warnings.append(_LOG_IS_HELD.format(log.size_bytes // 2**20))
+        return _Health(held, warnings)

@@ -335,6 +335,28 @@ def test_a_delivered_call_that_nothing_followed_says_how_often_it_counts(site: S
     assert "no longer recognises a copy: sent again, it may count twice." in late
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        TAGGED,
+        {"type": "group", "userId": "42", "groupId": "7"},
+        {"type": "alias", "userId": "42", "previousId": "7"},
+        {"type": "track", "userId": "42", "event": "Unsubscribe"},
+    ],
+    ids=["identify with tags", "group", "alias", "unsubscribe"],
+)
+def test_a_delivered_call_that_says_how_things_are_changes_nothing_if_sent_again(
+    site: Site, call: dict[str, object]
+) -> None:
+    site.add(call)
+    site.deliver()
+    site.clock.sleep(600)
+    text = words(site.event(1))
+
+    assert "Vero has this already: sent again, it changes nothing there." in text
+    assert "count" not in text
+
+
 def test_the_page_of_dead_letters_warns_before_calls_are_replayed(site: Site) -> None:
     site.add(IDENTIFY)
     site.bury()

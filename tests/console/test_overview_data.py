@@ -1,10 +1,11 @@
+import ast
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from relay.console.descriptions import DESCRIPTIONS
+from relay.console.descriptions import DESCRIPTIONS, IGNORED_BY
 from relay.console.overview_data import CollectionView, Flow, Overview, OverviewCache
 from relay.events import CallType, Collection, DeadReason, Unusable
 from relay.metrics.definitions import WEBHOOKS
@@ -72,6 +73,30 @@ def rates(overview_cache: OverviewCache) -> tuple[float | None, float | None]:
     """Return how many entries a second are received and delivered."""
     flow = only(overview_cache.current())
     return flow.received.rate, flow.delivered.rate
+
+
+def test_each_reason_names_the_setting_that_ignores_by_it() -> None:
+    """The table of the overview is what the sources and destinations say."""
+    calls = [
+        node
+        for path in Path("relay").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Ignored"
+    ]
+    literals = [[ast.unparse(each).strip("'") for each in call.args] for call in calls]
+
+    assert {reason: setting for reason, *rest in literals for setting in rest} == IGNORED_BY
+
+
+def test_what_a_setting_ignores_is_shown_with_it(overview_cache: OverviewCache) -> None:
+    WEBHOOKS.labels("segment", "ignored", "screen").inc()
+    WEBHOOKS.labels("segment", "ignored", "loop").inc()
+    ignored = {each.what: each.setting for each in overview_cache.current().ignored}
+
+    assert ignored["screen"] == "VERO_SCREEN"
+    assert ignored["loop"] is None
 
 
 def test_dead_letters_that_are_ignored_by_now_are_not_counted_as_dead(

@@ -142,7 +142,11 @@ class Ordered:
         lanes = tuple(name for name in (event.user_id, event.properties.get("also")) if name)
         return Rendering(
             tuple(
-                Message({"who": event.user_id, "what": what}, json.encode([event.user_id, what]))
+                Message(
+                    {"who": event.user_id, "what": what},
+                    json.encode([event.user_id, what]),
+                    repeatable=what == "state",
+                )
                 for what in whats
             ),
             Unusable(DeadReason.UNKNOWN_TYPE, fault) if fault else None,
@@ -439,6 +443,19 @@ def test_what_no_earlier_attempt_can_have_done_is_a_dead_letter(
     relay.pass_time(hours=0.1)
 
     assert relay.entry("ann", "rename").state is State.DEAD
+
+
+def test_what_may_be_sent_twice_without_harm_is_not_noted(relay: Relay) -> None:
+    lost = UnavailableError("TimeoutError", affects_all=False, may_have_arrived=True)
+    relay.add(call("ann", "state"))
+    relay.destination.judge = fails("ann", error=lost)
+    relay.forwarder.step()
+    relay.clock.sleep(6 * 60)
+    relay.destination.judge = lambda _who, _what: None
+    relay.forward()
+
+    assert relay.entry("ann", "state").state is State.DELIVERED
+    assert relay.history("ann", "state") == ["posted: TimeoutError; it may have arrived"]
 
 
 def test_what_is_sent_again_when_the_destination_has_forgotten_it_says_so(relay: Relay) -> None:

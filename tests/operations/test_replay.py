@@ -96,7 +96,8 @@ def test_each_destination_has_its_own_window_in_which_it_recognises_a_copy(
 ) -> None:
     email = routes["vero"].accept(webhook("ana"), NOON)
     assert isinstance(email, Arrival)
-    outbox.add([email, *accepted(routes, {"type": "identify", "userId": "42"})])
+    event = {"type": "track", "userId": "42", "event": "Seeds Ordered"}
+    outbox.add([email, *accepted(routes, event)])
     outbox.ack(outbox.claim("segment", 1, lease=MINUTE))
     outbox.ack(outbox.claim("vero", 1, lease=MINUTE, ordered=True))
     clock.sleep(timedelta(hours=1).total_seconds())
@@ -104,6 +105,18 @@ def test_each_destination_has_its_own_window_in_which_it_recognises_a_copy(
 
     assert found.again == {"Segment": 1, "Vero": 1}
     assert found.too_late == {"Vero": 1}
+
+
+def test_a_call_that_says_how_things_are_never_counts_twice(
+    outbox: Outbox, routes: Routes, clock: Clock
+) -> None:
+    outbox.add(accepted(routes, {"type": "identify", "userId": "42"}))
+    outbox.ack(outbox.claim("vero", 1, lease=MINUTE, ordered=True))
+    clock.sleep(timedelta(hours=1).total_seconds())
+    found = planned(outbox, routes, clock)
+
+    assert found.again == {"Vero": 1}
+    assert found.too_late == {}
 
 
 def test_a_replayed_call_is_sent_after_what_came_later_for_the_same_person(

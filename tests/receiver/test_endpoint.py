@@ -21,6 +21,7 @@ from relay.receiver.committer import Committer
 from relay.receiver.endpoint import Webhooks
 from relay.receiver.server import base_url, listen
 from relay.sources.vero import Vero, VeroSettings
+from tests.harness.calls import accepted, routes_both_ways
 from tests.harness.fakes import Answer, SegmentServer
 from tests.harness.processes import (
     PATH,
@@ -567,6 +568,20 @@ def test_relay_is_not_ready_while_forwarding_is_on_hold(tmp_path: Path) -> None:
 
     assert held
     assert reasons == ["forwarding is on hold: Segment answered 401 Unauthorized"]
+
+
+def test_readiness_names_what_waits_for_a_destination_that_is_not_configured(
+    tmp_path: Path,
+) -> None:
+    """Webhooks are stored and forwarded as before, so that relay is ready."""
+    waiting = accepted(routes_both_ways(), {"type": "identify", "userId": "42"})
+    with closing(SqliteOutbox(tmp_path / "relay.db")) as outbox:
+        outbox.add(waiting)
+    with SegmentServer() as server, RelayProcess(tmp_path / "relay.db", server.url) as relay:
+        ready = relay.ask("GET", "/readyz")
+
+    warning = "1 entry waits for vero, which is not configured: set VERO_AUTH_TOKEN"
+    assert (ready.status, ready.content) == (200, {"status": "ready", "warnings": [warning]})
 
 
 def test_webhooks_are_counted_by_outcome(emptied: RelayProcess) -> None:

@@ -19,7 +19,13 @@ from relay.destinations.responses import status_line
 from relay.destinations.vero.answers import error_of
 from relay.destinations.vero.plans import Plan, plan
 from relay.destinations.vero.privileges import privilege
-from relay.destinations.vero.requests import TAGS_EDIT, USERS_EDIT, USERS_TRACK, Request
+from relay.destinations.vero.requests import (
+    EVENTS_TRACK,
+    TAGS_EDIT,
+    USERS_EDIT,
+    USERS_TRACK,
+    Request,
+)
 from relay.destinations.vero.settings import VeroDestinationSettings
 from relay.errors import HttpError, RefusedError, UnavailableError, UnusableUrlError
 from relay.events import Call, DeadReason, Ignored, Unusable
@@ -206,7 +212,7 @@ class VeroDestination:
 def _message(request: Request) -> Message:
     document = {"method": request.method, "path": request.path, "body": dict(request.body)}
     encoded = json.dumps(document, separators=(",", ":"), allow_nan=False)
-    return Message(document, encoded.encode("ascii"))
+    return Message(document, encoded.encode("ascii"), request.path != EVENTS_TRACK)
 
 
 def _as_upsert(request: _Sent) -> _Sent:
