@@ -17,6 +17,7 @@ from typing import IO, Any
 from relay.outbox import open_outbox
 from relay.outbox.protocol import Outbox
 from tests.harness.fakes import Answer, SegmentServer
+from tests.harness.preloaded import ForkedRelay
 from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, run, within
 from tests.harness.stores import Store, pending
 
@@ -146,6 +147,11 @@ class Desk:
             start_new_session=True,
         )
 
+    def fork(self, *arguments: str) -> ForkedRelay:
+        """Start a command whose output nobody reads."""
+        with Path(os.devnull).open("wb") as nowhere:
+            return ForkedRelay(arguments, self.environ(), stdout=nowhere, stderr=nowhere)
+
     def environ(self, **changed: str) -> dict[str, str]:
         """Return the relay's environment with these changes."""
         return {
@@ -168,22 +174,22 @@ class Desk:
         return open_outbox(self.store.url)
 
 
-def kill_once(process: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
+def kill_once(process: ForkedRelay, condition: Callable[[], bool]) -> None:
     """Kill the process as soon as the condition is true, before it ends by itself.
 
     The process runs for 4 ms at a time and is stopped while the condition is checked.
     """
-    with process:
-        try:
-            deadline = time.monotonic() + 60
-            while _runs_for_a_moment(process) and not condition():
-                assert time.monotonic() < deadline
-            assert process.poll() is None
-        finally:
-            process.kill()  # a stopped process would be awaited for ever
+    try:
+        deadline = time.monotonic() + 60
+        while _runs_for_a_moment(process) and not condition():
+            assert time.monotonic() < deadline
+        assert process.poll() is None
+    finally:
+        process.kill()  # a stopped process would be awaited for ever
+        process.wait()
 
 
-def _runs_for_a_moment(process: "subprocess.Popen[bytes]") -> bool:
+def _runs_for_a_moment(process: ForkedRelay) -> bool:
     process.send_signal(signal.SIGCONT)
     time.sleep(0.004)
     process.send_signal(signal.SIGSTOP)

@@ -106,7 +106,7 @@ def test_a_relay_on_a_backup_delivers_what_was_pending(sqlite_desk: Desk, tmp_pa
 @pytest.mark.slow
 def test_a_killed_backup_leaves_no_file_under_its_name(sqlite_desk: Desk, tmp_path: Path) -> None:
     file = tmp_path / "backup.db"
-    kill_once(sqlite_desk.start("backup", str(file)), lambda: any(tmp_path.iterdir()))
+    kill_once(sqlite_desk.fork("backup", str(file)), lambda: any(tmp_path.iterdir()))
     made = file.exists()
     sqlite_desk.run("backup", str(file))
 

@@ -5,7 +5,7 @@ import pytest
 from tests.cli.desk import Desk, address, hashed, kill_once, webhook
 from tests.harness.stores import SqliteStore
 
-MANY = 6_000
+MANY = 3_000
 REFUSED = {"name": "refused"}
 
 
@@ -86,7 +86,7 @@ def test_a_killed_erase_finishes_when_it_is_run_again(desk: Desk) -> None:
     desk.run("import", str(file))
     desk.settle()
     command = ("erase", "--address", address("many"), "--yes")
-    kill_once(desk.start(*command), lambda: erased(desk) > 0)
+    kill_once(desk.fork(*command), lambda: erased(desk) > 0)
     left = len(desk.states("many"))
     output = desk.run(*command)
     latest = desk.run_json("operations", "--json", "--limit", "1")[0]

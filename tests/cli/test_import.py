@@ -16,7 +16,7 @@ from tests.cli.desk import Desk, kill_once, webhook
 from tests.harness.routes import route
 from tests.harness.stores import SqliteStore
 
-MANY = 8_000
+MANY = 4_000
 UNIDENTIFIED = b'{"type": "opened", "user": {"id": "user-unidentified"}}'
 
 
@@ -105,7 +105,7 @@ def test_a_killed_import_finishes_when_it_is_run_again(desk: Desk) -> None:
     )
     count = "SELECT count(*) FROM entries"
     before = desk.store.run_sql(count)[0][0]
-    kill_once(desk.start("import", str(file)), lambda: desk.store.run_sql(count)[0][0] > before)
+    kill_once(desk.fork("import", str(file)), lambda: desk.store.run_sql(count)[0][0] > before)
     kept = desk.store.run_sql(count)[0][0] - before
     output = desk.run("import", str(file))
     second_time = desk.run("import", str(file))

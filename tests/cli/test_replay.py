@@ -10,7 +10,7 @@ from relay.events import DeadReason, Unusable
 from relay.outbox.entries import Arrival
 from tests.cli.desk import Desk, kill_once, webhook
 
-MANY = 4_000
+MANY = 2_000
 
 
 def dead_letter(name: str, number: int = 0, reason: DeadReason = DeadReason.UNREADABLE) -> Arrival:
@@ -140,7 +140,7 @@ def test_a_killed_replay_continues_and_sends_no_entry_twice(desk: Desk) -> None:
     desk.run("import", str(file))
     desk.settle()
     user, filters = ("--user-id", "user-killed"), ("--state", "delivered", "--since", "1h")
-    kill_once(desk.start("replay", *user, *filters, "--yes"), lambda: replayed(desk) > 0)
+    kill_once(desk.fork("replay", *user, *filters, "--yes"), lambda: replayed(desk) > 0)
     desk.settle()
     done = replayed(desk)
     # `1h` now means another time; the replay is still recognised as the same.
