@@ -16,6 +16,7 @@ from tests.console.browsing import CHROMIUM, PAGES, Scheme, chromium, window
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import SECRET, RelayProcess, within
 from tests.harness.stores import SqliteStore
+from tests.receiver.calls import relay_for_calls
 
 OpenPage = Callable[..., Page]
 """Opens a path of the console in a window of its own."""
@@ -362,6 +363,34 @@ def test_an_event_is_found_and_opened_by_keyboard(desk: Desk, open_page: OpenPag
     page.keyboard.press("Enter")
 
     expect(page.get_by_role("heading", name="Email Opened")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [1200, 900, 600])
+def test_the_fields_for_a_time_stand_side_by_side(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    """With both flows there are most fields; on a wide screen they are one row.
+
+    On a phone the two stand one above the other, within the page.
+    """
+    with (
+        relay_for_calls(tmp_path / "relay.db") as relay,
+        window(browser, relay, width=width) as context,
+    ):
+        page = context.new_page()
+        page.goto("/console/events")
+        fields = page.locator(".filters select, .filters .times input")
+        rows = fields.evaluate_all("all => all.map(one => one.getBoundingClientRect().bottom)")
+
+        page.set_viewport_size({"width": 360, "height": 800})
+        edges = page.locator(".filters .times input").evaluate_all(
+            "all => all.map(one => one.getBoundingClientRect().right)"
+        )
+
+    assert len(rows) == 7
+    assert rows[-1] == rows[-2]
+    assert width < 1200 or len({*rows}) == 1
+    assert max(edges) <= 360
 
 
 def test_every_page_fits_a_phone(desk: Desk, open_page: OpenPage) -> None:
