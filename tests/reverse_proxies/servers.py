@@ -97,6 +97,16 @@ def nginx_as_suggested(port: int, relays: Sequence[int], directory: Path) -> str
     return _nginx(_once(site, server, "\n".join(servers)), directory)
 
 
+def nginx_with_limits(port: int, relays: Sequence[int], directory: Path) -> str:
+    """Return `deploy/nginx-site.conf` without TLS, with its limits of the rate."""
+    return nginx_as_suggested(port, relays, directory).replace("#limit: ", "")
+
+
+def nginx_with_limits_for_others(port: int, relays: Sequence[int], directory: Path) -> str:
+    """Return the same, with this machine named as one of the operator's own servers."""
+    return _once(nginx_with_limits(port, relays, directory), "10.0.0.0/8", "127.0.0.0/8")
+
+
 def haproxy_by_default(port: int, relays: Sequence[int], directory: Path) -> str:
     """Return what Debian's configuration sets before anything is added."""
     del directory

@@ -19,7 +19,17 @@ from tests.harness.certificates import certificate
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import PATH, SECRET, RelayProcess, closed_port, within
 from tests.harness.stores import PostgresStore, SqliteStore, pending
-from tests.reverse_proxies.servers import DEFAULTS, SUGGESTED, Proxy, before, program, running
+from tests.receiver.calls import WRITE_KEY, relay_for_calls
+from tests.reverse_proxies.servers import (
+    DEFAULTS,
+    SUGGESTED,
+    Proxy,
+    before,
+    nginx_with_limits,
+    nginx_with_limits_for_others,
+    program,
+    running,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -222,6 +232,37 @@ def test_the_secret_is_in_a_log_by_default(
         cause_every_kind_of_line(proxy, own_relay)
 
         assert within(20, lambda: SECRET in proxy.written())
+
+
+CALLS = 150
+"""More than the burst that the limit lets through."""
+
+
+def statuses(port: int, path: str, body: bytes) -> Counter[int]:
+    """Send the same many times, one after the other; return how often each status was answered."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        answers = Counter[int]()
+        for _ in range(CALLS):
+            connection.request("POST", path, body)
+            response = connection.getresponse()
+            response.read()
+            answers[response.status] += 1
+        return answers
+
+
+def test_the_limit_of_the_suggested_nginx_is_for_callers_that_are_not_named(tmp_path: Path) -> None:
+    call = b'{"userId":"42","writeKey":"%b"}' % WRITE_KEY.encode()
+    with relay_for_calls(tmp_path / "relay.db") as relay:
+        with before("nginx", nginx_with_limits, [relay.port], tmp_path / "limited") as proxy:
+            limited = [statuses(proxy.port, path, call) for path in ("/v1/identify", "/%20v1/i")]
+            webhooks = statuses(proxy.port, PATH, webhook("ana"))
+        configuration = nginx_with_limits_for_others
+        with before("nginx", configuration, [relay.port], tmp_path / "named") as proxy:
+            named = statuses(proxy.port, "/v1/identify", call)
+
+    assert [answers.keys() for answers in limited] == [{200, 429}] * 2
+    assert limited[0][200] >= 100
+    assert webhooks.keys() == named.keys() == {200}
 
 
 SENDERS = 4
