@@ -85,9 +85,9 @@ def unauthorized(source: Source, why: str, *, is_read: bool = False) -> RequestR
         why: for the log; the sender is not given it.
         is_read: whether the body has been read.
     """
-    credential = "signature" if source.signs_body else "secret"
+    credentials = ["signature"] * source.signs_body + ["secret"] * source.takes_secret
     refusal = RequestRefusedError(
-        401, f"wrong or missing {credential}", _CHALLENGE, drain=not is_read
+        401, f"wrong or missing {' or '.join(credentials)}", _CHALLENGE, drain=not is_read
     )
     refusal.why = why
     return refusal

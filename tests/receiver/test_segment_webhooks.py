@@ -127,6 +127,7 @@ def test_otherwise_an_array_is_refused_whole(
     reply = post(relay, array(*CALLS), headers, secret=secret)
 
     assert (reply.status, reply.content["status"]) == (401, "refused")
+    assert reply.content["error"] == "wrong or missing signature or secret"
     assert not stored(relay.outbox)
 
 
