@@ -37,23 +37,28 @@ class Crowd:
     def __init__(self, ports: Sequence[int], ledger: Ledger, rng: Random, programs: int) -> None:
         self._ports = ports
         self._ledger = ledger
-        self._over = Event()
-        self._failures: list[str] = []
-        self._threads = [
-            Thread(target=self._call, args=(Random(rng.random()), number))  # noqa: S311 (no secret)
+        self._rng = rng
+        self._calls = [
+            Customers(Random(rng.random()), f"shop{number}").calls()  # noqa: S311 (no secret)
             for number in range(programs)
         ]
+        self._failures: list[str] = []
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Send calls meanwhile; when this ends, every call that was made has been answered 200."""
-        for thread in self._threads:
+        over = Event()
+        threads = [
+            Thread(target=self._call, args=(number, Random(self._rng.random()), over))  # noqa: S311 (as above)
+            for number in range(len(self._calls))
+        ]
+        for thread in threads:
             thread.start()
         try:
             yield
         finally:
-            self._over.set()
-            for thread in self._threads:
+            over.set()
+            for thread in threads:
                 thread.join()
         assert not self._failures, self._failures
 
@@ -63,11 +68,10 @@ class Crowd:
         answered = within(_PATIENCE_SECONDS, lambda: len(self._ledger.calls) >= goal)
         assert answered, self._failures or "no answers"
 
-    def _call(self, rng: Random, number: int) -> None:
-        calls = Customers(rng, f"shop{number}").calls()
+    def _call(self, number: int, rng: Random, over: Event) -> None:
         ports = cycle([*self._ports[number:], *self._ports[:number]])
-        while not self._over.wait(_PAUSE_SECONDS):
-            batch = [*islice(calls, rng.randint(1, 8))]
+        while not over.wait(_PAUSE_SECONDS):
+            batch = [*islice(self._calls[number], rng.randint(1, 8))]
             documents = [call.document for call in batch]
             body = json.dumps({"batch": documents, "writeKey": WRITE_KEY}).encode()
             give_up_at = time.monotonic() + _PATIENCE_SECONDS

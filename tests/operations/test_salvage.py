@@ -12,10 +12,11 @@ from relay.errors import OutboxError
 from relay.outbox.entries import Query, Role
 from relay.outbox.sqlite.connection import connect, refuse_damage
 from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.lanes import call, claim, drain
 from tests.contracts.outbox import FAULT, MINUTE, arrival, states
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, run, within
-from tests.harness.stores import stored
+from tests.harness.stores import run_sql, stored
 
 pytestmark = pytest.mark.slow
 
@@ -155,6 +156,30 @@ def test_salvage_and_its_alias_recover_read_a_log_without_its_file(
     assert run(command, str(logged), str(new)).returncode == 0
     with closing(SqliteOutbox(new)) as outbox:
         assert states(outbox) == STATES
+
+
+@pytest.mark.parametrize("lanes_lost", [False, True])
+def test_salvage_keeps_the_order_of_lanes(tmp_path: Path, new: Path, *, lanes_lost: bool) -> None:
+    """Those whose lanes are lost are sent nevertheless, in any order."""
+    path = tmp_path / "relay.db"
+    lanes = {f"{number:03}": {number % 7, number % 5 + 10} for number in range(500)}
+    with closing(SqliteOutbox(path)) as outbox:
+        outbox.add([call(name, *own, body=bytes(300)) for name, own in lanes.items()])
+        outbox.ack(claim(outbox, 5))
+    if lanes_lost:
+        for (page,) in run_sql(path, "SELECT pageno FROM dbstat WHERE name = 'lanes'"):
+            _write(path, (page - 1) * PAGE, bytes(PAGE))
+    _write(path, 0, b"another file " * 500)
+    done = run("salvage", str(path), str(new))
+    with closing(SqliteOutbox(new)) as outbox:
+        order = [name for claimed in drain(outbox) for name in claimed]
+
+    assert done.stdout.startswith("recovered  495 pending, 5 delivered, 0 dead\n")
+    assert len(order) == 495
+    for lane in () if lanes_lost else {lane for own in lanes.values() for lane in own}:
+        in_lane = [name for name in order if lane in lanes[name]]
+
+        assert in_lane == sorted(in_lane)
 
 
 def _refused(damaged: Path, new: Path) -> str:

@@ -1,6 +1,7 @@
 """A PostgreSQL outbox behind PgBouncer in transaction mode, where sessions are shared."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tests.harness.entries import by_name, filled
 from tests.harness.fakes import Clock
 from tests.harness.postgres import PASSWORD, USER, PostgresServer, owner, query
 from tests.harness.processes import closed_port, within
+from tests.outbox.crowd import assert_kept_by_a_crowd
 from tests.outbox.test_postgres import works
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -69,11 +71,16 @@ def started(postgres: PostgresServer, port: int, directory: Path) -> Iterator[bo
             process.terminate()
 
 
+def through(bouncer: int, url: str) -> str:
+    """Return the URL of the database by way of the PgBouncer at this port."""
+    return re.sub(r":\d+/", f":{bouncer}/", url) + "?pgbouncer=true"
+
+
 def test_everything_works_on_shared_sessions_and_leaves_no_setting_on_them(
     postgres: PostgresServer, bouncer: int
 ) -> None:
     direct = postgres.create_database()
-    url = direct.replace(f":{postgres.port}/", f":{bouncer}/") + "?pgbouncer=true"
+    url = through(bouncer, direct)
     clock = Clock()
     with (
         closing(PostgresOutbox(url, clock=clock.now)) as outbox,
@@ -91,4 +98,12 @@ def test_everything_works_on_shared_sessions_and_leaves_no_setting_on_them(
         paths = {query(url.partition("?")[0], "SHOW search_path")[0] for _ in range(9)}
 
     assert paths == {('"$user", public',)}
+    postgres.drop_database(direct)
+
+
+def test_several_forwarders_keep_every_order_on_shared_sessions(
+    postgres: PostgresServer, bouncer: int
+) -> None:
+    direct = postgres.create_database()
+    assert_kept_by_a_crowd(direct, through(bouncer, direct))
     postgres.drop_database(direct)
