@@ -433,6 +433,36 @@ def test_half_of_a_surrogate_pair_does_not_affect_a_batch() -> None:
     assert bodies == ['{"event":"a\\ufffd"}', '{"event":"\\ud83d\\udce7"}']
 
 
+def test_the_depths_of_one_call_are_blanked_out_and_the_others_stay() -> None:
+    depths = b'{"]":[' * 30_000 + b'"\\"}"' + b"]}" * 30_000
+    tricky = b'{ "type":"track" , "event":"[{\\"]}\\\\" }'
+    deep = b'{"type":"track","properties":%b,"userId":"42"}' % depths
+    bodies = [*calls_in_webhook(b"[%b,%b , %b]" % (tricky, deep, tricky))]
+    document = json.loads(bodies[1])
+
+    assert bodies[0] == bodies[2] == tricky
+    assert len(bodies[1]) == len(deep)
+    assert document["userId"] == "42"
+    assert document["properties"]["]"][0]["]"][0]
+    assert segment_source().parse(bodies[1], NOON) == Unusable(
+        DeadReason.UNREADABLE, "nested deeper than 50 levels"
+    )
+
+
+@pytest.mark.parametrize(
+    "filler", [b"[]," * 49_000, b'"' + b"\\" * 900_000, b'"' * 900_000, b'"[' + b'\\"' * 450_000]
+)
+def test_the_depths_of_a_body_are_soon_found(filler: bytes) -> None:
+    """Anybody can send such bodies; and one that has too many brackets is not looked through."""
+    began_at = time.process_time()
+    with pytest.raises(UnreadableError):
+        calls_in_webhook(b"[" * 40_000 + filler)
+    with pytest.raises(UnreadableError, match="nested deeper"):
+        calls_in_webhook(b"[" * 110_000 + filler)
+
+    assert time.process_time() - began_at < 1
+
+
 @pytest.mark.parametrize("body", [b"", b"x", b"[]", b"5", b'{"batch":[}', b'{"batch":[{]}'])
 def test_a_body_that_is_no_object_has_no_calls(body: bytes) -> None:
     with pytest.raises(UnreadableError):
