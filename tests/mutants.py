@@ -505,6 +505,27 @@ MUTANTS = [
         "if True}",
         "tests/sources/test_segment.py -k write_key",
     ),
+    Mutant(
+        "one call that is nested too deeply spoils its batch",
+        "sources/segment/nesting.py",
+        "except NestingError:",
+        "except ZeroDivisionError:",
+        "tests/sources/test_segment.py -k depths",
+    ),
+    Mutant(
+        "an event that is sent again late counts once",
+        "destinations/vero/destination.py",
+        "request.path != EVENTS_TRACK",
+        "True",
+        "tests/operations/test_replay.py -k window",
+    ),
+    Mutant(
+        "what waits for a destination without its credential is not named",
+        "service.py",
+        "stranded(self._outbox.counts(), self._routes)",
+        "[]",
+        "tests/receiver/test_endpoint.py -k readiness_names",
+    ),
 ]
 
 

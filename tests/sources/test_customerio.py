@@ -445,7 +445,17 @@ def test_a_401_says_whether_signature_or_secret_is_wrong(tmp_path: Path) -> None
     ):
         signed_wrongly = relay.ask("POST", "/webhooks/customerio", b"{}")
         without_secret = relay.ask("POST", "/webhooks/vero/wrong", b"{}")
+        relay.ask("POST", "/webhooks/customerio", b"{}", {"Authorization": "Bearer x"})
 
+        def causes() -> list[object]:
+            return [line["why"] for line in relay.log() if line["event"] == "webhook.refused"]
+
+        assert within(5, lambda: len(causes()) == 2)
+
+    assert causes() == [
+        "the headers hold no well-formed signature",
+        "the secret in the path is wrong",
+    ]
     assert (signed_wrongly.status, without_secret.status) == (401, 401)
     assert signed_wrongly.content["error"] == "wrong or missing signature"
     assert without_secret.content["error"] == "wrong or missing secret"
