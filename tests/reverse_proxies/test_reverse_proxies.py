@@ -234,8 +234,8 @@ def test_the_secret_is_in_a_log_by_default(
         assert within(20, lambda: SECRET in proxy.written())
 
 
-CALLS = 150
-"""More than the burst that the limit lets through."""
+CALLS = 300
+"""More than the burst that the limit lets through, and sent faster than at the limit's rate."""
 
 
 def statuses(port: int, path: str, body: bytes) -> Counter[int]:
@@ -254,14 +254,16 @@ def test_the_limit_of_the_suggested_nginx_is_for_callers_that_are_not_named(tmp_
     call = b'{"userId":"42","writeKey":"%b"}' % WRITE_KEY.encode()
     with relay_for_calls(tmp_path / "relay.db") as relay:
         with before("nginx", nginx_with_limits, [relay.port], tmp_path / "limited") as proxy:
-            limited = [statuses(proxy.port, path, call) for path in ("/v1/identify", "/%20v1/i")]
+            limited = statuses(proxy.port, "/v1/identify", call)
+            disguised = statuses(proxy.port, "/%20v1/i", call)
             webhooks = statuses(proxy.port, PATH, webhook("ana"))
         configuration = nginx_with_limits_for_others
         with before("nginx", configuration, [relay.port], tmp_path / "named") as proxy:
             named = statuses(proxy.port, "/v1/identify", call)
 
-    assert [answers.keys() for answers in limited] == [{200, 429}] * 2
-    assert limited[0][200] >= 100
+    assert limited.keys() == {200, 429}
+    assert limited[200] >= 100
+    assert disguised[429] >= 100
     assert webhooks.keys() == named.keys() == {200}
 
 
