@@ -463,7 +463,8 @@ def test_pipelined_requests_are_answered_in_order(emptied: RelayProcess) -> None
         answers = b"".join(iter(lambda: sender.recv(65_536), b""))
     outcomes = re.findall(rb'{"status":"(\w+)"', answers)
 
-    assert outcomes == [b"accepted", b"dead", b"alive", b"accepted", b"alive", b"duplicate"]
+    expected = [b"accepted", b"dead", b"alive", b"accepted", b"alive", b"duplicate"]
+    assert outcomes == expected, answers
 
 
 def test_the_next_head_may_begin_right_behind_a_large_body(emptied: RelayProcess) -> None:

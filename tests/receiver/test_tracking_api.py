@@ -408,7 +408,8 @@ def test_pipelined_requests_are_answered_in_order(relay: RelayProcess) -> None:
         sender.sendall(raw(batch(track(1)), key) + raw(b"{", key) + last)
         answers = b"".join(iter(lambda: sender.recv(65_536), b""))
 
-    assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400", b"200"]
+    statuses = [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"200", b"400", b"200"], answers
     assert len(stored(relay.outbox)) == 3
 
 
