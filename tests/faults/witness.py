@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -12,6 +13,7 @@ import apsw
 from relay.errors import OutboxError
 from relay.outbox.entries import Arrival, Entry, State
 from relay.outbox.sqlite.store import SqliteOutbox
+from tests.contracts.lanes import UNSOUND, VERO, call, drain
 from tests.contracts.outbox import FAULT, MINUTE, arrival, states
 from tests.faults.disk import Disk
 from tests.harness.fakes import Clock
@@ -54,7 +56,8 @@ class Witness:
             first, size = len(self._asked), self._rng.choice([1, 3, 40])
             yield partial(self.add, [self._arrival(first + place) for place in range(size)])
             if self._rng.random() < 0.7:
-                yield partial(self.claim, self._rng.choice([1, 100]))
+                destination = self._rng.choice(["segment", "segment", VERO])
+                yield partial(self.claim, self._rng.choice([1, 100]), destination)
                 yield from (partial(self.settle, outcome) for outcome in State)
             if self._rng.random() < 0.1:
                 yield self._purge
@@ -62,7 +65,11 @@ class Witness:
 
     def _arrival(self, number: int) -> Arrival:
         body = self._rng.randbytes(self._rng.choice([0, 300, 20_000]))
-        return arrival(str(number), body=body, fault=FAULT if number % 10 == 0 else None)
+        fault = FAULT if number % 10 == 0 else None
+        if number % 5 != 1:
+            return arrival(str(number), body=body, fault=fault)
+        lanes = self._rng.choices(range(40), k=self._rng.choice([1, 1, 2]))
+        return call(str(number), *lanes, body=body, fault=fault)
 
     def add(self, group: Sequence[Arrival]) -> None:
         for each in group:
@@ -70,8 +77,9 @@ class Witness:
         self.receiving.add(group)
         self.stored_at |= {each.message_id: self._disk.now for each in group}
 
-    def claim(self, limit: int) -> None:
-        self._held = self.forwarding.claim("segment", limit, lease=MINUTE)
+    def claim(self, limit: int, destination: str = "segment") -> None:
+        ordered = destination == VERO
+        self._held = self.forwarding.claim(destination, limit, lease=MINUTE, ordered=ordered)
 
     def settle(self, outcome: State) -> None:
         share = {State.PENDING: slice(1), State.DEAD: slice(1, 2), State.DELIVERED: slice(2, None)}
@@ -109,6 +117,8 @@ class Witness:
     def _differences(self, path: Path, cut_at: int) -> Iterator[str]:
         if (found := run_sql(path, "PRAGMA integrity_check")) != [("ok",)]:
             yield f"it is corrupt: {found}"
+        if found := run_sql(path, UNSOUND):
+            yield f"its lanes are not as its entries: {found}"
         entries = {entry.message_id: entry for entry in stored(path)}
         yield from (f"lost: {name}" for name in self._kept(cut_at) - entries.keys())
         for name, entry in entries.items():
@@ -125,5 +135,16 @@ class Witness:
             yield "what was there is new again"
         while claimed := outbox.claim("segment", 1_000, lease=MINUTE):
             outbox.ack(claimed)
+        for lane, names in self._ended(outbox).items():
+            if names != sorted(names, key=int):
+                yield f"lane {lane} is out of order: {names}"
         if left := states(outbox)["pending"]:
             yield f"never due again: {left}"
+
+    def _ended(self, outbox: SqliteOutbox) -> dict[int, list[str]]:
+        """Deliver all that is in lanes; return the names by their lanes, in the order of claims."""
+        ended: defaultdict[int, list[str]] = defaultdict(list)
+        for name in chain.from_iterable(drain(outbox)):
+            for lane in self._asked[name][1].lanes:
+                ended[lane].append(name)
+        return ended
