@@ -13,7 +13,7 @@ from relay.outbox.entries import Query, Role
 from relay.outbox.sqlite.connection import connect, refuse_damage
 from relay.outbox.sqlite.store import SqliteOutbox
 from tests.contracts.lanes import call, claim, drain
-from tests.contracts.outbox import FAULT, MINUTE, arrival, states
+from tests.contracts.outbox import FAULT, MINUTE, NOON, arrival, states
 from tests.harness.fakes import SegmentServer
 from tests.harness.processes import SECRET, WRITE_KEY, RelayProcess, run, within
 from tests.harness.stores import run_sql, stored
@@ -160,11 +160,16 @@ def test_salvage_and_its_alias_recover_read_a_log_without_its_file(
 
 @pytest.mark.parametrize("lanes_lost", [False, True])
 def test_salvage_keeps_the_order_of_lanes(tmp_path: Path, new: Path, *, lanes_lost: bool) -> None:
-    """Those whose lanes are lost are sent nevertheless, in any order."""
+    """Those whose lanes are lost are sent nevertheless, by the age of their events."""
     path = tmp_path / "relay.db"
     lanes = {f"{number:03}": {number % 7, number % 5 + 10} for number in range(500)}
     with closing(SqliteOutbox(path)) as outbox:
-        outbox.add([call(name, *own, body=bytes(300)) for name, own in lanes.items()])
+        outbox.add(
+            [
+                call(name, *own, received_at=NOON - int(name) * MINUTE, body=bytes(300))
+                for name, own in lanes.items()
+            ]
+        )
         outbox.ack(claim(outbox, 5))
     if lanes_lost:
         for (page,) in run_sql(path, "SELECT pageno FROM dbstat WHERE name = 'lanes'"):
