@@ -66,7 +66,7 @@ class Watchdog:
     """
 
     def __init__(self) -> None:
-        self._deadlines: SimpleQueue[Deadline] = SimpleQueue()
+        self._deadlines: _Deadlines = SimpleQueue()
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._started = False
@@ -79,17 +79,23 @@ class Watchdog:
                 args = (self._closed, self._deadlines)
                 threading.Thread(target=_enforce, name="watchdog", args=args, daemon=True).start()
                 self._started = True
-        self._deadlines.put(deadline)
+        self._deadlines.put(weakref.ref(deadline))
 
 
-def _close(closed: threading.Event, deadlines: SimpleQueue[Deadline]) -> None:
+_Deadlines = SimpleQueue["weakref.ref[Deadline]"]
+"""They outlast their requests in it by a time limit. So it does not keep them alive."""
+
+
+def _close(closed: threading.Event, deadlines: _Deadlines) -> None:
     closed.set()
-    deadlines.put(Deadline(0))  # wakes the thread
+    deadlines.put(weakref.ref(Deadline(0)))  # wakes the thread
 
 
-def _enforce(closed: threading.Event, deadlines: SimpleQueue[Deadline]) -> None:
+def _enforce(closed: threading.Event, deadlines: _Deadlines) -> None:
     while not closed.is_set():
-        deadline = deadlines.get()
+        deadline = deadlines.get()()
+        if deadline is None or deadline.ended:
+            continue
         # To be woken at the end of each request would cost more than to sleep through it.
-        if not deadline.ended and not closed.wait(deadline.left()) and not deadline.ended:
+        if not closed.wait(deadline.left()) and not deadline.ended:
             deadline.expire()
