@@ -227,8 +227,8 @@ MUTANTS = [
     Mutant(
         "an answer has for ever to end",
         "destinations/http/deadline.py",
-        "not closed.wait(deadline.left()) and not",
-        "not closed.wait() and not",
+        "self._changed.wait(self._deadlines[0].left())",
+        "self._changed.wait()",
         "tests/destinations/test_http.py --timeout 30 -k trailer",
     ),
     Mutant(

@@ -5,8 +5,8 @@ import socket
 import threading
 import time
 import weakref
+from collections import deque
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import Final
 
 _FEWEST_SECONDS: Final = 0.001  # a socket takes a time limit of 0 for something else
@@ -30,6 +30,11 @@ class Deadline:
     def left(self) -> float:
         """Return the seconds that are left."""
         return max(_FEWEST_SECONDS, self._at - time.monotonic())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left."""
+        return time.monotonic() >= self._at
 
     def bind(self, descriptor: int) -> None:
         """Shut this connection down when the deadline passes, or now if it has passed.
@@ -61,41 +66,61 @@ class Deadline:
 class Watchdog:
     """A thread that enforces the deadlines of one client's requests.
 
-    Every request has the same time limit, so deadlines pass in the order in which requests begin.
     The thread starts with the first request and ends with the watchdog.
     """
 
     def __init__(self) -> None:
-        self._deadlines: _Deadlines = SimpleQueue()
-        self._closed = threading.Event()
         self._lock = threading.Lock()
         self._started = False
-        weakref.finalize(self, _close, self._closed, self._deadlines)
+        self._watched = _Watched()
+        weakref.finalize(self, self._watched.close)
 
     def watch(self, deadline: Deadline) -> None:
         """Enforce the deadline of a request that begins now."""
+        self._watched.add(deadline)
         with self._lock:
             if not self._started:
-                args = (self._closed, self._deadlines)
-                threading.Thread(target=_enforce, name="watchdog", args=args, daemon=True).start()
+                enforce = self._watched.enforce
+                threading.Thread(target=enforce, name="watchdog", daemon=True).start()
                 self._started = True
-        self._deadlines.put(weakref.ref(deadline))
 
 
-_Deadlines = SimpleQueue["weakref.ref[Deadline]"]
-"""They outlast their requests in it by a time limit. So it does not keep them alive."""
+class _Watched:
+    """The deadlines of requests under way.
 
+    Every request has the same time limit, so deadlines pass in the order in which requests begin.
+    """
 
-def _close(closed: threading.Event, deadlines: _Deadlines) -> None:
-    closed.set()
-    deadlines.put(weakref.ref(Deadline(0)))  # wakes the thread
+    def __init__(self) -> None:
+        self._deadlines: deque[Deadline] = deque()
+        self._changed = threading.Condition()
+        self._is_idle = False
+        self._closed = False
 
+    def add(self, deadline: Deadline) -> None:
+        with self._changed:
+            self._forget_ended()
+            self._deadlines.append(deadline)
+            if self._is_idle:  # else the thread wakes when an earlier deadline passes
+                self._changed.notify()
 
-def _enforce(closed: threading.Event, deadlines: _Deadlines) -> None:
-    while not closed.is_set():
-        deadline = deadlines.get()()
-        if deadline is None or deadline.ended:
-            continue
-        # To be woken at the end of each request would cost more than to sleep through it.
-        if not closed.wait(deadline.left()) and not deadline.ended:
-            deadline.expire()
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def enforce(self) -> None:
+        with self._changed:
+            while not self._closed:
+                self._forget_ended()
+                self._is_idle = not self._deadlines
+                if self._is_idle:
+                    self._changed.wait()
+                elif self._deadlines[0].is_over:
+                    self._deadlines.popleft().expire()
+                else:
+                    self._changed.wait(self._deadlines[0].left())
+
+    def _forget_ended(self) -> None:
+        while self._deadlines and self._deadlines[0].ended:
+            self._deadlines.popleft()
