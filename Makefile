@@ -40,7 +40,7 @@ test: $(VENV)/dev $(LIBRARIES)  ## the whole test suite, and how much of relay i
 faults: $(VENV)/dev  ## each fault of docs/faults.md, many times
 	$(BIN)/python -m pytest tests/faults --long --timeout 1800
 
-pictures: $(VENV)/dev  ## the documentation's pictures of the console, made anew (needs Debian's chromium)
+pictures: $(VENV)/dev  ## the documentation's pictures of the console, made anew (needs Debian's chromium-headless-shell)
 	$(BIN)/python -m tests.console.pictures
 
 mutants: $(VENV)/dev  ## planted defects, each of which a test must catch

@@ -11,7 +11,12 @@ ROOT = Path(__file__).parents[1]
 def test_a_check_installs_each_program_that_is_missing(tmp_path: Path) -> None:
     """Looked for by itself: that one of them is there says nothing of the others."""
     asked = tmp_path / "asked"
-    stubs = {"apt-get": f'echo "$@" >> {asked}', "make": "true", "id": "echo 0", "chromium": ""}
+    stubs = {
+        "apt-get": f'echo "$@" >> {asked}',
+        "make": "true",
+        "id": "echo 0",
+        "chromium-headless-shell": "",
+    }
     for name, line in stubs.items():
         stub = tmp_path / name
         stub.write_text(f"#!/bin/sh\n{line}\n")
@@ -21,7 +26,7 @@ def test_a_check_installs_each_program_that_is_missing(tmp_path: Path) -> None:
     subprocess.run(command, env={"PATH": str(tmp_path)}, check=True)  # noqa: S603 (its own script)
     installed = asked.read_text().splitlines()[-1].split()
 
-    assert "chromium" not in installed
+    assert "chromium-headless-shell" not in installed
     assert {"prometheus", "caddy", "socat", "stunnel4"} <= {*installed}
 
 

@@ -59,7 +59,7 @@ def page() -> Iterator[str]:
 def browser() -> Iterator[Browser]:
     """One browser for all tests of this module; without one, or analytics.js, they are skipped."""
     if CHROMIUM is None:
-        pytest.skip("no browser: apt-get install chromium")
+        pytest.skip("no browser: apt-get install chromium-headless-shell")
     if missing := no_libraries():
         pytest.skip(missing)
     with chromium() as browser:

@@ -29,7 +29,7 @@ def browser() -> Iterator[Browser]:
     Not for the whole session: its driver runs an event loop in this thread, as other tests do.
     """
     if CHROMIUM is None:
-        pytest.skip("no browser: apt-get install chromium")
+        pytest.skip("no browser: apt-get install chromium-headless-shell")
     with chromium() as browser:
         yield browser
 
