@@ -11,7 +11,7 @@ PYTHON ?= $(or $(shell $(ITSELF) || { cd / && $(ITSELF); }),python3)
 ITSELF := python3 -c 'import sys; print(sys.executable)' 2>/dev/null
 VENV := .venv
 # Most tests wait for something; more of them at a time than there are cores take half as long.
-WORKERS ?= 6
+WORKERS ?= 5
 BIN := $(VENV)/bin
 SERVES := $(SEGMENT_WRITE_KEY)$(VERO_AUTH_TOKEN)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -38,7 +38,7 @@ test: $(VENV)/dev $(LIBRARIES)  ## the whole test suite, and how much of relay i
 	$(BIN)/coverage report
 
 faults: $(VENV)/dev  ## each fault of docs/faults.md, many times
-	$(BIN)/python -m pytest tests/faults --long --timeout 1800
+	$(BIN)/python -m pytest tests/faults tests/outbox --long --timeout 1800
 
 pictures: $(VENV)/dev  ## the documentation's pictures of the console, made anew (needs Debian's chromium-headless-shell)
 	$(BIN)/python -m tests.console.pictures

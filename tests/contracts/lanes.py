@@ -103,10 +103,10 @@ class LanesContract:
     A store's test class has the fixture `run_named_sql`.
 
     Attributes:
-        lives: how many stores are compared with a model.
+        lives: how many stores are compared with a model, in `make test` and with `--long`.
     """
 
-    lives: ClassVar[int] = 60
+    lives: ClassVar[tuple[int, int]] = (30, 60)
 
     def test_the_entries_of_a_lane_are_claimed_one_after_the_other(self, outbox: Outbox) -> None:
         """Their order is that of their arrival, also if their names or times have another."""
@@ -454,12 +454,15 @@ class LanesContract:
 
     @pytest.mark.slow
     def test_no_sequence_of_calls_breaks_an_order(
-        self, open_store: OpenStore, run_named_sql: RunNamedSql
+        self,
+        open_store: OpenStore,
+        run_named_sql: RunNamedSql,
+        times: Callable[[int, int], int],
     ) -> None:
         numbers = count()
         run_state_machine_as_test(
             lambda: _Lanes(open_store, f"life{next(numbers)}", run_named_sql),  # type: ignore[arg-type]  # a factory will do
-            settings=settings(law, max_examples=self.lives, stateful_step_count=40),
+            settings=settings(law, max_examples=times(*self.lives), stateful_step_count=40),
         )
 
 

@@ -77,7 +77,7 @@ class TestPostgresOutbox(
     ByDestinationContract,
     LanesContract,
 ):
-    lives = 15  # each is a database
+    lives = (8, 15)  # each is a database
     claimers = 2
 
     @pytest.fixture
