@@ -11,7 +11,7 @@ PYTHON ?= $(or $(shell $(ITSELF) || { cd / && $(ITSELF); }),python3)
 ITSELF := python3 -c 'import sys; print(sys.executable)' 2>/dev/null
 VENV := .venv
 # Most tests wait for something; more of them at a time than there are cores take half as long.
-WORKERS ?= 5
+WORKERS ?= 6
 BIN := $(VENV)/bin
 SERVES := $(SEGMENT_WRITE_KEY)$(VERO_AUTH_TOKEN)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check

@@ -174,12 +174,24 @@ class Ledger:
             call = calls[msgspec.json.decode(row.body)["messageId"]]
             stored[call.message_id] += 1
             fate = row.reason or row.state
-            if fate != call.fate and not (fate == "delivered" and _was_doubtful(call, vero)):
+            if fate != call.fate and not (fate == "delivered" and self._was_doubtful(call, vero)):
                 broken.append(f"{call.message_id} should be {call.fate} and is {fate}")
         for name, call in calls.items():
             if stored[name] != (call.fate != "ignored"):
                 broken.append(f"{name} is stored {stored[name]} times")
         return broken
+
+    def _was_doubtful(self, call: CustomerCall, vero: Vero) -> bool:
+        """Return whether relay may take Vero's refusal for a sign that an earlier attempt arrived.
+
+        It may have been one of a process that was killed, which had perhaps not sent it.
+        """
+        (first, *_) = call.requests
+        attempts = [request for request in vero.requests if first.is_(request)]
+        if first.path != "users/reidentify" or not attempts:
+            return False
+        last = attempts[-1].arrived_at
+        return len(attempts) > 1 or any(kill.began_at <= last for kill in self.kills)
 
 
 def well(request: Request) -> Fault | None:
@@ -191,10 +203,3 @@ def well(request: Request) -> Fault | None:
 
 def _named(request: Request) -> str:
     return f"{request.method} {request.path} {request.body}"
-
-
-def _was_doubtful(call: CustomerCall, vero: Vero) -> bool:
-    """Return whether relay may take Vero's refusal for a sign that an earlier attempt arrived."""
-    (first, *_) = call.requests
-    attempts = [request for request in vero.requests if first.is_(request)]
-    return first.path == "users/reidentify" and len(attempts) > 1

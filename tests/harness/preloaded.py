@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -90,7 +91,8 @@ class ForkedRelay:
     def send_signal(self, number: int) -> None:
         """Send it the signal unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has ended, and that is not reported yet
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it at once."""
