@@ -46,8 +46,12 @@ _PATIENCE_SECONDS: Final = 60
 def main(rounds: int, seconds: int, people: int, lane: int) -> None:
     """Measure the way from Segment's libraries to Vero."""
     _accept(rounds, seconds)
-    taken, took = _forward(people, milliseconds=50)
-    click.echo(f"\n8 connections, 50 ms a request: {taken / took:,.0f} requests a second")
+    taken, alone = _forward(people, milliseconds=50)
+    _, beside = _forward(people, same=people, milliseconds=50)
+    click.echo(
+        f"\n8 connections, 50 ms a request: {taken / alone:,.0f} requests a second;"
+        f" beside as many of one person: {beside / alone:.2f}x"
+    )
     _, alone = _forward(lane)
     _, beside = _forward(lane, same=lane)
     click.echo(
