@@ -20,7 +20,7 @@ class Batch(Struct):
         sent: how many messages of the only entry are sent before this one.
         fault: why a part of the only entry cannot be sent; it becomes a dead letter with it once
             all its messages are sent.
-        repeatable: whether all messages of the entries are; see `relay.destinations.Message`.
+        repeatable: whether all messages of the only entry are; see `relay.destinations.Message`.
     """
 
     entries: list[Entry]
@@ -46,18 +46,14 @@ class Batch(Struct):
 
 def in_batches(rendered: Iterable[tuple[Entry, Rendered]], limits: Limits) -> Iterator[Batch]:
     """Yield batches within the limits; leave out messages that were sent by an earlier claim."""
-    single: list[tuple[tuple[Entry, bool], bytes]] = []
+    single: list[tuple[Entry, bytes]] = []
     for entry, each in rendered:
         messages = tuple(message.encoded for message in each.messages[entry.step :])
-        if len(messages) == 1 and each.fault is None:
-            single.append(((entry, each.repeatable), messages[0]))
+        if len(messages) == 1 and each.fault is None and limits.batch_messages > 1:
+            single.append((entry, messages[0]))
         else:
             yield Batch(
                 [entry], [*messages[:1]], messages[1:], entry.step, each.fault, each.repeatable
             )
     for group in batches(single, limits):
-        yield Batch(
-            [entry for (entry, _), _ in group],
-            [message for _, message in group],
-            repeatable=all(repeatable for (_, repeatable), _ in group),
-        )
+        yield Batch([entry for entry, _ in group], [message for _, message in group])
